@@ -1,0 +1,21 @@
+"""Progress bars: on a terminal, for what takes more than two seconds."""
+
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+
+def progress(
+    iterable: Iterable | None = None, *, description: str, total: int | None = None, unit: str
+) -> tqdm:
+    """A bar over `iterable`, or one to `update()` by hand; silent where stderr is no terminal."""
+    return tqdm(
+        iterable,
+        desc=description,
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        delay=2,
+        disable=None,
+        leave=False,
+    )
