@@ -1,13 +1,12 @@
 """Progress bars: on a terminal, for what takes more than two seconds."""
 
+import sys
 from collections.abc import Iterable
 
 from tqdm import tqdm
 
 
-def progress(
-    iterable: Iterable | None = None, *, description: str, total: int | None = None, unit: str
-) -> tqdm:
+def progress(iterable: Iterable | None = None, *, description: str, total: int | None = None, unit: str) -> tqdm:
     """A bar over `iterable`, or one to `update()` by hand; silent where stderr is no terminal."""
     return tqdm(
         iterable,
@@ -19,3 +18,9 @@ def progress(
         disable=None,
         leave=False,
     )
+
+
+def say(line: str) -> None:
+    """One line on stdout, above any bar."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()

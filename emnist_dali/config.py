@@ -1,0 +1,160 @@
+"""What a run does, as a small tree of frozen dataclasses; a recipe is a named instance of it.
+
+A field with `help` is an option of `emnist-dali train`; the command line only overrides. Imports neither torch
+nor numpy: `--help` needs this module.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+from .errors import UserError
+
+Backend = Literal["auto", "dali", "cpu", "synthetic"]
+Amp = Literal["auto", "bf16", "fp16", "off"]
+Optimizer = Literal["lion", "adamw", "adam", "sgd"]
+Schedule = Literal["cosine", "restarts"]
+Wandb = Literal["disabled", "offline", "online"]
+
+
+def _check(sound: bool, name: str, value: Any, range_: str) -> None:
+    if not sound:
+        raise UserError(f"{name} is {value}; it must be {range_}.")
+
+
+def option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine:
+    """Random affine augmentation; every number is the largest deviation either way."""
+
+    rotation: tuple[float, ...] = ()  # radians; several angles are drawn apart and added
+    scale: float = 0.0  # about 1
+    shear: float = 0.0  # tangent of the angle
+    translation: float = 0.0  # share of the side
+    flip: float = 0.0  # probability of a left-right flip; glyphs are chiral: only `seed` has it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    split: str = option("balanced", "EMNIST split, or the name of your own images.")
+    data_dir: str = option("data", "Folder of the prepared splits.")
+    source: str | None = option(
+        None,
+        "official, glyphs, or a path to idx files, gzip.zip or a folder of images.  [default: what is prepared]",
+    )
+    val_fraction: float = option(0.05, "Share of the train split held out for validation; 0 trains on everything.")
+    image_size: int = option(112, "Side of the images that the model sees, in pixels.")
+    batch_size: int = option(512, "Images a micro-batch, all ranks together.")
+    backend: Backend = option("auto", "Input pipeline; auto is dali with a GPU, cpu without.")
+    affine: Affine | None = None
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.val_fraction < 1, "--val-fraction", self.val_fraction, "from 0 to below 1")
+        _check(8 <= self.image_size <= 1024, "--image-size", self.image_size, "from 8 to 1024")
+        _check(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """MixUp and CutMix of whole batches (timm's `Mixup` in batch mode)."""
+
+    mixup_alpha: float
+    cutmix_alpha: float
+    probability: float  # that a batch is mixed at all
+    switch: float  # that a mixed batch is cut rather than blended
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    model: str = option("efficientnet_b2", "Any timm model by its name.")
+    pretrained: bool = option(True, "Start from timm's pretrained weights.")
+    weights: str | None = option(None, "Local file of pretrained weights instead of the hub's.")
+    stem: Literal["folded", "new"] = "folded"  # the pretrained RGB stem summed to 1 channel, or a random one
+    stem_stride: int | None = None  # None keeps the model's own
+
+    def __post_init__(self) -> None:
+        if self.weights and not self.pretrained:
+            raise UserError("--weights and --no-pretrained exclude each other; name one of them.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    epochs: int = option(20, "Epochs; the schedule spans them.")
+    steps: int | None = option(
+        None, "Stop after so many optimizer steps; evaluation takes at most 2,048 images then."
+    )
+    accumulation: int = 1  # micro-batches an optimizer step
+    optimizer: Optimizer = option("lion", "Optimizer.")
+    lr: float = option(2e-4, "Peak learning rate.")
+    weight_decay: float = option(0.01, "Weight decay (decoupled, not on norms and biases).")
+    schedule: Schedule = option(
+        "cosine",
+        "cosine: warm-up, then to zero, a step at a time; restarts: warm restarts, an epoch at a time.",
+    )
+    warmup: float = 0.0  # epochs of linear warm-up
+    restart_every: int = 8  # epochs, T_0 of `restarts`
+    min_lr: float = 0.0  # end of each cosine
+    clip: float = 1.0  # largest norm of the gradient
+    label_smoothing: float = 0.1
+    class_weights: bool = False
+    mixing: Mixing | None = None
+    ema: float | None = None  # decay a step of the averaged weights; None trains without
+    seed: int = option(0, "Seed of every random number.")
+
+    def __post_init__(self) -> None:
+        _check(self.epochs >= 1, "--epochs", self.epochs, "at least 1")
+        _check(self.steps is None or self.steps >= 1, "--steps", self.steps, "at least 1")
+        _check(self.lr > 0, "--lr", self.lr, "above 0")
+        _check(self.weight_decay >= 0, "--weight-decay", self.weight_decay, "0 or more")
+        _check(0 <= self.seed < 2**63, "--seed", self.seed, "from 0 to 2⁶³ − 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    device: str = option("auto", "cuda, cuda:1, cpu; auto takes a GPU where there is one.")
+    amp: Amp = option("auto", "Mixed precision; auto is bf16 where the GPU has it, else fp16, and off on the CPU.")
+    out: str | None = option(None, "Run folder.  [default: runs/<split>-<recipe>-<time>]")
+    wandb: Wandb = option("disabled", "Weights & Biases tracking.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    recipe: str
+    data: Data = Data()
+    model: Model = Model()
+    training: Training = Training()
+    run: Run = Run()
+
+    def override(self, options: dict[str, Any]) -> "Config":
+        """This config with every option that is not None in its place; names are unique in the tree."""
+        given = {name: value for name, value in options.items() if value is not None}
+        parts = {}
+        for part in ("data", "model", "training", "run"):
+            node = getattr(self, part)
+            own = {f.name for f in fields(node)} & given.keys()
+            parts[part] = replace(node, **{name: given[name] for name in own})
+        return replace(self, **parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def from_dict(content: dict[str, Any]) -> Config:
+    """The inverse of `Config.to_dict`, also after a way through JSON; UserError where it does not fit."""
+    try:
+        return _build(Config, content)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"This is no config of this version ({error}).") from error
+
+
+def _build(kind: type, content: dict[str, Any]) -> Any:
+    hints = get_type_hints(kind)
+    values = {}
+    for name, value in content.items():
+        kinds = [k for k in (hints[name], *get_args(hints[name])) if is_dataclass(k)]
+        if kinds and value is not None:
+            value = _build(kinds[0], value)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)

@@ -1,0 +1,57 @@
+"""What `auto` means on this machine."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+import torch
+
+from .config import Config
+from .errors import UserError
+
+# EfficientNet-B2 at 112×112 takes 17 GB for a batch of 512 on a CPU, and is no faster than with 64.
+CPU_PIXELS = 64 * 112 * 112
+_AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve(config: Config) -> Config:
+    """`config` with every `auto` decided, and on a CPU with its batches cut into micro-batches that fit.
+
+    Raises UserError for a device that is not there.
+    """
+    gpu = torch.cuda.is_available()
+    device = ("cuda" if gpu else "cpu") if config.run.device == "auto" else config.run.device
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UserError(f"There is no device {device!r}; take --device cuda, cuda:1 or cpu.") from error
+    if kind not in ("cuda", "cpu") or (kind == "cuda" and not gpu):
+        raise UserError(f"Device {device} cannot be used here; take --device cpu.")
+    amp, data, training = config.run.amp, config.data, config.training
+    if amp == "auto":
+        # Emulated bf16, on GPUs older than Ampere, is slower than fp16.
+        emulated = kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+        amp = "off" if kind == "cpu" else "fp16" if emulated else "bf16"
+    if data.backend == "auto":
+        data = replace(data, backend="dali" if kind == "cuda" else "cpu")
+    if kind == "cpu":
+        pieces = _pieces(data.batch_size, CPU_PIXELS // data.image_size**2)
+        data = replace(data, batch_size=data.batch_size // pieces)
+        training = replace(training, accumulation=training.accumulation * pieces)
+    return replace(config, data=data, training=training, run=replace(config.run, device=device, amp=amp))
+
+
+def _pieces(batch_size: int, most: int) -> int:
+    """The fewest equal micro-batches with at most `most` images each (one, where `most` is less)."""
+    return next(n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n <= max(most, 1))
+
+
+def autocast(config: Config) -> Callable[[], AbstractContextManager]:
+    """Makes the autocast context of a resolved config."""
+    dtype = _AMP_DTYPES.get(config.run.amp)
+    return lambda: torch.autocast(torch.device(config.run.device).type, dtype, enabled=dtype is not None)
+
+
+def half_images(config: Config) -> bool:
+    """Whether batches come as float16: on a GPU under AMP."""
+    return config.run.amp != "off" and config.run.device.startswith("cuda")

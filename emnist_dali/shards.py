@@ -1,0 +1,297 @@
+"""Shards (format 1): images packed once into LZ4 records, one folder a split, read by mmap.
+
+A shard is a safetensors file: `records` (uint8, the records end to end), `offsets` (int64, n + 1) and `labels`
+(uint8, n). `manifest.json` is written last and names every shard with its size and sha256.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import lz4.block
+import numpy as np
+
+from .errors import UserError
+from .files import read_json, sha256, write_json
+from .pipelines import fused
+from .progress import progress
+from .source import Part, Source
+
+FORMAT = 1
+CODECS = ("lz4", "raw")
+MANIFEST = "manifest.json"
+MAX_CLASSES = 256
+# 131,072 EMNIST images are 48 MB of LZ4: a shard is held in memory while it is written.
+SHARD_SAMPLES = 1 << 17
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFile:
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a split's folder holds: the content of its manifest.json.
+
+    `origin` says where the images came from, `shape` is (H, W) of every image, `counts` the images a class of
+    each part (train, test, and unseen for glyphs), `files` the source files with their sha256.
+    """
+
+    format: int
+    split: str
+    origin: str
+    official: bool
+    codec: str
+    shape: tuple[int, int]
+    classes: tuple[str, ...]
+    counts: dict[str, tuple[int, ...]]
+    files: tuple[dict, ...]
+    shards: dict[str, tuple[ShardFile, ...]]
+
+    def __str__(self) -> str:
+        """One phrase for logs and reports."""
+        if self.origin == "glyphs":
+            return f"{self.split}, drawn glyphs and not EMNIST"
+        return f"{self.split} from {self.origin} ({'' if self.official else 'not '}the official split)"
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the shards' hashes: equal for equal data."""
+        hashes = [shard.sha256 for part in sorted(self.shards) for shard in self.shards[part]]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def pack(source: Source, split: str, folder: Path, codec: str = "lz4") -> Manifest:
+    """Writes `source` into `folder`, which appears only when it is whole; an older one is replaced then."""
+    if codec not in CODECS:
+        raise UserError(f"There is no codec {codec!r}; take one of {', '.join(CODECS)}.")
+    if len(source.classes) > MAX_CLASSES:
+        raise UserError(f"{source.origin} has {len(source.classes)} classes; a shard holds at most {MAX_CLASSES}.")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        shards = {name: _pack_part(name, part, partial, codec) for name, part in source.parts.items()}
+        manifest = Manifest(
+            format=FORMAT,
+            split=split,
+            origin=source.origin,
+            official=source.official,
+            codec=codec,
+            shape=source.parts["train"].images.shape[1:],
+            classes=source.classes,
+            counts={
+                name: tuple(np.bincount(part.labels, minlength=len(source.classes)).tolist())
+                for name, part in source.parts.items()
+            },
+            files=tuple(asdict(file) for file in source.files),
+            shards=shards,
+        )
+        write_json(partial / MANIFEST, asdict(manifest))
+        _replace_folder(partial, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} could not be written ({error}); free space there or name another --data-dir."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def _pack_part(name: str, part: Part, folder: Path, codec: str) -> tuple[ShardFile, ...]:
+    from safetensors.numpy import save_file
+
+    files = []
+    with progress(description=f"packing {name}", total=len(part.labels), unit=" images") as bar:
+        for start in range(0, len(part.labels), SHARD_SAMPLES):
+            images = np.ascontiguousarray(part.images[start : start + SHARD_SAMPLES])
+            records = [image.tobytes() for image in images]
+            if codec == "lz4":
+                records = [lz4.block.compress(record, store_size=False) for record in records]
+            offsets = np.zeros(len(records) + 1, np.int64)
+            np.cumsum([len(record) for record in records], out=offsets[1:])
+            path = folder / f"{name}-{len(files):05d}.safetensors"
+            save_file(
+                {
+                    "records": np.frombuffer(b"".join(records), np.uint8),
+                    "offsets": offsets,
+                    "labels": part.labels[start : start + SHARD_SAMPLES].astype(np.uint8),
+                },
+                path,
+            )
+            files.append(
+                ShardFile(file=path.name, samples=len(records), bytes=path.stat().st_size, sha256=sha256(path))
+            )
+            bar.update(len(records))
+    return tuple(files)
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises UserError where the folder is not prepared, of another format, or its manifest is broken."""
+    path = folder / MANIFEST
+    if not path.exists():
+        raise UserError(f"{folder} holds no prepared data; run `emnist-dali prepare` first.")
+    content = read_json(path)
+    try:
+        if content["format"] != FORMAT:
+            raise UserError(f"{path} has format {content['format']}, this version reads {FORMAT}; prepare it anew.")
+        manifest = Manifest(
+            **{
+                **content,
+                "shape": tuple(content["shape"]),
+                "classes": tuple(content["classes"]),
+                "files": tuple(content["files"]),
+                "counts": {part: tuple(counts) for part, counts in content["counts"].items()},
+                "shards": {
+                    part: tuple(ShardFile(**file) for file in files) for part, files in content["shards"].items()
+                },
+            }
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no manifest of this project ({error}); prepare it anew with --force.") from error
+    if any(Path(file.file).name != file.file for files in manifest.shards.values() for file in files):
+        raise UserError(f"{path} names a shard outside its own folder; prepare it anew with --force.")
+    return manifest
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Hashes every shard; raises UserError naming the first that is missing or is not what was packed."""
+    files = [file for part in manifest.shards.values() for file in part]
+    for file in progress(files, description="verifying", unit=" shards"):
+        path = folder / file.file
+        if not path.exists() or sha256(path) != file.sha256:
+            raise UserError(f"{path} is not the shard that was packed; prepare it anew with --force.")
+
+
+@dataclass(frozen=True)
+class _Shard:
+    path: Path
+    records: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray
+
+
+class Shards:
+    """One part of a prepared split, mapped: opening costs milliseconds, and memory does not grow with the data.
+
+    Raises UserError where the part does not exist or a shard is missing, of another size, or no shard.
+    """
+
+    def __init__(self, folder: Path, part: str) -> None:
+        self.folder, self.part = folder, part
+        self.manifest = read_manifest(folder)
+        if part not in self.manifest.shards:
+            raise UserError(f"{folder} has no part {part!r}; it has {', '.join(self.manifest.shards)}.")
+        files = self.manifest.shards[part]
+        self._shards = [_open(folder / file.file, file, self.manifest) for file in files]
+        self._stats = [shard.path.stat() for shard in self._shards]
+        self._starts = np.cumsum([0, *(file.samples for file in files)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.manifest.shape
+
+    @property
+    def compressed(self) -> bool:
+        return self.manifest.codec == "lz4"
+
+    def check(self) -> None:
+        """Raises UserError where a shard's size or modification time is not what it was on opening."""
+        for shard, opened in zip(self._shards, self._stats, strict=True):
+            try:
+                now = shard.path.stat()
+            except OSError as error:
+                raise UserError(f"{shard.path} has gone while it was in use; prepare it anew.") from error
+            if (now.st_size, now.st_mtime_ns) != (opened.st_size, opened.st_mtime_ns):
+                raise UserError(f"{shard.path} has changed while it was in use; prepare it anew with --force.")
+
+    def locate(self, indices: np.ndarray) -> Iterator[tuple[_Shard, np.ndarray, np.ndarray]]:
+        """For each shard that holds some of `indices` (n,): the shard, their rows in it, their places in n."""
+        homes = np.searchsorted(self._starts, indices, side="right") - 1
+        for home in np.unique(homes):
+            places = np.flatnonzero(homes == home)
+            yield self._shards[home], indices[places] - self._starts[home], places
+
+    def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
+        """uint8 labels of `indices` (n,), or of the whole part."""
+        if indices is None:
+            return np.concatenate([shard.labels for shard in self._shards])
+        labels = np.empty(len(indices), np.uint8)
+        for shard, rows, places in self.locate(indices):
+            labels[places] = shard.labels[rows]
+        return labels
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """(n, H, W) uint8: the records of `indices`, decoded."""
+        out = np.empty((len(indices), self.shape[0] * self.shape[1]), np.uint8)
+        for shard, rows, places in self.locate(indices):
+            failed = fused.decode(shard.records, shard.offsets, rows, places, self.compressed, out)
+            self.check_decoded(shard, rows, failed)
+        return out.reshape(-1, *self.shape)
+
+    def preprocess(
+        self, preprocess: fused.Preprocess, indices: np.ndarray, matrices: np.ndarray, out: np.ndarray
+    ) -> None:
+        """Record indices[i] becomes out[i] (S, S) float32 through the fused kernel."""
+        for shard, rows, places in self.locate(indices):
+            failed = preprocess.run(shard.records, shard.offsets, rows, places, matrices, out)
+            self.check_decoded(shard, rows, failed)
+
+    def records(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The records of `indices` (n,) end to end, uint8, and the bytes of each, (n,) int64."""
+        records: list[np.ndarray] = [np.empty(0, np.uint8)] * len(indices)
+        for shard, rows, places in self.locate(indices):
+            for row, place in zip(rows, places, strict=True):
+                records[place] = shard.records[shard.offsets[row] : shard.offsets[row + 1]]
+        return np.concatenate(records), np.array([len(record) for record in records], np.int64)
+
+    @staticmethod
+    def check_decoded(shard: _Shard, rows: np.ndarray, failed: int) -> None:
+        if failed != fused.SOUND:
+            raise UserError(
+                f"{shard.path}: record {rows[failed]} does not decode to one image; prepare it anew with --force."
+            )
+
+
+def _open(path: Path, file: ShardFile, manifest: Manifest) -> _Shard:
+    # safetensors' torch view maps the file; its numpy view copies it.
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        raise UserError(f"{path} is missing; prepare it anew with --force.")
+    if path.stat().st_size != file.bytes:
+        raise UserError(
+            f"{path} has {path.stat().st_size} bytes and should have {file.bytes}; prepare it anew with --force."
+        )
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            records, offsets, labels = (tensors.get_tensor(name).numpy() for name in ("records", "offsets", "labels"))
+    except SafetensorError as error:
+        raise UserError(f"{path} is no shard ({error}); prepare it anew with --force.") from error
+    dtypes = (records.dtype, offsets.dtype, labels.dtype)
+    shapes = (records.ndim, offsets.shape, labels.shape)
+    if dtypes != (np.uint8, np.int64, np.uint8) or shapes != (1, (file.samples + 1,), (file.samples,)):
+        raise UserError(f"{path} is no shard of {file.samples} images; prepare it anew with --force.")
+    if file.samples and labels.max() >= len(manifest.classes):
+        raise UserError(
+            f"{path} has label {labels.max()} with {len(manifest.classes)} classes; prepare it anew with --force."
+        )
+    return _Shard(path, records, offsets, labels)

@@ -1,0 +1,238 @@
+"""Where images come from: the official files, a folder or zip of idx files, a folder of images, drawn glyphs."""
+
+import hashlib
+import io
+import warnings
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from . import download, idx
+from .errors import UserError
+from .files import sha256
+from .progress import progress
+from .splits import ARCHIVE_FOLDER, OFFICIAL_FILES, SPLITS
+
+MAX_CLASSES = 256
+# Pillow's other formats are rarer and bring attack surface: EPS starts Ghostscript, FITS had bombs.
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
+# What Windows drops into folders; other systems' droppings are hidden by a dot.
+IGNORED = ("Thumbs.db", "desktop.ini")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images (N, H, W) uint8, upright (a transposed view of what is stored, maybe), and labels (N,) uint8."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that images came from, or a part of a folder of images: then over names and contents in order."""
+
+    name: str
+    bytes: int
+    sha256: str
+    official: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """`origin` is "official", "glyphs" or the resolved path; `parts` are train and test, of glyphs also unseen.
+
+    `classes` are in label order. `official` is true where every file is the official one and the counts are too.
+    """
+
+    origin: str
+    classes: tuple[str, ...]
+    parts: dict[str, Part]
+    files: tuple[SourceFile, ...]
+    official: bool
+
+
+def load(split: str, source: str, cache: Path, size: int = 28) -> Source:
+    """Images and labels of `split` from `source`: official (downloaded into `cache`), glyphs or a path.
+
+    A path is a folder with the split's four idx files under their official names (gzipped or not), NIST's
+    gzip.zip, the folder it lies in, or a folder of images, train/<class>/* and test/<class>/*. Only those images
+    are brought to `size` × `size`, and only they go with any name for `split`. UserError where something is
+    missing, damaged or inconsistent.
+    """
+    if source == "official":
+        _check_split(split)
+        return _load_idx(split, source, download.fetch(split, cache))
+    if source == "glyphs":
+        _check_split(split)
+        from . import glyphs  # needs matplotlib
+
+        classes = SPLITS[split].classes
+        parts = {name: Part(images, labels) for name, (images, labels) in glyphs.draw(classes).items()}
+        return Source(source, tuple(classes), parts, (), official=False)
+    path = Path(source).expanduser().resolve()
+    if path.is_dir():
+        return _load_folder(split, path, size)
+    if path.is_file():
+        return _load_zip(split, str(path), path)
+    raise UserError(
+        f"The source {source} does not exist; give official, glyphs, or the path of a folder or gzip.zip."
+    )
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise UserError(
+            f"EMNIST has no split {split!r}; take one of {', '.join(SPLITS)} (any name goes with a folder of images)."
+        )
+
+
+def _load_folder(split: str, folder: Path, size: int) -> Source:
+    missing = []
+    if split in SPLITS:
+        gzipped = download.split_paths(split, folder)
+        paths = [path if path.is_file() else path.with_suffix("") for path in gzipped]
+        missing = [path.name for path, found in zip(gzipped, paths, strict=True) if not found.is_file()]
+        if not missing:
+            return _load_idx(split, str(folder), paths)
+        archive = folder / download.ARCHIVE_NAME
+        if archive.is_file():
+            return _load_zip(split, str(folder), archive)
+    if (folder / "train").is_dir():
+        return _load_images(folder, size)
+    _check_split(split)
+    raise UserError(
+        f"{folder} lacks {', '.join(missing)}; put them there, or {download.ARCHIVE_NAME}, "
+        f"or images as train/<class>/* and test/<class>/*."
+    )
+
+
+def _load_zip(split: str, origin: str, archive: Path) -> Source:
+    _check_split(split)
+    try:
+        with zipfile.ZipFile(archive) as members:
+            # Read where they are: nothing is extracted, so no name in the archive can reach the file system.
+            paths = [
+                zipfile.Path(members, f"{ARCHIVE_FOLDER}/{path.name}") for path in download.split_paths(split, Path())
+            ]
+            missing = [path.at for path in paths if not path.exists()]
+            if missing:
+                raise UserError(f"{archive} lacks {', '.join(missing)}; give NIST's gzip.zip, whole.")
+            for path in paths:
+                if members.getinfo(path.at).file_size > idx.MAX_BYTES:
+                    raise UserError(f"{path} is too large to be EMNIST; give NIST's gzip.zip.")
+            return _load_idx(split, origin, paths)
+    except (zipfile.BadZipFile, OSError, RuntimeError) as error:  # RuntimeError: encrypted, rare compression
+        raise UserError(
+            f"{archive} cannot be read as a zip ({error}); give NIST's gzip.zip or the folder of the idx files."
+        ) from error
+
+
+def _load_idx(split: str, origin: str, paths: Sequence[Path] | Sequence[zipfile.Path]) -> Source:
+    facts = SPLITS[split]
+    parts = {}
+    for name, of_images, of_labels in (("train", *paths[:2]), ("test", *paths[2:])):
+        images = idx.read_images(of_images).transpose(0, 2, 1)
+        labels = idx.read_labels(of_labels, len(facts.classes), facts.label_offset)
+        if len(images) != len(labels):
+            raise UserError(
+                f"{of_images} holds {len(images):,} images and {of_labels} {len(labels):,} labels; "
+                f"give two files that belong together."
+            )
+        parts[name] = Part(images, labels)
+    train, test = (parts[name].images.shape for name in ("train", "test"))
+    if train[1:] != test[1:]:
+        raise UserError(
+            f"{paths[0]} has images of {train[1]} × {train[2]} and {paths[2]} of {test[1]} × {test[2]}; "
+            f"give files of one size."
+        )
+    files = tuple(_source_file(path) for path in paths)
+    official = all(file.official for file in files) and (train[0], test[0]) == (facts.train, facts.test)
+    return Source(origin, tuple(facts.classes), parts, files, official)
+
+
+def _source_file(path: Path | zipfile.Path) -> SourceFile:
+    size = path.stat().st_size if isinstance(path, Path) else path.root.getinfo(path.at).file_size
+    digest = sha256(path)
+    official = OFFICIAL_FILES.get(path.name)
+    return SourceFile(path.name, size, digest, official is not None and digest == official.sha256)
+
+
+def _load_images(folder: Path, size: int) -> Source:
+    classes = tuple(entry.name for entry in _entries(folder / "train"))
+    if len(classes) > MAX_CLASSES:
+        raise UserError(
+            f"{folder / 'train'} has {len(classes)} classes; at most {MAX_CLASSES} fit into a label's byte."
+        )
+    parts, files = {}, []
+    for name in ("train", "test"):
+        parts[name], file = _read_images(folder / name, classes, size)
+        files.append(file)
+    return Source(str(folder), classes, parts, tuple(files), official=False)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in `folder`, sorted by name on every system alike, without hidden files."""
+    try:
+        found = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in IGNORED]
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be listed ({error.strerror}); a folder of images is train/<class>/* and test/<class>/*."
+        ) from error
+    return sorted(found, key=lambda path: path.name)
+
+
+def _read_images(folder: Path, classes: tuple[str, ...], size: int) -> tuple[Part, SourceFile]:
+    paths, labels = [], []
+    for entry in _entries(folder):
+        if entry.name not in classes:
+            raise UserError(f"{entry} is no class of the train images; remove it, or add {entry.name} to train.")
+        in_class = _entries(entry)
+        paths += in_class
+        labels += [classes.index(entry.name)] * len(in_class)
+    if not paths:
+        raise UserError(f"{folder} holds no images; put them there as <class>/*.")
+    images = np.empty((len(paths), size, size), np.uint8)
+    digest, total = hashlib.sha256(), 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for i, path in enumerate(progress(paths, description=f"reading {folder.name}", unit=" images")):
+            try:
+                content = path.read_bytes()
+                images[i] = _grey(content, size)
+            except UnidentifiedImageError as error:
+                raise UserError(
+                    f"{path} is not an image of a known format ({', '.join(IMAGE_FORMATS)}); convert or remove it."
+                ) from error
+            # Pillow's decoders raise whatever a broken file makes them stumble over.
+            except Exception as error:
+                raise UserError(f"{path} cannot be read as an image ({error}); mend or remove it.") from error
+            name = path.relative_to(folder).as_posix().encode()
+            digest.update(len(name).to_bytes(8, "big") + name + len(content).to_bytes(8, "big") + content)
+            total += len(content)
+    return Part(images, np.array(labels, np.uint8)), SourceFile(folder.name, total, digest.hexdigest(), False)
+
+
+def _grey(content: bytes, size: int) -> np.ndarray:
+    """An image file as (size, size) uint8, polarity kept; what is transparent becomes black, EMNIST's background."""
+    with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as opened:
+        image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65_535:
+            raise ValueError("its pixels exceed 16 bits")
+        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
+    elif "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A").getextrema()
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("L")
+        darkest, brightest = image.getextrema()
+        if darkest == brightest and alpha[0] != alpha[1]:
+            raise ValueError("it is black on a transparent background, which is taken as black")
+    return np.asarray(image.convert("L").resize((size, size), Image.Resampling.BILINEAR))

@@ -1,0 +1,1 @@
+"""The input pipeline: one mathematics in two engines (`dali`, `fused`) and a plain `reference`."""

@@ -1,0 +1,138 @@
+"""The GPU engine: decode → equalize → resize or warp → normalize as a DALI graph.
+
+The graph takes its device as an argument. On the CPU, where `inflate` does not exist, it gets decoded images
+and every later operator is the same: that is how it is tested without a GPU.
+"""
+
+from collections.abc import Callable
+from math import gcd
+
+import torch
+from nvidia.dali import Pipeline, fn, pipeline_def, types
+from nvidia.dali.data_node import DataNode
+
+# Images in one DALI sample: DALI pays its cost a sample once a block, not once an image.
+BLOCK = 64
+
+
+def preprocess(
+    records: DataNode,
+    chunks: DataNode | None,
+    matrices: DataNode | None,
+    *,
+    shape: tuple[int, int],
+    size: int,
+    mean: float,
+    std: float,
+    half: bool,
+) -> DataNode:
+    """Blocks of records or of decoded images → normalized FCHW blocks, on the device of `records`.
+
+    `chunks` gives the bytes of each LZ4 record of a block; None says that `records` are images, FHWC uint8.
+    `matrices` (F, 2, 3) a block, as `affine.matrices` makes them, turn the resize into a warp.
+    """
+    images = records
+    if chunks is not None:
+        images = fn.decoders.inflate(
+            records, chunk_sizes=chunks, shape=(*shape, 1), layout="HWC", sequence_axis_name="F"
+        )
+    images = fn.equalize(images)
+    if matrices is None:
+        images = fn.resize(
+            images, size=(size, size), interp_type=types.INTERP_LINEAR, antialias=False, dtype=types.FLOAT
+        )
+    else:
+        images = fn.warp_affine(
+            images,
+            matrix=fn.per_frame(matrices),
+            size=(size, size),
+            interp_type=types.INTERP_LINEAR,
+            fill_value=0,
+            dtype=types.FLOAT,
+        )
+    return fn.crop_mirror_normalize(
+        images,
+        mean=[255 * mean],
+        std=[255 * std],
+        output_layout="CHW",
+        dtype=types.FLOAT16 if half else types.FLOAT,
+    )
+
+
+@pipeline_def(exec_dynamic=True)
+def _graph(
+    source: Callable, device: str, compressed: bool, warped: bool, **preprocessing: object
+) -> tuple[DataNode, DataNode]:
+    inputs = {"labels": "", "records": "" if compressed else "FHWC"}
+    inputs |= {"chunks": ""} if compressed else {}
+    inputs |= {"matrices": "F**"} if warped else {}
+    # gpu() copies what it is called on to the device; on the CPU graph there is nothing to copy.
+    nodes = dict(
+        zip(
+            inputs,
+            fn.external_source(source=source, num_outputs=len(inputs), layout=list(inputs.values()), batch=True),
+            strict=True,
+        )
+    )
+    if device == "gpu":
+        nodes |= {name: nodes[name].gpu() for name in ("labels", "records")}
+    images = preprocess(nodes["records"], nodes.get("chunks"), nodes.get("matrices"), **preprocessing)
+    return images, nodes["labels"]
+
+
+def build(
+    source: Callable[[int], tuple],
+    *,
+    batch_size: int,
+    device_id: int | None,
+    threads: int,
+    compressed: bool,
+    warped: bool,
+    shape: tuple[int, int],
+    size: int,
+    mean: float,
+    std: float,
+    half: bool,
+) -> Pipeline:
+    """A built pipeline that makes one batch a run; `device_id` None puts the graph on the CPU.
+
+    `source(i)` gives batch i as (labels, records[, chunks][, matrices]), each a sequence of arrays, one a block
+    of `block_size(batch_size)` images: labels (F,) int64; records (F, H, W, 1) uint8, or (bytes,) uint8 with
+    chunks (F,) int32 if `compressed`; matrices (F, 2, 3) float32 if `warped`. DALI calls it ahead of time, by the
+    depth of its queue, so it is a pure function of i.
+    """
+    pipeline = _graph(
+        source,
+        "cpu" if device_id is None else "gpu",
+        compressed,
+        warped,
+        shape=shape,
+        size=size,
+        mean=mean,
+        std=std,
+        half=half,
+        batch_size=batch_size // block_size(batch_size),
+        num_threads=threads,
+        device_id=device_id,
+        prefetch_queue_depth=2,
+    )
+    pipeline.build()
+    return pipeline
+
+
+def block_size(batch_size: int) -> int:
+    """The most images a block, up to BLOCK, that divide the batch evenly."""
+    return gcd(batch_size, BLOCK)
+
+
+def run(pipeline: Pipeline) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next batch: images (N, 1, S, S) and labels (N,) int64, zero copy, on the pipeline's device.
+
+    The tensors own DALI's buffers; on a GPU they are ordered on torch's current stream.
+    """
+    if pipeline.device_id is None:
+        outputs = pipeline.run()
+    else:
+        outputs = pipeline.run(cuda_stream=torch.cuda.current_stream(pipeline.device_id))
+    images, labels = (torch.from_dlpack(output.as_tensor()) for output in outputs)
+    return images.flatten(0, 1), labels.flatten()
