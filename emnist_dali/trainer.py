@@ -10,7 +10,7 @@ from timm.utils import ModelEmaV3
 
 from . import checkpoint, mixing, order, tracking
 from .config import Config
-from .device import autocast, half_images, resolve
+from .device import autocast, half_images, keep_freed_memory, resolve
 from .errors import UserError
 from .evaluation import evaluate_run, evaluation_loader, summary
 from .loader import Loader
@@ -36,6 +36,8 @@ def train(config: Config) -> RunFolder:
     Raises UserError for what a user can cause: data, device, weights, folders, a loss that is not finite.
     """
     config = resolve(config)
+    if config.run.device == "cpu":
+        keep_freed_memory()
     folder = prepare(config.data.split, config.data.source, config.data.data_dir)
     shards = Shards(folder, "train")
     manifest, labels = shards.manifest, shards.labels()
