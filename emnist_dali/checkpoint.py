@@ -39,7 +39,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """State dict and `about` of `save_weights`."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"{path} is missing; name a run folder in which training got as far as its first epoch.")
     try:
         with safe_open(path, framework="pt") as file:

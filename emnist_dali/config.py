@@ -5,7 +5,8 @@ nor numpy: `--help` needs this module.
 """
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, get_args, get_type_hints
+from math import inf
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import UserError
 
@@ -65,6 +66,12 @@ class Mixing:
     probability: float  # that a batch is mixed at all
     switch: float  # that a mixed batch is cut rather than blended
 
+    def __post_init__(self) -> None:
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("probability", "switch"):
+            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
@@ -88,7 +95,7 @@ class Training:
     accumulation: int = 1  # micro-batches an optimizer step
     optimizer: Optimizer = option("lion", "Optimizer.")
     lr: float = option(2e-4, "Peak learning rate.")
-    weight_decay: float = option(0.01, "Weight decay (decoupled, not on norms and biases).")
+    weight_decay: float = option(0.01, "Weight decay; norms and biases have none.")
     schedule: Schedule = option(
         "cosine",
         "cosine: warm-up, then to zero, a step at a time; restarts: warm restarts, an epoch at a time.",
@@ -106,8 +113,15 @@ class Training:
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "--epochs", self.epochs, "at least 1")
         _check(self.steps is None or self.steps >= 1, "--steps", self.steps, "at least 1")
-        _check(self.lr > 0, "--lr", self.lr, "above 0")
+        _check(self.accumulation >= 1, "accumulation", self.accumulation, "at least 1")
+        _check(0 < self.lr < inf, "--lr", self.lr, "above 0 and finite")
         _check(self.weight_decay >= 0, "--weight-decay", self.weight_decay, "0 or more")
+        _check(self.warmup >= 0, "warmup", self.warmup, "0 or more")
+        _check(self.restart_every >= 1, "restart_every", self.restart_every, "at least 1")
+        _check(self.min_lr >= 0, "min_lr", self.min_lr, "0 or more")
+        _check(self.clip > 0, "clip", self.clip, "above 0")
+        _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
+        _check(self.ema is None or 0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
         _check(0 <= self.seed < 2**63, "--seed", self.seed, "from 0 to 2⁶³ − 1")
 
 
@@ -156,5 +170,8 @@ def _build(kind: type, content: dict[str, Any]) -> Any:
         kinds = [k for k in (hints[name], *get_args(hints[name])) if is_dataclass(k)]
         if kinds and value is not None:
             value = _build(kinds[0], value)
+        if get_origin(hints[name]) is Literal:
+            choices = get_args(hints[name])
+            _check(value in choices, name, value, f"one of {', '.join(choices)}")
         values[name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)

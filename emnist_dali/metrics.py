@@ -17,7 +17,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Fractions, not percent: accuracy, weighted_f1, macro_f1, per_class; images; confusion (rows are true).
 
-    `per_class` gives each class's recall. Padded rows (label −1) do not count.
+    `per_class` gives each class's recall, 0 for a class without images; `macro_f1` leaves out classes that are
+    neither there nor predicted. Padded rows (label −1) do not count.
     """
     n = len(classes)
     shared: dict[str, Any] = {"num_classes": n, "ignore_index": -1, "validate_args": False}

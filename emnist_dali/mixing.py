@@ -30,10 +30,10 @@ def draw(mixing: Mixing, size: int, generator: np.random.Generator) -> Mix:
     if generator.random() >= mixing.switch:
         return Mix(float(generator.beta(mixing.mixup_alpha, mixing.mixup_alpha)))
     weight = generator.beta(mixing.cutmix_alpha, mixing.cutmix_alpha)
-    half = int(size * np.sqrt(1 - weight)) // 2
-    row, column = generator.integers(size, size=2).tolist()
-    top, bottom = max(row - half, 0), min(row + half, size)
-    left, right = max(column - half, 0), min(column + half, size)
+    side = int(size * np.sqrt(1 - weight))
+    row, column = (generator.integers(size, size=2) - side // 2).tolist()
+    top, bottom = max(row, 0), min(row + side, size)
+    left, right = max(column, 0), min(column + side, size)
     # The box is clipped at the border: the labels follow the area that was really taken.
     return Mix(1 - (bottom - top) * (right - left) / size**2, (top, bottom, left, right))
 

@@ -1,5 +1,6 @@
 """timm models with a 1-channel stem."""
 
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -16,8 +17,8 @@ def build_model(model: Model, classes: int) -> torch.nn.Module:
     """
     import timm
 
-    if model.model not in timm.list_models():
-        near = timm.list_models(f"*{model.model}*")[:3]
+    if not timm.is_model(model.model):
+        near = get_close_matches(model.model, timm.list_models())
         raise UserError(
             f"timm has no model {model.model!r}{', but ' + ', '.join(near) if near else ''}; "
             "see timm.list_models() for --model."
@@ -28,11 +29,10 @@ def build_model(model: Model, classes: int) -> torch.nn.Module:
         net = _from_file(model, classes)
     else:
         net = _from_hub(model, classes)
-    stem = net.get_submodule(_stem_name(net))
     if model.stem == "new":
-        stem.reset_parameters()
+        _stem(net).reset_parameters()
     if model.stem_stride:
-        stem.stride = (model.stem_stride, model.stem_stride)
+        _stem(net).stride = (model.stem_stride, model.stem_stride)
     return net.to(memory_format=torch.channels_last)
 
 
@@ -46,9 +46,9 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
     return images.reshape(n, height, width, 1).permute(0, 3, 1, 2)
 
 
-def _stem_name(net: torch.nn.Module) -> str:
+def _stem(net: torch.nn.Module) -> torch.nn.Module:
     name = net.pretrained_cfg["first_conv"]
-    return name if isinstance(name, str) else name[0]
+    return net.get_submodule(name if isinstance(name, str) else name[0])
 
 
 def _from_file(model: Model, classes: int) -> torch.nn.Module:
@@ -67,8 +67,9 @@ def _from_file(model: Model, classes: int) -> torch.nn.Module:
             num_classes=classes,
         )
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} does not hold weights of {model.model} ({reason}); name another file.") from error
+        raise UserError(
+            f"{path} does not hold weights of {model.model} ({_reason(error)}); name another file."
+        ) from error
 
 
 def _from_hub(model: Model, classes: int) -> torch.nn.Module:
@@ -83,10 +84,14 @@ def _from_hub(model: Model, classes: int) -> torch.nn.Module:
     except Exception as error:
         raise UserError(
             f"The pretrained weights of {model.model} could not be fetched from {constants.ENDPOINT} "
-            f"({type(error).__name__}); name a local file with --weights FILE or train with --no-pretrained."
+            f"({_reason(error)}); name a local file with --weights FILE or train with --no-pretrained."
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = offline
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__} {error}".splitlines()[0].strip()
 
 
 def _reachable(url: str) -> bool:

@@ -1,6 +1,6 @@
 """Optimizers and learning-rate schedules."""
 
-from math import cos, pi
+from math import ceil, cos, pi
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -35,10 +35,10 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
             return training.lr * (step + 1) / warmup
         return _cosine(training, (step - warmup) / max(total - warmup, 1))
     # `restarts`: the whole epoch has one learning rate (Loshchilov & Hutter 2017, arXiv:1608.03983, T_mult = 1).
-    epoch = step // steps_per_epoch
-    if epoch < training.warmup:
-        return training.lr * (epoch + 1) / training.warmup
-    return _cosine(training, (epoch - training.warmup) % training.restart_every / training.restart_every)
+    epoch, warmup = step // steps_per_epoch, ceil(training.warmup)
+    if epoch < warmup:
+        return training.lr * (epoch + 1) / warmup
+    return _cosine(training, (epoch - warmup) % training.restart_every / training.restart_every)
 
 
 def _cosine(training: Training, done: float) -> float:

@@ -5,14 +5,9 @@ from pathlib import Path
 from .errors import UserError
 from .progress import say
 from .shards import Manifest, Shards, pack, read_manifest, verify
-from .source import load
+from .source import load, origin
 
 DEMO = "demo"
-
-
-def origin(source: str) -> str:
-    """How a manifest names a source: official, glyphs, or the resolved path."""
-    return source if source in ("official", "glyphs") else str(Path(source).expanduser().resolve())
 
 
 def split_folder(data_dir: str | Path, split: str, source: str | None) -> Path:

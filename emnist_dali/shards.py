@@ -17,12 +17,11 @@ from .errors import UserError
 from .files import read_json, sha256, write_json
 from .pipelines import fused
 from .progress import progress
-from .source import Part, Source
+from .source import MAX_CLASSES, Part, Source
 
 FORMAT = 1
 CODECS = ("lz4", "raw")
 MANIFEST = "manifest.json"
-MAX_CLASSES = 256
 # 131,072 EMNIST images are 48 MB of LZ4: a shard is held in memory while it is written.
 SHARD_SAMPLES = 1 << 17
 

@@ -56,6 +56,11 @@ class Source:
     official: bool
 
 
+def origin(source: str) -> str:
+    """How a manifest names a source: official, glyphs, or the resolved path."""
+    return source if source in ("official", "glyphs") else str(Path(source).expanduser().resolve())
+
+
 def load(split: str, source: str, cache: Path, size: int = 28) -> Source:
     """Images and labels of `split` from `source`: official (downloaded into `cache`), glyphs or a path.
 
@@ -74,7 +79,7 @@ def load(split: str, source: str, cache: Path, size: int = 28) -> Source:
         classes = SPLITS[split].classes
         parts = {name: Part(images, labels) for name, (images, labels) in glyphs.draw(classes).items()}
         return Source(source, tuple(classes), parts, (), official=False)
-    path = Path(source).expanduser().resolve()
+    path = Path(origin(source))
     if path.is_dir():
         return _load_folder(split, path, size)
     if path.is_file():

@@ -82,8 +82,8 @@ def train(config: Config) -> RunFolder:
             about = {"model": config.model.model, "classes": manifest.classes, "stats": (stats.mean, stats.std)}
             about |= {"image_size": config.data.image_size, "data": str(manifest), **record}
             checkpoint.save_weights(run.best, trainer.trained, about)
-        progress_ = {"best": best, "wandb": track.id, "fingerprint": manifest.fingerprint}
-        checkpoint.save_state(run.last, {**trainer.state(), **progress_, "config": config.to_dict()})
+        place = {"epoch": epoch, "best": best, "wandb": track.id, "fingerprint": manifest.fingerprint}
+        checkpoint.save_state(run.last, {**trainer.state(), **place, "config": config.to_dict()})
         if trainer.step == config.training.steps:
             break
     train_loader.close()

@@ -54,27 +54,23 @@ def preprocess(
         images,
         mean=[255 * mean],
         std=[255 * std],
-        output_layout="CHW",
+        output_layout="FCHW",
         dtype=types.FLOAT16 if half else types.FLOAT,
     )
 
 
 @pipeline_def(exec_dynamic=True)
 def _graph(
-    source: Callable, device: str, compressed: bool, warped: bool, **preprocessing: object
+    source: Callable, on_gpu: bool, compressed: bool, warped: bool, preprocessing: dict
 ) -> tuple[DataNode, DataNode]:
-    inputs = {"labels": "", "records": "" if compressed else "FHWC"}
-    inputs |= {"chunks": ""} if compressed else {}
-    inputs |= {"matrices": "F**"} if warped else {}
-    # gpu() copies what it is called on to the device; on the CPU graph there is nothing to copy.
-    nodes = dict(
-        zip(
-            inputs,
-            fn.external_source(source=source, num_outputs=len(inputs), layout=list(inputs.values()), batch=True),
-            strict=True,
-        )
-    )
-    if device == "gpu":
+    layouts = {"labels": "", "records": "" if compressed else "FHWC"}
+    if compressed:
+        layouts["chunks"] = ""
+    if warped:
+        layouts["matrices"] = "F**"
+    outputs = fn.external_source(source=source, num_outputs=len(layouts), layout=list(layouts.values()), batch=True)
+    nodes = dict(zip(layouts, outputs, strict=True))
+    if on_gpu:  # chunks and matrices are arguments of operators: those stay on the host
         nodes |= {name: nodes[name].gpu() for name in ("labels", "records")}
     images = preprocess(nodes["records"], nodes.get("chunks"), nodes.get("matrices"), **preprocessing)
     return images, nodes["labels"]
@@ -103,14 +99,10 @@ def build(
     """
     pipeline = _graph(
         source,
-        "cpu" if device_id is None else "gpu",
+        device_id is not None,
         compressed,
         warped,
-        shape=shape,
-        size=size,
-        mean=mean,
-        std=std,
-        half=half,
+        {"shape": shape, "size": size, "mean": mean, "std": std, "half": half},
         batch_size=batch_size // block_size(batch_size),
         num_threads=threads,
         device_id=device_id,

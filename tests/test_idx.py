@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from idx_files import idx_bytes, write_idx
 
 from emnist_dali.errors import UserError
 from emnist_dali.idx import read_images, read_labels
+
+from .idx_files import idx_bytes, write_idx
 
 EMNIST = Path(__file__).parents[1].parent / "shared" / "emnist"
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from idx_files import write_idx
 from PIL import Image
 
 from emnist_dali import source, splits
 from emnist_dali.errors import UserError
+
+from .idx_files import write_idx
 
 EMNIST = Path(__file__).parents[1].parent / "shared" / "emnist"
 needs_emnist = pytest.mark.skipif(not EMNIST.is_dir(), reason="needs the real EMNIST files in ../shared/emnist")

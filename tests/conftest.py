@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emnist_dali import glyphs, idx
+from emnist_dali.shards import pack
+from emnist_dali.source import Part, Source
+from emnist_dali.splits import file_name
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "emnist"
+CLASSES = "0123456789Aa"
+
+
+@pytest.fixture(scope="session")
+def drawn() -> Source:
+    """12 classes of drawn glyphs: 600 train, 100 and some test."""
+    parts = glyphs.draw(CLASSES, per_class=50, test_per_class=9)
+    return Source(
+        "glyphs", tuple(CLASSES), {name: Part(*images) for name, images in parts.items()}, (), official=False
+    )
+
+
+@pytest.fixture(scope="session")
+def data_dir(drawn: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A --data-dir in which the split «small» is prepared from `drawn`."""
+    folder = tmp_path_factory.mktemp("data")
+    pack(drawn, "small", folder / "demo" / "small")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder(data_dir: Path) -> Path:
+    return data_dir / "demo" / "small"
+
+
+@pytest.fixture(scope="session")
+def real_folder() -> Path:
+    if not (REAL / "balanced").is_dir():
+        pytest.skip(f"no real EMNIST images at {REAL}")
+    return REAL
+
+
+@pytest.fixture(scope="session")
+def real_images(real_folder: Path) -> np.ndarray:
+    """(18800, 28, 28) uint8, upright: the Balanced test images."""
+    path = real_folder / "balanced" / file_name("balanced", "test", "images")
+    return np.ascontiguousarray(idx.read_images(path).transpose(0, 2, 1))

@@ -1,0 +1,93 @@
+"""What only a GPU can show: its batches against the CPU's, and a training step on it."""
+
+import numpy as np
+import pytest
+import torch
+
+from emnist_dali import recipes
+from emnist_dali.config import Affine
+from emnist_dali.device import resolve
+from emnist_dali.loader import Loader
+from emnist_dali.shards import Shards, pack
+from emnist_dali.stats import Stats
+from emnist_dali.trainer import train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+AFFINE = Affine(rotation=(0.2,), scale=0.1, shear=0.1, translation=0.1)
+# With this std a grey level is 1 in the batch.
+LEVELS = Stats(0.0, 1 / 255)
+
+
+def both(shards: Shards, size: int, **changes) -> tuple[torch.Tensor, torch.Tensor]:
+    batches = []
+    for backend, device in (("dali", "cuda"), ("cpu", "cpu")):
+        with Loader(
+            shards, batch_size=128, size=size, stats=LEVELS, backend=backend, device=device, **changes
+        ) as loader:
+            batches.append([(images.float().cpu(), labels.cpu()) for images, labels in loader])
+    for (_, labels), (_, cpu_labels) in zip(*batches, strict=True):
+        assert torch.equal(labels, cpu_labels)
+    return tuple(torch.cat([images for images, _ in batch]) for batch in batches)
+
+
+@pytest.mark.parametrize("codec", ["lz4", "raw"])
+def test_decode_and_equalize_are_bit_equal(codec, drawn, tmp_path):
+    pack(drawn, "small", tmp_path / "small", codec)
+    gpu, cpu = both(Shards(tmp_path / "small", "train"), 28)
+    assert torch.equal(gpu, cpu)
+
+
+def test_decode_and_equalize_are_bit_equal_on_real_images(real_folder, tmp_path):
+    from emnist_dali.prepare import prepare
+
+    folder = prepare("balanced", str(real_folder / "balanced"), tmp_path)
+    shards = Shards(folder, "test")
+    gpu, cpu = both(shards, 28, train=False, members=np.arange(10_240))
+    assert torch.equal(gpu, cpu)
+
+
+@pytest.mark.parametrize("size", [32, 112])
+@pytest.mark.parametrize("affine", [None, AFFINE])
+def test_images_agree_within_a_grey_level(size, affine, folder):
+    gpu, cpu = both(Shards(folder, "train"), size, affine=affine)
+    assert (gpu - cpu).abs().max() <= 1
+
+
+def test_half_images_are_the_rounded_float_images(folder):
+    shards = Shards(folder, "train")
+    gpu, cpu = both(shards, 112, half=True)
+    # float16 has 11 bits: a level below 256 is off by at most 1/16.
+    assert (gpu - cpu).abs().max() <= 1.0625
+
+
+def test_the_last_evaluation_batch_is_padded(folder):
+    with Loader(
+        Shards(folder, "train"), batch_size=128, size=32, stats=LEVELS, backend="dali", device="cuda", train=False
+    ) as loader:
+        labels = torch.cat([labels for _, labels in loader])
+    assert (labels >= 0).sum() == 600
+    assert len(labels) == 640
+
+
+def test_cpu_batches_reach_the_gpu_whole(folder):
+    shards = Shards(folder, "train")
+    with Loader(shards, batch_size=64, size=32, stats=LEVELS, backend="cpu", device="cuda") as loader:
+        gpu = [images.cpu() for images, _ in loader]
+    with Loader(shards, batch_size=64, size=32, stats=LEVELS, backend="cpu") as loader:
+        for images, (cpu, _) in zip(gpu, loader, strict=True):
+            assert torch.equal(images, cpu)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16", "off"])
+def test_a_run_trains_and_evaluates(amp, data_dir, tmp_path):
+    options = {
+        "source": "glyphs",
+        "data_dir": str(data_dir),
+        "out": str(tmp_path / amp),
+        "amp": amp,
+        "device": "cuda",
+    }
+    config = recipes.cpu("small").override({**options, "batch_size": 64, "epochs": 2})
+    assert resolve(config).data.backend == "dali"
+    run = train(config)
+    assert run.best.exists()

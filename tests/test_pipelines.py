@@ -1,0 +1,249 @@
+"""Both engines against the reference, and the reference against OpenCV."""
+
+import cv2
+import lz4.block
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emnist_dali.pipelines import affine, dali, fused, reference
+
+RESIZE = np.empty((0, 2, 3), np.float32)
+AUGMENT = {"rotation": (0.3, 0.1), "scale": 0.2, "shear": 0.2, "translation": 0.15, "flip": 0.5}
+# One grey level on the scale of images normalized with std 1.
+LEVEL = 1 / 255
+
+
+def packed(images: np.ndarray, compressed: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    records = [image.tobytes() for image in images]
+    if compressed:
+        records = [lz4.block.compress(record, store_size=False) for record in records]
+    offsets = np.cumsum([0, *map(len, records)]).astype(np.int64)
+    return np.frombuffer(b"".join(records), np.uint8), offsets
+
+
+def run_fused(
+    images: np.ndarray, size: int, mean: float, std: float, matrices: np.ndarray = RESIZE, compressed: bool = True
+) -> np.ndarray:
+    records, offsets = packed(images, compressed)
+    rows = np.arange(len(images))
+    out = np.full((len(images), size, size), np.nan, np.float32)
+    preprocess = fused.Preprocess(images.shape[1:], size, mean, std, compressed)
+    assert preprocess.run(records, offsets, rows, rows, matrices, out) == fused.SOUND
+    return out
+
+
+def run_dali(images: np.ndarray, size: int, mean: float, std: float, matrices: np.ndarray = RESIZE) -> np.ndarray:
+    block = dali.block_size(len(images))
+    blocks = images.reshape(-1, block, *images.shape[1:], 1)
+    labels = np.arange(len(images)).reshape(-1, block)
+    inputs = (labels, blocks, *([matrices.reshape(-1, block, 2, 3)] if len(matrices) else []))
+    pipeline = dali.build(
+        lambda _: inputs,
+        batch_size=len(images),
+        device_id=None,
+        threads=2,
+        compressed=False,
+        warped=len(matrices) > 0,
+        shape=images.shape[1:],
+        size=size,
+        mean=mean,
+        std=std,
+        half=False,
+    )
+    result, labels_out = dali.run(pipeline)
+    assert labels_out.tolist() == list(range(len(images)))
+    assert result.shape == (len(images), 1, size, size)
+    return result[:, 0].numpy().copy()
+
+
+def run_reference(
+    images: np.ndarray, size: int, mean: float, std: float, matrices: np.ndarray = RESIZE
+) -> np.ndarray:
+    warps = matrices if len(matrices) else [None] * len(images)
+    return np.stack([reference.preprocess(i, size, mean, std, m) for i, m in zip(images, warps, strict=True)])
+
+
+def draw_matrices(n: int, size: int, shape: tuple[int, int] = (28, 28)) -> np.ndarray:
+    return affine.matrices(np.random.default_rng(1), n, shape, size, **AUGMENT)
+
+
+@pytest.fixture(scope="module")
+def odd_images() -> np.ndarray:
+    """Constant, two-valued, nearly constant and random images."""
+    rng = np.random.default_rng(0)
+    constant = [np.full((28, 28), value) for value in (0, 1, 128, 255)]
+    two = [np.where(rng.random((28, 28)) < share, high, low) for share, low, high in [(0.5, 0, 255), (0.01, 7, 8)]]
+    one_pixel = np.zeros((28, 28))
+    one_pixel[3, 4] = 9
+    return np.stack([*constant, *two, one_pixel, *rng.integers(0, 256, (57, 28, 28))]).astype(np.uint8)
+
+
+def equalized(images: np.ndarray) -> np.ndarray:
+    return np.stack([cv2.equalizeHist(image) for image in images])
+
+
+@pytest.mark.parametrize("run", [run_fused, run_dali])
+def test_equalize_equals_opencv_on_odd_images(run, odd_images):
+    # With this std a level is normalized to itself; 28×28 leaves the resize nothing to do.
+    np.testing.assert_array_equal(run(odd_images, 28, 0, 1 / 255), equalized(odd_images))
+
+
+@pytest.mark.parametrize("run", [run_fused, run_dali])
+def test_equalize_equals_opencv_on_real_images(run, real_images):
+    images = real_images[:10_240]
+    np.testing.assert_array_equal(run(images, 28, 0, 1 / 255), equalized(images))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 256))
+def test_equalize_equals_opencv_on_any_levels(seed, levels):
+    rng = np.random.default_rng(seed)
+    images = rng.choice(256, levels)[rng.integers(0, levels, (4, 28, 28))].astype(np.uint8)
+    np.testing.assert_array_equal(run_fused(images, 28, 0, 1 / 255), equalized(images))
+
+
+@pytest.mark.parametrize("size", [8, 27, 28, 32, 112])
+@pytest.mark.parametrize("run", [run_fused, run_dali, run_reference])
+def test_resize_is_opencvs_bilinear_within_a_level(run, size, real_images):
+    images = real_images[:64]
+    expected = np.stack([cv2.resize(i, (size, size), interpolation=cv2.INTER_LINEAR) for i in equalized(images)])
+    assert np.abs(run(images, size, 0, 1) - expected / 255).max() <= LEVEL
+
+
+@pytest.mark.parametrize("run", [run_fused, run_dali])
+def test_normalize_is_exact(run, odd_images):
+    mean, std = 0.1736, 0.3317
+    expected = (equalized(odd_images) / 255 - mean) / std
+    np.testing.assert_allclose(run(odd_images, 28, mean, std), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [28, 32, 112])
+@pytest.mark.parametrize("warped", [False, True])
+def test_engines_agree_with_the_reference(size, warped, real_images):
+    images = np.ascontiguousarray(real_images[::147][:128])
+    matrices = draw_matrices(len(images), size) if warped else RESIZE
+    expected = run_reference(images, size, 0.2, 0.35, matrices)
+    for run in (run_fused, run_dali):
+        assert np.abs(run(images, size, 0.2, 0.35, matrices) - expected).max() <= LEVEL / 0.35
+
+
+def test_engines_agree_on_images_that_are_not_square():
+    images = np.random.default_rng(2).integers(0, 256, (16, 20, 36), dtype=np.uint8)
+    for matrices in (RESIZE, draw_matrices(16, 48, (20, 36))):
+        expected = run_reference(images, 48, 0, 1, matrices)
+        for run in (run_fused, run_dali):
+            assert np.abs(run(images, 48, 0, 1, matrices) - expected).max() <= LEVEL
+
+
+def test_raw_and_compressed_records_give_the_same(odd_images):
+    both = [run_fused(odd_images, 32, 0.1, 0.3, compressed=compressed) for compressed in (True, False)]
+    np.testing.assert_array_equal(*both)
+
+
+def test_rows_and_places(odd_images):
+    records, offsets = packed(odd_images)
+    out = np.full((4, 28 * 28), 77, np.uint8)
+    assert fused.decode(records, offsets, np.array([5, 60]), np.array([3, 1]), True, out) == fused.SOUND
+    np.testing.assert_array_equal(out[[3, 1]].reshape(2, 28, 28), odd_images[[5, 60]])
+    assert (out[[0, 2]] == 77).all()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200), st.binary(min_size=1, max_size=64), st.data())
+def test_lz4_decoder_takes_what_liblz4_takes_and_nothing_else(garbage, pattern, data):
+    image = np.resize(np.frombuffer(pattern, np.uint8), 784)
+    block = bytearray(lz4.block.compress(image.tobytes(), store_size=False))
+    kind = data.draw(st.sampled_from(["sound", "cut", "flipped", "longer", "garbage"]))
+    if kind == "cut":
+        block = block[: data.draw(st.integers(0, len(block) - 1))]
+    elif kind == "flipped":
+        block[data.draw(st.integers(0, len(block) - 1))] ^= data.draw(st.integers(1, 255))
+    elif kind == "longer":
+        block += garbage
+    elif kind == "garbage":
+        block = bytearray(garbage)
+    try:
+        expected = lz4.block.decompress(bytes(block), uncompressed_size=784)
+    except lz4.block.LZ4BlockError:
+        expected = b""
+    out, offsets = np.zeros((1, 784), np.uint8), np.array([0, len(block)])
+    row = np.array([0])
+    outcome = fused.decode(np.frombuffer(bytes(block), np.uint8), offsets, row, row, True, out)
+    if len(expected) == 784 and outcome == fused.SOUND:
+        assert out.tobytes() == expected
+    # liblz4 is stricter in one point: its encoder's end-of-block rules.
+    assert (outcome == fused.SOUND) >= (len(expected) == 784)
+    if kind == "sound":
+        assert outcome == fused.SOUND
+
+
+@pytest.mark.parametrize("offsets", [[0, 10_000], [-5, 20], [20, 10], [0, 3]])
+@pytest.mark.parametrize("compressed", [True, False])
+def test_offsets_out_of_bounds_are_an_error(offsets, compressed, odd_images):
+    records, _ = packed(odd_images[:1], compressed)
+    row, out = np.array([0]), np.zeros((1, 784), np.uint8)
+    assert fused.decode(records, np.array(offsets), row, row, compressed, out) == 0
+
+
+def test_matrices_stay_within_their_limits():
+    still = {"rotation": (), "scale": 0.0, "shear": 0.0, "translation": 0.0, "flip": 0.0}
+
+    def draw(**changes):
+        return affine.matrices(np.random.default_rng(0), 2000, (28, 28), 28, **(still | changes))
+
+    identity = np.tile(np.float32([[1, 0, 0], [0, 1, 0]]), (2000, 1, 1))
+    np.testing.assert_allclose(draw(), identity, atol=1e-5)
+    angles = np.arctan2(*draw(rotation=(0.2,))[:, 1, :2].T[[0, 1]])
+    assert 0.19 < np.abs(angles).max() <= 0.2001
+    assert np.abs(np.arctan2(*draw(rotation=(0.2, 0.1))[:, 1, :2].T)).max() > 0.2
+    scales = 1 / draw(scale=0.1)[:, 0, 0]
+    assert 0.9 <= scales.min() < 0.905 < 1.095 < scales.max() <= 1.1001
+    shifts = draw(translation=0.1)[:, :, 2]
+    assert 2.7 < np.abs(shifts).max() <= 2.8001
+    mirrored = draw(flip=0.3)[:, 0, 0] < 0
+    assert abs(mirrored.mean() - 0.3) < 0.04
+    assert (np.linalg.det(draw(**AUGMENT | {"flip": 0.0})[:, :, :2]) > 0).all()
+    centre = np.array([14, 14, 1])
+    np.testing.assert_allclose(draw(rotation=(0.3,), scale=0.2, shear=0.3) @ centre, 14, atol=1e-4)
+
+
+def test_graph_for_the_gpu_is_built_with_inflate_and_the_device(monkeypatch):
+    """The graph's operators and arguments, without a GPU to run them."""
+    built = {}
+
+    class FakeNode:
+        def gpu(self):
+            return GpuNode()
+
+    class GpuNode:
+        pass
+
+    def record(name):
+        def operator(*inputs, **arguments):
+            built[name] = (inputs, arguments)
+            return GpuNode()
+
+        return operator
+
+    for name in ("equalize", "resize", "warp_affine", "crop_mirror_normalize"):
+        monkeypatch.setattr(dali.fn, name, record(name))
+    monkeypatch.setattr(dali.fn.decoders, "inflate", record("inflate"))
+    monkeypatch.setattr(dali.fn, "per_frame", lambda node: ("per frame", node))
+    settings_ = {"shape": (28, 28), "size": 112, "mean": 0.2, "std": 0.3, "half": True}
+    chunks, matrices = FakeNode(), FakeNode()
+    dali.preprocess(FakeNode().gpu(), chunks, matrices, **settings_)
+    assert isinstance(built["inflate"][0][0], GpuNode)
+    assert built["inflate"][1]["chunk_sizes"] is chunks
+    assert built["inflate"][1]["shape"] == (28, 28, 1)
+    assert built["inflate"][1]["layout"] == "HWC"
+    assert built["warp_affine"][1]["matrix"] == ("per frame", matrices)
+    assert built["warp_affine"][1]["size"] == (112, 112)
+    assert "resize" not in built
+    normalize = built["crop_mirror_normalize"][1]
+    assert normalize["mean"] == [pytest.approx(51)]
+    assert normalize["std"] == [pytest.approx(76.5)]
+    assert normalize["dtype"] == dali.types.FLOAT16
+    dali.preprocess(FakeNode().gpu(), None, None, **settings_)
+    assert built["resize"][1]["antialias"] is False

@@ -1,0 +1,178 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from emnist_dali import recipes, trainer
+from emnist_dali.checkpoint import load_state, load_weights
+from emnist_dali.device import resolve
+from emnist_dali.errors import UserError
+from emnist_dali.evaluation import evaluate_run
+from emnist_dali.loader import Loader
+from emnist_dali.shards import Shards
+from emnist_dali.stats import statistics
+
+
+def small(data_dir, out, **options):
+    given = {"source": "glyphs", "data_dir": str(data_dir), "batch_size": 64, "epochs": 2, "device": "cpu"}
+    return recipes.cpu("small").override({**given, "out": str(out), **options})
+
+
+@pytest.fixture(scope="module")
+def run(data_dir, tmp_path_factory):
+    return trainer.train(small(data_dir, tmp_path_factory.mktemp("runs") / "run", epochs=6))
+
+
+def lines(run) -> list[dict]:
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_and_its_folder_tells(run):
+    records = lines(run)
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    assert [record["epoch"] for record in epochs] == list(range(6))
+    assert epochs[-1]["step"] == 6 * (576 // 64)
+    assert epochs[-1]["loss"] < 0.8 * epochs[0]["loss"]
+    assert [record["kind"] for record in records[6:]] == ["test", "unseen"]
+    # 12 classes: chance is 8 %.
+    assert records[6]["accuracy"] > 0.3
+    assert records[6]["images"] == 108
+    for record in epochs:
+        assert 0 <= record["data_wait"] <= 1
+        assert record["images_per_second"] > 0
+    assert run.config().training.epochs == 6
+    assert json.loads((run.path / "env.json").read_text())["packages"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_evaluation_gives_the_number_that_training_printed(run):
+    results = evaluate_run(run.path)
+    for record in lines(run)[6:]:
+        assert results[record.pop("kind")] == record
+
+
+def test_the_best_weights_are_those_of_the_best_validation(run):
+    epochs = [record for record in lines(run) if record["kind"] == "epoch"]
+    best = max(epochs, key=lambda record: record["val_accuracy"])
+    _, about = load_weights(run.best)
+    assert about["epoch"] == best["epoch"]
+    assert about["val_accuracy"] == best["val_accuracy"]
+
+
+def test_the_checkpoint_holds_what_the_loop_owns(run):
+    state = load_state(run.last)
+    assert state.keys() >= {"model", "ema", "optimizer", "scaler", "epoch", "step", "best", "fingerprint", "config"}
+    assert state["step"] == lines(run)[5]["step"]
+    assert state["config"] == run.config().to_dict()
+
+
+def test_validation_and_test_data_stay_apart_from_training(data_dir, tmp_path, monkeypatch):
+    seen = []
+
+    class Spy(Loader):
+        def __init__(self, shards, **arguments):
+            seen.append((shards.part, arguments.get("train", True), set(arguments["members"].tolist())))
+            super().__init__(shards, **arguments)
+
+    monkeypatch.setattr(trainer, "Loader", Spy)
+    monkeypatch.setattr("emnist_dali.evaluation.Loader", Spy)
+    trainer.train(small(data_dir, tmp_path / "run", epochs=1, val_fraction=0.1))
+    (train_part, train, training), (val_part, val_train, validation), *tests = seen
+    assert (train_part, train, val_part, val_train) == ("train", True, "train", False)
+    assert len(validation) == 60
+    assert not training & validation
+    assert len(training | validation) == 600
+    assert [part for part, *_ in tests] == ["test", "unseen"]
+
+
+def test_val_fraction_0_trains_on_everything_and_takes_the_last_weights(data_dir, tmp_path):
+    run = trainer.train(small(data_dir, tmp_path / "run", val_fraction=0.0))
+    epochs = [record for record in lines(run) if record["kind"] == "epoch"]
+    assert "val_accuracy" not in epochs[0]
+    assert epochs[-1]["step"] == 2 * (600 // 64)
+    assert load_weights(run.best)[1]["epoch"] == 1
+
+
+def test_the_same_run_twice_gives_the_same_weights(data_dir, tmp_path):
+    weights = []
+    for name in "ab":
+        run = trainer.train(small(data_dir, tmp_path / name, epochs=1))
+        weights.append(load_weights(run.best)[0])
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+
+
+def test_steps_end_a_run_and_cut_its_evaluation(data_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("emnist_dali.evaluation.TRIAL_IMAGES", 40)
+    run = trainer.train(small(data_dir, tmp_path / "run", steps=3, model="test_vit"))
+    records = lines(run)
+    assert records[0]["step"] == 3
+    assert records[1]["images"] == 40
+    assert "at most 40 images" in capsys.readouterr().out
+
+
+def test_accumulated_micro_batches_are_the_whole_batch(data_dir):
+    """Without BatchNorm, warps and mixing, the gradient of a step does not depend on its micro-batches."""
+    config = resolve(small(data_dir, None, model="test_vit", image_size=32, optimizer="sgd"))
+    shards = Shards(data_dir / "demo" / "small", "train")
+    weights = []
+    for batch_size, accumulation in ((64, 1), (16, 4)):
+        changed = config.override({"batch_size": batch_size, "steps": 2})
+        changed = changed.__class__(
+            **{
+                **{name: getattr(changed, name) for name in ("recipe", "data", "model", "run")},
+                "training": changed.training.__class__(**{**vars(changed.training), "accumulation": accumulation}),
+            }
+        )
+        stats = statistics(data_dir / "demo" / "small", 32)
+        with Loader(shards, batch_size=batch_size, size=32, stats=stats, accumulation=accumulation) as loader:
+            loop = trainer.Trainer(changed, loader, [1] * 12)
+            loop.train_epoch(0)
+            weights.append(torch.cat([p.detach().flatten() for p in loop.model.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
+    with pytest.raises(UserError, match=r"The loss is nan at step \d+"):
+        trainer.train(small(data_dir, tmp_path / "run", lr=1e30, optimizer="sgd"))
+
+
+def test_a_folder_with_a_run_is_not_overwritten(run, data_dir):
+    before = (run.path / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="already holds a run"):
+        trainer.train(small(data_dir, run.path))
+    assert (run.path / "metrics.jsonl").read_bytes() == before
+
+
+def test_on_a_cpu_large_batches_are_cut_into_micro_batches(data_dir):
+    seed = resolve(recipes.seed("balanced").override({"device": "cpu"}))
+    assert (seed.data.batch_size, seed.training.accumulation) == (64, 16)
+    cpu = resolve(recipes.cpu("balanced").override({"device": "cpu"}))
+    assert (cpu.data.batch_size, cpu.training.accumulation) == (256, 1)
+    assert (cpu.data.backend, cpu.run.amp) == ("cpu", "off")
+    with pytest.raises(UserError, match="no device 'tpu'"):
+        resolve(recipes.cpu("balanced").override({"device": "tpu"}))
+
+
+def test_a_long_cpu_run_says_how_long(capsys):
+    loop = object.__new__(trainer.Trainer)
+    loop.config, loop.device, loop.steps_per_epoch = recipes.seed("balanced"), torch.device("cpu"), 100
+    loop._estimate(36.0)
+    assert "20 hours" in capsys.readouterr().out
+    loop._estimate(0.1)
+    assert not capsys.readouterr().out
+
+
+def test_wandb_offline_needs_no_network(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = trainer.train(small(data_dir, tmp_path / "run", epochs=1, wandb="offline"))
+    assert list(run.path.glob("wandb/offline-run-*/*.wandb"))
+    assert load_state(run.last)["wandb"]
+
+
+def test_dali_trains_like_the_cpu_engine(data_dir, tmp_path):
+    losses = []
+    for backend in ("cpu", "dali"):
+        run = trainer.train(small(data_dir, tmp_path / backend, epochs=1, backend=backend))
+        losses.append(lines(run)[0]["loss"])
+    assert np.isclose(*losses, rtol=0.02)
