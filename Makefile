@@ -11,7 +11,7 @@ BIN := .venv/bin
 	touch $@
 
 demo: .venv/installed  ## the whole main job on drawn glyphs: no download, no GPU
-	$(BIN)/emnist-dali train --split balanced --source glyphs --recipe cpu
+	$(BIN)/emnist-dali train --split balanced --source glyphs --recipe cpu --epochs 4
 
 test: .venv/installed
 	$(BIN)/python -m pytest
