@@ -2,17 +2,21 @@
 
 import math
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from timm.utils import ModelEmaV3
+from tqdm import tqdm
 
 from . import checkpoint, mixing, order, tracking
 from .config import Config
 from .device import autocast, half_images, keep_freed_memory, resolve
 from .errors import UserError
 from .evaluation import evaluate_run, evaluation_loader, summary
+from .feeds import Batch
 from .loader import Loader
 from .loss import class_weights, kl_divergence
 from .metrics import evaluate
@@ -58,7 +62,7 @@ def train(config: Config) -> RunFolder:
     )
     validation_loader = evaluation_loader(config, shards, stats, held_out) if len(held_out) else None
     counts = np.bincount(labels[members], minlength=len(manifest.classes)).tolist()
-    trainer = Trainer(config, train_loader, counts)
+    trainer = Trainer(config, train_loader, manifest.classes, counts)
     run = RunFolder.create(config)
     track = tracking.start(config, run.path, str(manifest))
     say(
@@ -67,28 +71,28 @@ def train(config: Config) -> RunFolder:
     )
 
     best = -math.inf
-    for epoch in range(config.training.epochs):
-        record = trainer.train_epoch(epoch)
-        score = float(epoch)  # with nothing to validate on, the last weights are the best
-        if validation_loader:
-            result = evaluate(trainer.trained, validation_loader, manifest.classes, autocast(config), "validation")
-            record |= {f"val_{name}": result[name] for name in ("accuracy", "weighted_f1", "macro_f1")}
-            score = result["accuracy"]
-        run.log({"kind": "epoch", **record})
-        track.log(record, trainer.step)
-        say(_epoch_line(config, record))
-        if score > best:
-            best = score
-            about = {"model": config.model.model, "classes": manifest.classes, "stats": (stats.mean, stats.std)}
-            about |= {"image_size": config.data.image_size, "data": str(manifest), **record}
-            checkpoint.save_weights(run.best, trainer.trained, about)
-        place = {"epoch": epoch, "best": best, "wandb": track.id, "fingerprint": manifest.fingerprint}
-        checkpoint.save_state(run.last, {**trainer.state(), **place, "config": config.to_dict()})
-        if trainer.step == config.training.steps:
-            break
-    train_loader.close()
-    if validation_loader:
-        validation_loader.close()
+    with train_loader, validation_loader or nullcontext():
+        for epoch in range(config.training.epochs):
+            record = trainer.train_epoch(epoch)
+            score = float(epoch)  # with nothing to validate on, the last weights are the best
+            if validation_loader:
+                result = evaluate(
+                    trainer.trained, validation_loader, manifest.classes, autocast(config), "validation"
+                )
+                record |= {f"val_{name}": result[name] for name in ("accuracy", "weighted_f1", "macro_f1")}
+                score = result["accuracy"]
+            run.log({"kind": "epoch", **record})
+            track.log(record, trainer.step)
+            say(_epoch_line(config, record))
+            if score > best:
+                best = score
+                about = {"model": config.model.model, "classes": manifest.classes, "stats": (stats.mean, stats.std)}
+                about |= {"image_size": config.data.image_size, "data": str(manifest), **record}
+                checkpoint.save_weights(run.best, trainer.trained, about)
+            place = {"epoch": epoch, "best": best, "wandb": track.id, "fingerprint": manifest.fingerprint}
+            checkpoint.save_state(run.last, {**trainer.state(), **place, "config": config.to_dict()})
+            if trainer.step == config.training.steps:
+                break
 
     results = evaluate_run(run.path)
     for part, result in results.items():
@@ -100,10 +104,10 @@ def train(config: Config) -> RunFolder:
 
 
 class Trainer:
-    """What training changes, and the step that changes it. `counts` are the training images of each class."""
+    """What training changes, and the step that changes it; `counts` are the training images of each class."""
 
-    def __init__(self, config: Config, loader: Loader, counts: list[int]) -> None:
-        training, classes = config.training, loader.plan.shards.manifest.classes
+    def __init__(self, config: Config, loader: Loader, classes: Sequence[str], counts: Sequence[int]) -> None:
+        training = config.training
         self.config, self.loader, self.classes = config, loader, len(classes)
         self.device = torch.device(config.run.device)
         self.autocast = autocast(config)
@@ -165,13 +169,13 @@ class Trainer:
             "seconds": seconds,
         }
 
-    def _fetch(self, batches: Any) -> Any:
+    def _fetch(self, batches: Iterator[Batch]) -> Batch | None:
         started = time.perf_counter()
         batch = next(batches, None)
         self._waited += time.perf_counter() - started
         return batch
 
-    def _mix(self, batch: Any, epoch: int, micro: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _mix(self, batch: Batch, epoch: int, micro: int) -> tuple[torch.Tensor, torch.Tensor]:
         training = self.config.training
         how = mixing.Mix()
         if training.mixing:
@@ -189,7 +193,7 @@ class Trainer:
         if self.ema:
             self.ema.update(self.model, self.step)
 
-    def _check(self, loss_sum: torch.Tensor, bar: Any, batches: int) -> float:
+    def _check(self, loss_sum: torch.Tensor, bar: tqdm, batches: int) -> float:
         """The epoch's mean loss so far; waits for the device."""
         loss = loss_sum.item() / batches
         if not math.isfinite(loss):

@@ -209,41 +209,28 @@ def test_matrices_stay_within_their_limits():
     np.testing.assert_allclose(draw(rotation=(0.3,), scale=0.2, shear=0.3) @ centre, 14, atol=1e-4)
 
 
-def test_graph_for_the_gpu_is_built_with_inflate_and_the_device(monkeypatch):
-    """The graph's operators and arguments, without a GPU to run them."""
-    built = {}
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("warped", [True, False])
+def test_graph_for_the_gpu_is_accepted_by_dali(compressed, warped):
+    """DALI checks operators and arguments against their schemas when it serializes a graph: no GPU is needed."""
+    preprocessing = {"shape": (28, 28), "size": 112, "mean": 0.2, "std": 0.3, "half": True}
+    graphs = {
+        on_gpu: dali._graph(
+            lambda _: None, on_gpu, compressed, warped, preprocessing, batch_size=8, num_threads=1, device_id=None
+        ).serialize()
+        for on_gpu in (True, False)
+        if on_gpu or not compressed  # there is no inflate on the CPU
+    }
+    for graph in graphs.values():
+        assert b"Equalize" in graph
+        assert b"CropMirrorNormalize" in graph
+        assert (b"decoders__Inflate" in graph) == compressed
+        assert (b"WarpAffine" in graph) == warped
+        assert (b"Resize" in graph) != warped
+    assert b"gpu" in graphs[True]
+    assert b"gpu" not in graphs.get(False, b"")
 
-    class FakeNode:
-        def gpu(self):
-            return GpuNode()
 
-    class GpuNode:
-        pass
-
-    def record(name):
-        def operator(*inputs, **arguments):
-            built[name] = (inputs, arguments)
-            return GpuNode()
-
-        return operator
-
-    for name in ("equalize", "resize", "warp_affine", "crop_mirror_normalize"):
-        monkeypatch.setattr(dali.fn, name, record(name))
-    monkeypatch.setattr(dali.fn.decoders, "inflate", record("inflate"))
-    monkeypatch.setattr(dali.fn, "per_frame", lambda node: ("per frame", node))
-    settings_ = {"shape": (28, 28), "size": 112, "mean": 0.2, "std": 0.3, "half": True}
-    chunks, matrices = FakeNode(), FakeNode()
-    dali.preprocess(FakeNode().gpu(), chunks, matrices, **settings_)
-    assert isinstance(built["inflate"][0][0], GpuNode)
-    assert built["inflate"][1]["chunk_sizes"] is chunks
-    assert built["inflate"][1]["shape"] == (28, 28, 1)
-    assert built["inflate"][1]["layout"] == "HWC"
-    assert built["warp_affine"][1]["matrix"] == ("per frame", matrices)
-    assert built["warp_affine"][1]["size"] == (112, 112)
-    assert "resize" not in built
-    normalize = built["crop_mirror_normalize"][1]
-    assert normalize["mean"] == [pytest.approx(51)]
-    assert normalize["std"] == [pytest.approx(76.5)]
-    assert normalize["dtype"] == dali.types.FLOAT16
-    dali.preprocess(FakeNode().gpu(), None, None, **settings_)
-    assert built["resize"][1]["antialias"] is False
+@pytest.mark.parametrize(("batch_size", "block"), [(512, 64), (100, 4), (96, 32), (64, 64), (7, 1)])
+def test_blocks_divide_the_batch(batch_size, block):
+    assert dali.block_size(batch_size) == block

@@ -126,7 +126,7 @@ def test_accumulated_micro_batches_are_the_whole_batch(data_dir):
         )
         stats = statistics(data_dir / "demo" / "small", 32)
         with Loader(shards, batch_size=batch_size, size=32, stats=stats, accumulation=accumulation) as loader:
-            loop = trainer.Trainer(changed, loader, [1] * 12)
+            loop = trainer.Trainer(changed, loader, shards.manifest.classes, [50] * 12)
             loop.train_epoch(0)
             weights.append(torch.cat([p.detach().flatten() for p in loop.model.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)

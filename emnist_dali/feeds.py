@@ -1,0 +1,170 @@
+"""The three makers of batches: an endless stream from batch `first` on, counted through all epochs.
+
+A feed has `position`, the batch that `next()` gives, and `close()`, which ends what works ahead.
+"""
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .errors import UserError
+from .pipelines.fused import Preprocess
+from .plan import Plan
+from .stats import Stats
+
+
+class Batch(NamedTuple):
+    """images (N, 1, S, S) float32 or float16, labels (N,) int64; padded rows have label −1."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass
+class _Slot:
+    images: torch.Tensor
+    labels: torch.Tensor
+    # On a GPU: when the copy to the device is through and the slot may be filled again.
+    copied: torch.cuda.Event | None = None
+
+
+class CpuFeed:
+    """Worker threads, each filling a whole slot of a ring with the fused kernel."""
+
+    def __init__(self, plan: Plan, first: int, stats: Stats, device: torch.device, half: bool, threads: int) -> None:
+        self.position = self._ahead = first
+        self._plan, self._device, self._half = plan, device, half
+        self._preprocess = Preprocess(
+            plan.shards.shape, plan.size, stats.mean, stats.std, compressed=plan.shards.compressed
+        )
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+        self._filling: deque[tuple[_Slot, Future]] = deque()
+        self._handed: deque[_Slot] = deque()
+        pin, share = self._device.type == "cuda", plan.batch_size // plan.world
+        # One batch a thread in the making, one ready, and the two that the consumer may hold.
+        for _ in range(threads + 3):
+            images = torch.empty((share, 1, plan.size, plan.size), pin_memory=pin)
+            self._submit(_Slot(images, torch.empty(share, dtype=torch.int64, pin_memory=pin)))
+
+    def _submit(self, slot: _Slot) -> None:
+        self._filling.append((slot, self._pool.submit(self._fill, slot, self._ahead)))
+        self._ahead += 1
+
+    def _fill(self, slot: _Slot, i: int) -> None:
+        if slot.copied is not None:
+            slot.copied.synchronize()
+        planned = self._plan.batch(i)
+        slot.labels.numpy()[:] = planned.labels
+        images = slot.images.numpy()[:, 0]
+        self._plan.shards.preprocess(self._preprocess, planned.indices, planned.matrices, images)
+        images[len(planned.indices) :] = 0
+
+    def next(self) -> Batch:
+        if len(self._handed) == 2:
+            self._submit(self._handed.popleft())
+        slot, filled = self._filling.popleft()
+        filled.result()
+        self._handed.append(slot)
+        self.position += 1
+        if self._device.type == "cpu":
+            return Batch(slot.images, slot.labels)
+        images = slot.images.to(self._device, non_blocking=True)
+        labels = slot.labels.to(self._device, non_blocking=True)
+        slot.copied = torch.cuda.Event()
+        slot.copied.record(torch.cuda.current_stream(self._device))
+        return Batch(images.half() if self._half else images, labels)
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+class DaliFeed:
+    """The DALI graph, on a GPU or on DALI's CPU operators."""
+
+    def __init__(self, plan: Plan, first: int, stats: Stats, device: torch.device, half: bool, threads: int) -> None:
+        try:
+            from .pipelines import dali
+        except ImportError as error:
+            raise UserError(
+                f"DALI could not be imported ({error}); install nvidia-dali-cuda120 (Linux) or take --backend cpu."
+            ) from error
+        on_gpu, share = device.type == "cuda", plan.batch_size // plan.world
+        self.position = self._first = first
+        self._plan, self._run = plan, dali.run
+        # DALI has LZ4 on the GPU only.
+        self._compressed = on_gpu and plan.shards.compressed
+        self._blocks = share // dali.block_size(share)
+        self._error: UserError | None = None
+        self._pipeline = dali.build(
+            self._source,
+            batch_size=share,
+            device_id=(device.index or 0) if on_gpu else None,
+            threads=threads,
+            compressed=self._compressed,
+            warped=plan.affine is not None,
+            shape=plan.shards.shape,
+            size=plan.size,
+            mean=stats.mean,
+            std=stats.std,
+            half=half,
+        )
+
+    def _source(self, i: int) -> tuple:
+        try:
+            planned = self._plan.batch(self._first + i)
+            # Padding repeats a sample; its label says that it does not count.
+            indices = planned.indices if len(planned.indices) else self._plan.members[:1]
+            indices = np.resize(indices, len(planned.labels))
+            parts = [np.split(planned.labels, self._blocks)]
+            if self._compressed:
+                records = [self._plan.shards.records(block) for block in np.split(indices, self._blocks)]
+                parts += [[r for r, _ in records], [sizes.astype(np.int32) for _, sizes in records]]
+            else:
+                images = self._plan.shards.images(indices)[..., None]
+                parts.append(images.reshape(self._blocks, -1, *images.shape[1:]))
+            if len(planned.matrices):
+                parts.append(np.split(planned.matrices, self._blocks))
+            return tuple(parts)
+        except UserError as error:  # DALI would wrap it in a traceback of its own
+            self._error = error
+            raise
+
+    def next(self) -> Batch:
+        try:
+            images, labels = self._run(self._pipeline)
+        except RuntimeError:
+            if self._error:
+                raise self._error from None
+            raise
+        self.position += 1
+        return Batch(images, labels)
+
+    def close(self) -> None:
+        del self._pipeline
+
+
+class SyntheticFeed:
+    """One resident random batch: what training could do if data cost nothing."""
+
+    def __init__(self, plan: Plan, first: int, stats: Stats, device: torch.device, half: bool, threads: int) -> None:
+        self.position = first
+        generator = torch.Generator().manual_seed(plan.seed)
+        share = plan.batch_size // plan.world
+        images = torch.randn((share, 1, plan.size, plan.size), generator=generator)
+        labels = torch.randint(len(plan.shards.manifest.classes), (share,), generator=generator)
+        dtype = torch.float16 if half else torch.float32
+        self._batch = Batch(images.to(device, dtype), labels.to(device))
+
+    def next(self) -> Batch:
+        self.position += 1
+        return self._batch
+
+    def close(self) -> None:
+        pass
+
+
+FEEDS = {"cpu": CpuFeed, "dali": DaliFeed, "synthetic": SyntheticFeed}
