@@ -82,7 +82,8 @@ def evaluate_run(path: Path, split: str | None = None, data_dir: str | None = No
 
 def summary(part: str, result: dict[str, Any]) -> str:
     """One line for people."""
+    name = "unseen (faces that training never sees)" if part == "unseen" else part
     return (
-        f"{part}: accuracy {100 * result['accuracy']:.2f} %, weighted F1 {result['weighted_f1']:.4f}, "
+        f"{name}: accuracy {100 * result['accuracy']:.2f} %, weighted F1 {result['weighted_f1']:.4f}, "
         f"macro F1 {result['macro_f1']:.4f}, {result['images']:,} images"
     )

@@ -80,6 +80,13 @@ def odd_images() -> np.ndarray:
     return np.stack([*constant, *two, one_pixel, *rng.integers(0, 256, (57, 28, 28))]).astype(np.uint8)
 
 
+@pytest.fixture(scope="module", params=["drawn", "real"])
+def images(request, drawn) -> np.ndarray:
+    """128 glyphs: drawn ones, and real ones where they are at hand."""
+    some = drawn.parts["test"].images if request.param == "drawn" else request.getfixturevalue("real_images")[::147]
+    return np.resize(some, (128, 28, 28))
+
+
 def equalized(images: np.ndarray) -> np.ndarray:
     return np.stack([cv2.equalizeHist(image) for image in images])
 
@@ -106,8 +113,7 @@ def test_equalize_equals_opencv_on_any_levels(seed, levels):
 
 @pytest.mark.parametrize("size", [8, 27, 28, 32, 112])
 @pytest.mark.parametrize("run", [run_fused, run_dali, run_reference])
-def test_resize_is_opencvs_bilinear_within_a_level(run, size, real_images):
-    images = real_images[:64]
+def test_resize_is_opencvs_bilinear_within_a_level(run, size, images):
     expected = np.stack([cv2.resize(i, (size, size), interpolation=cv2.INTER_LINEAR) for i in equalized(images)])
     assert np.abs(run(images, size, 0, 1) - expected / 255).max() <= LEVEL
 
@@ -121,8 +127,7 @@ def test_normalize_is_exact(run, odd_images):
 
 @pytest.mark.parametrize("size", [28, 32, 112])
 @pytest.mark.parametrize("warped", [False, True])
-def test_engines_agree_with_the_reference(size, warped, real_images):
-    images = np.ascontiguousarray(real_images[::147][:128])
+def test_engines_agree_with_the_reference(size, warped, images):
     matrices = draw_matrices(len(images), size) if warped else RESIZE
     expected = run_reference(images, size, 0.2, 0.35, matrices)
     for run in (run_fused, run_dali):
