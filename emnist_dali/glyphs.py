@@ -17,14 +17,14 @@ from .errors import UserError
 from .progress import progress
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-# The fonts in matplotlib that draw all of CHARACTERS (LastResortHE, cmex10 and cmsy10 map them to other
+# The fonts in every matplotlib since 3.9 that draw all of CHARACTERS (LastResortHE, cmex10 and cmsy10 map them to other
 # shapes), by family.
 FACES = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSans-Oblique",
     "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-BoldOblique", "DejaVuSansMono-Oblique",
     "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-BoldItalic", "DejaVuSerif-Italic",
     "STIXGeneral", "STIXGeneralBol", "STIXGeneralBolIta", "STIXGeneralItalic",
-    "cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10",
+    "cmb10", "cmmi10", "cmr10", "cmss10", "cmtt10",
 )  # fmt: skip
 UNSEEN_FACES = ("STIXGeneralItalic", "cmss10")
 TRAIN_FACES = tuple(face for face in FACES if face not in UNSEEN_FACES)

@@ -57,6 +57,8 @@ class Manifest:
         """One phrase for logs and reports."""
         if self.origin == "glyphs":
             return f"{self.split}, drawn glyphs and not EMNIST"
+        if self.origin == "official":
+            return f"{self.split}, the official split from NIST"
         return f"{self.split} from {self.origin} ({'' if self.official else 'not '}the official split)"
 
     @property
