@@ -14,6 +14,20 @@ SOUND = -1
 
 
 @njit(nogil=True, cache=True, inline="always")
+def _length(source, at, stop, length):
+    """A length of LZ4 that begins with the 4 bits `length`, and the place after it; −1 where the block ends first."""
+    if length == 15:
+        more = 255
+        while more == 255:
+            if at >= stop:
+                return -1, at
+            more = np.int64(source[at])
+            length += more
+            at += 1
+    return length, at
+
+
+@njit(nogil=True, cache=True, inline="always")
 def _decode_lz4(source, start, stop, image):
     """Decodes one LZ4 block, source[start:stop], into `image`; True if it gave exactly image.size bytes.
 
@@ -25,16 +39,8 @@ def _decode_lz4(source, start, stop, image):
     while at < stop:
         token = np.int64(source[at])
         at += 1
-        literals = token >> 4
-        if literals == 15:
-            more = 255
-            while more == 255:
-                if at >= stop:
-                    return False
-                more = np.int64(source[at])
-                literals += more
-                at += 1
-        if at + literals > stop or to + literals > size:
+        literals, at = _length(source, at, stop, token >> 4)
+        if literals < 0 or at + literals > stop or to + literals > size:
             return False
         for i in range(literals):
             image[to + i] = source[at + i]
@@ -46,17 +52,9 @@ def _decode_lz4(source, start, stop, image):
             return False
         distance = np.int64(source[at]) | (np.int64(source[at + 1]) << 8)
         at += 2
-        length = token & 15
-        if length == 15:
-            more = 255
-            while more == 255:
-                if at >= stop:
-                    return False
-                more = np.int64(source[at])
-                length += more
-                at += 1
+        length, at = _length(source, at, stop, token & 15)
         length += 4
-        if distance == 0 or distance > to or to + length > size:
+        if length < 4 or distance == 0 or distance > to or to + length > size:
             return False
         for i in range(length):  # byte by byte: a match may overlap what it writes
             image[to + i] = image[to + i - distance]
