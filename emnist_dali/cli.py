@@ -38,7 +38,13 @@ def main() -> None:
     "[default: what is prepared, else official]",
 )
 @click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
-@click.option("--size", default=28, show_default=True, help="Side to which a folder of images is resized, in pixels.")
+@click.option(
+    "--size",
+    type=click.IntRange(8, 1024),
+    default=28,
+    show_default=True,
+    help="Side to which a folder of images is resized, in pixels.",
+)
 @click.option("--verify", is_flag=True, help="Check the hash of every shard.")
 @click.option("--force", is_flag=True, help="Pack again, from another source too.")
 def prepare(split: str, source: str | None, data_dir: str, size: int, verify: bool, force: bool) -> None:

@@ -142,8 +142,14 @@ class Config:
     run: Run = Run()
 
     def override(self, options: dict[str, Any]) -> "Config":
-        """This config with every option that is not None in its place; names are unique in the tree."""
+        """This config with every option that is not None in its place; names are unique in the tree.
+
+        Raises UserError for a name that is not in it.
+        """
         given = {name: value for name, value in options.items() if value is not None}
+        known = {f.name for part in (self.data, self.model, self.training, self.run) for f in fields(part)}
+        if unknown := given.keys() - known:
+            raise UserError(f"There is no setting {', '.join(sorted(unknown))}; the settings are in config.py.")
         parts = {}
         for part in ("data", "model", "training", "run"):
             node = getattr(self, part)

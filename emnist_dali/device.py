@@ -23,10 +23,11 @@ def resolve(config: Config) -> Config:
     gpu = torch.cuda.is_available()
     device = ("cuda" if gpu else "cpu") if config.run.device == "auto" else config.run.device
     try:
-        kind = torch.device(device).type
+        parsed = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"There is no device {device!r}; take --device cuda, cuda:1 or cpu.") from error
-    if kind not in ("cuda", "cpu") or (kind == "cuda" and not gpu):
+    kind = parsed.type
+    if kind != "cpu" and (kind != "cuda" or (parsed.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"Device {device} cannot be used here; take --device cpu.")
     amp, data, training = config.run.amp, config.data, config.training
     if amp == "auto":

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config
+from .errors import UserError
 
 
 class NoTracking:
@@ -23,13 +24,18 @@ class WandbTracking:
         import wandb
 
         self._wandb = wandb
-        self._run = wandb.init(
-            project="emnist-dali",
-            name=folder.name,
-            dir=folder,
-            mode=config.run.wandb,
-            config={**config.to_dict(), "data_described": data},
-        )
+        try:
+            self._run = wandb.init(
+                project="emnist-dali",
+                name=folder.name,
+                dir=folder,
+                mode=config.run.wandb,
+                config={**config.to_dict(), "data_described": data},
+            )
+        except wandb.Error as error:
+            raise UserError(
+                f"W&B could not start ({error}); run `wandb login` first, or take --wandb offline."
+            ) from error
         self.id = self._run.id
 
     def log(self, values: dict[str, Any], step: int) -> None:

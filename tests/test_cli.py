@@ -84,7 +84,8 @@ def test_what_a_user_can_cause_is_one_sentence(arguments, message, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    "arguments", [("train", "--recipe", "nonsense"), ("train", "--epochs", "many"), ("nonsense",)]
+    "arguments",
+    [("train", "--recipe", "nonsense"), ("train", "--epochs", "many"), ("prepare", "--size", 1), ("nonsense",)],
 )
 def test_wrong_usage_exits_with_2(arguments):
     assert invoke(*arguments).exit_code == 2

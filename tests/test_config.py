@@ -196,3 +196,8 @@ def test_the_command_line_imports_nothing_heavy():
     loaded = set(done.stdout.split())
     assert "emnist_dali.cli" in loaded
     assert not loaded & {"torch", "numpy", "nvidia.dali", "timm", "numba", "wandb", "matplotlib", "torchmetrics"}
+
+
+def test_a_setting_that_does_not_exist_is_named():
+    with pytest.raises(UserError, match="no setting learning_rate"):
+        cpu("balanced").override({"learning_rate": 1.0})

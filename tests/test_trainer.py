@@ -170,6 +170,17 @@ def test_wandb_offline_needs_no_network(data_dir, tmp_path, monkeypatch):
     assert load_state(run.last)["wandb"]
 
 
+def test_wandb_that_cannot_start_is_one_sentence(data_dir, tmp_path, monkeypatch):
+    import wandb
+
+    def no_account(**_):
+        raise wandb.errors.UsageError("no API key")
+
+    monkeypatch.setattr(wandb, "init", no_account)
+    with pytest.raises(UserError, match=r"no API key.*wandb login"):
+        trainer.train(small(data_dir, tmp_path / "run", wandb="online"))
+
+
 def test_dali_trains_like_the_cpu_engine(data_dir, tmp_path):
     losses = []
     for backend in ("cpu", "dali"):
