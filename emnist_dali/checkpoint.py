@@ -19,6 +19,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
+    """What `save_state` wrote, on the CPU. Raises UserError where the file is missing or is none."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -36,7 +37,7 @@ def save_weights(path: Path, model: torch.nn.Module, about: dict[str, Any]) -> N
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """State dict and `about` of `save_weights`."""
+    """State dict and `about` of `save_weights`. Raises UserError where the file is missing or of another kind."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

@@ -147,6 +147,8 @@ class Config:
         Raises UserError for a name that is not in it.
         """
         given = {name: value for name, value in options.items() if value is not None}
+        if "weights" in given:  # also where the recipe itself trains from scratch
+            given = {"pretrained": True, **given}
         known = {f.name for part in (self.data, self.model, self.training, self.run) for f in fields(part)}
         if unknown := given.keys() - known:
             raise UserError(f"There is no setting {', '.join(sorted(unknown))}; the settings are in config.py.")

@@ -31,7 +31,7 @@ def resolve(config: Config) -> Config:
         raise UserError(f"Device {device} cannot be used here; take --device cpu.")
     amp, data, training = config.run.amp, config.data, config.training
     if amp == "auto":
-        # Emulated bf16, on GPUs older than Ampere, is slower than fp16.
+        # GPUs before Ampere only emulate bf16.
         emulated = kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
         amp = "off" if kind == "cpu" else "fp16" if emulated else "bf16"
     if data.backend == "auto":

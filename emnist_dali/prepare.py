@@ -4,7 +4,7 @@ from pathlib import Path
 
 from .errors import UserError
 from .progress import say
-from .shards import Manifest, Shards, pack, read_manifest, verify
+from .shards import MANIFEST, Manifest, Shards, pack, read_manifest, verify
 from .source import load, origin
 
 DEMO = "demo"
@@ -24,7 +24,7 @@ def prepare(
     `force` packs anew. Raises UserError where the folder was packed from another source.
     """
     folder = split_folder(data_dir, split, source)
-    if not force and (folder / "manifest.json").exists():
+    if not force and (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
         if source is not None and origin(source) != manifest.origin:
             raise UserError(

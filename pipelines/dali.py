@@ -11,7 +11,8 @@ import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
-# Images in one DALI sample: DALI pays its cost a sample once a block, not once an image.
+# Images in one DALI sample, to pay DALI's cost a sample once a block. Not measured on a GPU yet; on the CPU 64 are
+# as fast as 1.
 BLOCK = 64
 
 

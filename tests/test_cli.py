@@ -60,7 +60,7 @@ def test_auto_takes_the_cpu_recipe_without_a_gpu(data_dir, tmp_path):
         "--steps", 1, "--device", "cpu", "--out", tmp_path / "run",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "Recipe cpu: there is no GPU." in result.output
+    assert "Recipe cpu: no GPU is used." in result.output
 
 
 @pytest.mark.parametrize(

@@ -201,3 +201,11 @@ def test_the_command_line_imports_nothing_heavy():
 def test_a_setting_that_does_not_exist_is_named():
     with pytest.raises(UserError, match="no setting learning_rate"):
         cpu("balanced").override({"learning_rate": 1.0})
+
+
+def test_weights_turn_pretraining_on_in_a_recipe_from_scratch():
+    assert cpu("balanced").override({"weights": "file"}).model == Model(
+        model="test_efficientnet", stem_stride=1, pretrained=True, weights="file"
+    )
+    with pytest.raises(UserError, match="exclude each other"):
+        cpu("balanced").override({"weights": "file", "pretrained": False})

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -171,8 +172,6 @@ def test_peak_memory_after_epoch_20_is_that_after_epoch_2(backend, shards):
 
 
 def test_memory_does_not_grow_with_the_data(drawn, tmp_path):
-    import dataclasses
-
     train = drawn.parts["train"]
     large = dataclasses.replace(train, images=np.tile(train.images, (40, 1, 1)), labels=np.tile(train.labels, 40))
     pack(dataclasses.replace(drawn, parts=drawn.parts | {"train": large}), "large", tmp_path / "large")

@@ -117,13 +117,7 @@ def test_accumulated_micro_batches_are_the_whole_batch(data_dir):
     shards = Shards(data_dir / "demo" / "small", "train")
     weights = []
     for batch_size, accumulation in ((64, 1), (16, 4)):
-        changed = config.override({"batch_size": batch_size, "steps": 2})
-        changed = changed.__class__(
-            **{
-                **{name: getattr(changed, name) for name in ("recipe", "data", "model", "run")},
-                "training": changed.training.__class__(**{**vars(changed.training), "accumulation": accumulation}),
-            }
-        )
+        changed = config.override({"batch_size": batch_size, "steps": 2, "accumulation": accumulation})
         stats = statistics(data_dir / "demo" / "small", 32)
         with Loader(shards, batch_size=batch_size, size=32, stats=stats, accumulation=accumulation) as loader:
             loop = trainer.Trainer(changed, loader, shards.manifest.classes, [50] * 12)
