@@ -16,6 +16,9 @@ from .pipelines.fused import Preprocess
 from .plan import Plan
 from .stats import Stats
 
+# Batches gathered before DALI asks for them, besides those in its own queue.
+_GATHERED_AHEAD = 2
+
 
 class Batch(NamedTuple):
     """images (N, 1, S, S) float32 or float16, labels (N,) int64; padded rows have label −1."""
@@ -98,6 +101,9 @@ class DaliFeed:
         # DALI has LZ4 on the GPU only.
         self._compressed = on_gpu and plan.shards.compressed
         self._blocks = share // dali.block_size(share)
+        # DALI asks for a batch in the training thread: another one gathers ahead, and only the handing over waits.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._gathered = deque(self._pool.submit(self._gather, first + i) for i in range(_GATHERED_AHEAD))
         self._error: UserError | None = None
         self._pipeline = dali.build(
             self._source,
@@ -114,24 +120,29 @@ class DaliFeed:
         )
 
     def _source(self, i: int) -> tuple:
+        self._gathered.append(self._pool.submit(self._gather, self._first + i + _GATHERED_AHEAD))
         try:
-            planned = self._plan.batch(self._first + i)
-            # Padding repeats a sample; its label says that it does not count.
-            indices = planned.indices if len(planned.indices) else self._plan.members[:1]
-            indices = np.resize(indices, len(planned.labels))
-            parts = [np.split(planned.labels, self._blocks)]
-            if self._compressed:
-                records = [self._plan.shards.records(block) for block in np.split(indices, self._blocks)]
-                parts += [[r for r, _ in records], [sizes.astype(np.int32) for _, sizes in records]]
-            else:
-                images = self._plan.shards.images(indices)[..., None]
-                parts.append(images.reshape(self._blocks, -1, *images.shape[1:]))
-            if len(planned.matrices):
-                parts.append(np.split(planned.matrices, self._blocks))
-            return tuple(parts)
+            return self._gathered.popleft().result()
         except UserError as error:  # DALI would wrap it in a traceback of its own
             self._error = error
             raise
+
+    def _gather(self, i: int) -> tuple:
+        planned = self._plan.batch(i)
+        # Padding repeats a sample; its label says that it does not count.
+        indices = planned.indices if len(planned.indices) else np.zeros(1, np.int64)
+        indices = np.resize(indices, len(planned.labels))
+        parts = [np.split(planned.labels, self._blocks)]
+        if self._compressed:
+            records, sizes = self._plan.shards.records(indices)
+            chunks = sizes.astype(np.int32).reshape(self._blocks, -1)
+            parts += [np.split(records, np.cumsum(chunks.sum(1))[:-1]), chunks]
+        else:
+            images = self._plan.shards.images(indices)[..., None]
+            parts.append(images.reshape(self._blocks, -1, *images.shape[1:]))
+        if len(planned.matrices):
+            parts.append(np.split(planned.matrices, self._blocks))
+        return tuple(parts)
 
     def next(self) -> Batch:
         try:
@@ -144,6 +155,7 @@ class DaliFeed:
         return Batch(images, labels)
 
     def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
         del self._pipeline
 
 

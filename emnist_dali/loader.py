@@ -58,7 +58,6 @@ class Loader:
         half: bool = False,
         threads: int | None = None,
     ) -> None:
-        members = np.arange(len(shards)) if members is None else members
         if batch_size % world:
             raise UserError(f"A batch of {batch_size} images does not divide by {world} ranks; change --batch-size.")
         self.plan = Plan(
@@ -75,7 +74,7 @@ class Loader:
         )
         if not self.plan.batches:
             raise UserError(
-                f"{shards.folder} gives {len(members)} {shards.part} images, fewer than the "
+                f"{shards.folder} gives {self.plan.samples} {shards.part} images, fewer than the "
                 f"{batch_size * accumulation} of one step; lower --batch-size."
             )
         self.stats, self.accumulation = stats, accumulation

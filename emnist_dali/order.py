@@ -6,6 +6,9 @@ Nothing here has state, so that any batch of any epoch can be made by any rank, 
 from enum import IntEnum
 
 import numpy as np
+from numba import njit
+
+_ROUNDS = 8
 
 
 class Stream(IntEnum):
@@ -22,9 +25,45 @@ def generator(seed: int, stream: Stream, epoch: int = 0, batch: int = 0) -> np.r
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, batch, epoch]))
 
 
-def permutation(members: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The samples `members` (n,) int64 in the order of one epoch."""
-    return generator(seed, Stream.ORDER, epoch).permutation(members)
+def shuffled(samples: int, places: range, seed: int, epoch: int) -> np.ndarray:
+    """The samples at `places` of an epoch's order, a permutation of 0 … samples − 1: int64.
+
+    A Feistel network over the samples' bits, applied again while it leads outside (Black & Rogaway 2002, «Ciphers
+    with Arbitrary Finite Domains»): any place costs the same, and no list is kept, however many samples there are.
+    """
+    keys = generator(seed, Stream.ORDER, epoch).integers(0, 2**64, _ROUNDS, np.uint64)
+    return _shuffled(samples, places.start, places.stop, keys)
+
+
+@njit(nogil=True, cache=True)
+def _shuffled(samples, start, stop, keys):
+    bits = 10  # halves of fewer bits leave a bias: seen with 5 and 7 samples, in 20,000 epochs
+    while samples > 1 << bits:
+        bits += 1
+    low = np.uint64(bits // 2)
+    low_mask = (np.uint64(1) << low) - np.uint64(1)
+    high_mask = (np.uint64(1) << np.uint64(bits - bits // 2)) - np.uint64(1)
+    out = np.empty(max(stop - start, 0), np.int64)
+    for i in range(out.size):
+        place = np.uint64(start + i)
+        while True:
+            upper, lower = place >> low, place & low_mask
+            for k in range(0, keys.size, 2):
+                upper ^= _scrambled(lower + keys[k]) & high_mask
+                lower ^= _scrambled(upper + keys[k + 1]) & low_mask
+            place = upper << low | lower
+            if place < samples:
+                break
+        out[i] = place
+    return out
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _scrambled(x):
+    """The output function of SplitMix64 (Steele, Lea & Flood 2014): every bit of x reaches every bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def batches_per_epoch(samples: int, batch_size: int, accumulation: int = 1) -> int:
@@ -32,14 +71,14 @@ def batches_per_epoch(samples: int, batch_size: int, accumulation: int = 1) -> i
     return samples // (batch_size * accumulation) * accumulation
 
 
-def rank_batch(order: np.ndarray, batch: int, batch_size: int, rank: int = 0, world: int = 1) -> np.ndarray:
-    """Rank `rank`'s contiguous slice of global batch `batch` out of `order` (n,): (batch_size / world,) at most.
+def rank_batch(samples: int, batch: int, batch_size: int, rank: int = 0, world: int = 1) -> range:
+    """The places in an epoch's order of rank `rank`'s slice of global batch `batch`: batch_size / world at most.
 
     Only the last batch of an evaluation is shorter; `batch_size` is a multiple of `world`.
     """
     share = batch_size // world
-    start = batch * batch_size + rank * share
-    return order[start : min(start + share, (batch + 1) * batch_size)]
+    start = min(batch * batch_size + rank * share, samples)
+    return range(start, min(start + share, samples))
 
 
 def holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,5 @@
 """What is in each batch, before any image is touched."""
 
-import threading
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ class Plan:
         self,
         shards: Shards,
         *,
-        members: np.ndarray,
+        members: np.ndarray | None,
         batch_size: int,
         size: int,
         accumulation: int,
@@ -38,27 +37,23 @@ class Plan:
         world: int,
     ) -> None:
         self.shards, self.members, self.batch_size, self.size = shards, members, batch_size, size
+        self.samples = len(shards) if members is None else len(members)
         self.train, self.affine, self.seed, self.rank, self.world = train, affine, seed, rank, world
         if train:
-            self.batches = order.batches_per_epoch(len(members), batch_size, accumulation)
+            self.batches = order.batches_per_epoch(self.samples, batch_size, accumulation)
         else:
-            self.batches = -(-len(members) // batch_size)
-        self._orders: dict[int, np.ndarray] = {}
-        self._lock = threading.Lock()
-
-    def epoch_order(self, epoch: int) -> np.ndarray:
-        if not self.train:
-            return self.members
-        with self._lock:  # prefetching reaches into the next epoch: two orders are alive at its border
-            if epoch not in self._orders:
-                self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-                self._orders[epoch] = order.permutation(self.members, self.seed, epoch)
-            return self._orders[epoch]
+            self.batches = -(-self.samples // batch_size)
 
     def batch(self, i: int) -> PlannedBatch:
         epoch, batch = divmod(i, self.batches)
         share = self.batch_size // self.world
-        indices = order.rank_batch(self.epoch_order(epoch), batch, self.batch_size, self.rank, self.world)
+        places = order.rank_batch(self.samples, batch, self.batch_size, self.rank, self.world)
+        if self.train:
+            indices = order.shuffled(self.samples, places, self.seed, epoch)
+        else:
+            indices = np.arange(places.start, places.stop)
+        if self.members is not None:
+            indices = self.members[indices]
         labels = np.full(share, -1, np.int64)
         labels[: len(indices)] = self.shards.labels(indices)
         matrices = np.empty((0, 2, 3), np.float32)

@@ -6,7 +6,6 @@ A shard is a safetensors file: `records` (uint8, the records end to end), `offse
 
 import hashlib
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -179,14 +178,6 @@ def verify(folder: Path, manifest: Manifest) -> None:
             raise UserError(f"{path} is not the shard that was packed; prepare it anew with --force.")
 
 
-@dataclass(frozen=True)
-class _Shard:
-    path: Path
-    records: np.ndarray
-    offsets: np.ndarray
-    labels: np.ndarray
-
-
 class Shards:
     """One part of a prepared split, mapped: opening costs milliseconds, and memory does not grow with the data.
 
@@ -199,12 +190,14 @@ class Shards:
         if part not in self.manifest.shards:
             raise UserError(f"{folder} has no part {part!r}; it has {', '.join(self.manifest.shards)}.")
         files = self.manifest.shards[part]
-        self._shards = [_open(folder / file.file, file, self.manifest) for file in files]
-        self._stats = [shard.path.stat() for shard in self._shards]
-        self._starts = np.cumsum([0, *(file.samples for file in files)])
+        self._paths = [folder / file.file for file in files]
+        opened = [_open(path, file, self.manifest) for path, file in zip(self._paths, files, strict=True)]
+        self._labels = [labels for *_, labels in opened]
+        self._records = fused.Records(opened)
+        self._stats = [path.stat() for path in self._paths]
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._records)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -216,63 +209,55 @@ class Shards:
 
     def check(self) -> None:
         """Raises UserError where a shard's size or modification time is not what it was on opening."""
-        for shard, opened in zip(self._shards, self._stats, strict=True):
+        for path, opened in zip(self._paths, self._stats, strict=True):
             try:
-                now = shard.path.stat()
+                now = path.stat()
             except OSError as error:
-                raise UserError(f"{shard.path} has gone while it was in use; prepare it anew.") from error
+                raise UserError(f"{path} has gone while it was in use; prepare it anew.") from error
             if (now.st_size, now.st_mtime_ns) != (opened.st_size, opened.st_mtime_ns):
-                raise UserError(f"{shard.path} has changed while it was in use; prepare it anew with --force.")
-
-    def locate(self, indices: np.ndarray) -> Iterator[tuple[_Shard, np.ndarray, np.ndarray]]:
-        """For each shard that holds some of `indices` (n,): the shard, their rows in it, their places in n."""
-        homes = np.searchsorted(self._starts, indices, side="right") - 1
-        for home in np.unique(homes):
-            places = np.flatnonzero(homes == home)
-            yield self._shards[home], indices[places] - self._starts[home], places
+                raise UserError(f"{path} has changed while it was in use; prepare it anew with --force.")
 
     def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
         """uint8 labels of `indices` (n,), or of the whole part."""
-        if indices is None:
-            return np.concatenate([shard.labels for shard in self._shards])
-        labels = np.empty(len(indices), np.uint8)
-        for shard, rows, places in self.locate(indices):
-            labels[places] = shard.labels[rows]
-        return labels
+        return np.concatenate(self._labels) if indices is None else self._records.labels(indices)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """(n, H, W) uint8: the records of `indices`, decoded."""
         out = np.empty((len(indices), self.shape[0] * self.shape[1]), np.uint8)
-        for shard, rows, places in self.locate(indices):
-            failed = fused.decode(shard.records, shard.offsets, rows, places, self.compressed, out)
-            self.check_decoded(shard, rows, failed)
+        self._check_decoded(indices, fused.decode(self._records, indices, self.compressed, out))
         return out.reshape(-1, *self.shape)
 
     def preprocess(
         self, preprocess: fused.Preprocess, indices: np.ndarray, matrices: np.ndarray, out: np.ndarray
     ) -> None:
         """Record indices[i] becomes out[i] (S, S) float32 through the fused kernel."""
-        for shard, rows, places in self.locate(indices):
-            failed = preprocess.run(shard.records, shard.offsets, rows, places, matrices, out)
-            self.check_decoded(shard, rows, failed)
+        self._check_decoded(indices, preprocess.run(self._records, indices, matrices, out))
 
     def records(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The records of `indices` (n,) end to end, uint8, and the bytes of each, (n,) int64."""
-        records: list[np.ndarray] = [np.empty(0, np.uint8)] * len(indices)
-        for shard, rows, places in self.locate(indices):
-            for row, place in zip(rows, places, strict=True):
-                records[place] = shard.records[shard.offsets[row] : shard.offsets[row + 1]]
-        return np.concatenate(records), np.array([len(record) for record in records], np.int64)
+        sizes = self._records.sizes(indices)
+        # The most that LZ4 makes of an image: lz4.h, LZ4_COMPRESSBOUND.
+        pixels = self.shape[0] * self.shape[1]
+        wrong = np.flatnonzero((sizes < 0) | (sizes > pixels + pixels // 255 + 16))
+        self._check_decoded(indices, wrong[0] if len(wrong) else fused.SOUND)
+        ends = np.cumsum(sizes)
+        out = np.empty(ends[-1] if len(ends) else 0, np.uint8)
+        self._records.gather(indices, ends, out)
+        return out, sizes
 
-    @staticmethod
-    def check_decoded(shard: _Shard, rows: np.ndarray, failed: int) -> None:
-        if failed != fused.SOUND:
-            raise UserError(
-                f"{shard.path}: record {rows[failed]} does not decode to one image; prepare it anew with --force."
-            )
+    def _check_decoded(self, indices: np.ndarray, failed: int) -> None:
+        if failed == fused.SOUND:
+            return
+        samples = [file.samples for file in self.manifest.shards[self.part]]
+        shard = int(np.searchsorted(np.cumsum(samples), indices[failed], side="right"))
+        row = indices[failed] - sum(samples[:shard])
+        raise UserError(
+            f"{self._paths[shard]}: record {row} does not decode to one image; prepare it anew with --force."
+        )
 
 
-def _open(path: Path, file: ShardFile, manifest: Manifest) -> _Shard:
+def _open(path: Path, file: ShardFile, manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mapped records, offsets and labels of a shard."""
     # safetensors' torch view maps the file; its numpy view copies it.
     from safetensors import SafetensorError, safe_open
 
@@ -295,4 +280,4 @@ def _open(path: Path, file: ShardFile, manifest: Manifest) -> _Shard:
         raise UserError(
             f"{path} has label {labels.max()} with {len(manifest.classes)} classes; prepare it anew with --force."
         )
-    return _Shard(path, records, offsets, labels)
+    return records, offsets, labels

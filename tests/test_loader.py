@@ -46,7 +46,7 @@ def test_batches_hold_the_images_of_the_order_with_their_labels(backend, shards)
         in_order = np.concatenate([images for images, _ in collect(straight)])
         labels = shards.labels()
         for epoch in range(2):
-            expected = order.permutation(np.arange(600), 3, epoch)
+            expected = order.shuffled(600, range(600), 3, epoch)
             batches = collect(loader)
             assert len(batches) == len(loader) == 9
             for k, (images, got) in enumerate(batches):

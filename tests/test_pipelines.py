@@ -15,22 +15,25 @@ AUGMENT = {"rotation": (0.3, 0.1), "scale": 0.2, "shear": 0.2, "translation": 0.
 LEVEL = 1 / 255
 
 
-def packed(images: np.ndarray, compressed: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def one_shard(records: bytes, offsets: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    labels = np.zeros(len(offsets) - 1, np.uint8)
+    return np.frombuffer(records, np.uint8), np.array(offsets, np.int64), labels
+
+
+def packed(images: np.ndarray, compressed: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     records = [image.tobytes() for image in images]
     if compressed:
         records = [lz4.block.compress(record, store_size=False) for record in records]
-    offsets = np.cumsum([0, *map(len, records)]).astype(np.int64)
-    return np.frombuffer(b"".join(records), np.uint8), offsets
+    return one_shard(b"".join(records), np.cumsum([0, *map(len, records)]).tolist())
 
 
 def run_fused(
     images: np.ndarray, size: int, mean: float, std: float, matrices: np.ndarray = RESIZE, compressed: bool = True
 ) -> np.ndarray:
-    records, offsets = packed(images, compressed)
-    rows = np.arange(len(images))
+    records = fused.Records([packed(images, compressed)])
     out = np.full((len(images), size, size), np.nan, np.float32)
     preprocess = fused.Preprocess(images.shape[1:], size, mean, std, compressed)
-    assert preprocess.run(records, offsets, rows, rows, matrices, out) == fused.SOUND
+    assert preprocess.run(records, np.arange(len(images)), matrices, out) == fused.SOUND
     return out
 
 
@@ -147,12 +150,45 @@ def test_raw_and_compressed_records_give_the_same(odd_images):
     np.testing.assert_array_equal(*both)
 
 
-def test_rows_and_places(odd_images):
-    records, offsets = packed(odd_images)
-    out = np.full((4, 28 * 28), 77, np.uint8)
-    assert fused.decode(records, offsets, np.array([5, 60]), np.array([3, 1]), True, out) == fused.SOUND
-    np.testing.assert_array_equal(out[[3, 1]].reshape(2, 28, 28), odd_images[[5, 60]])
-    assert (out[[0, 2]] == 77).all()
+@pytest.mark.parametrize("compressed", [True, False])
+def test_samples_of_many_shards_in_any_order(compressed, odd_images):
+    parts = np.split(odd_images, [1, 7, 7, 40])
+    shards = [packed(part, compressed) for part in parts]
+    for k, (_, _, labels) in enumerate(shards):
+        labels[:] = k
+    records = fused.Records(shards)
+    assert len(records) == 64
+    indices = np.array([63, 0, 1, 6, 7, 39, 40, 39])
+    out = np.empty((8, 784), np.uint8)
+    assert fused.decode(records, indices, compressed, out) == fused.SOUND
+    np.testing.assert_array_equal(out.reshape(-1, 28, 28), odd_images[indices])
+    assert records.labels(indices).tolist() == [4, 0, 1, 1, 3, 3, 4, 3]
+    ends = np.cumsum(records.sizes(indices))
+    gathered = np.empty(ends[-1], np.uint8)
+    records.gather(indices, ends, gathered)
+    again = fused.Records([one_shard(gathered.tobytes(), [0, *ends.tolist()])])
+    assert fused.decode(again, np.arange(8), compressed, out) == fused.SOUND
+    np.testing.assert_array_equal(out.reshape(-1, 28, 28), odd_images[indices])
+
+
+def test_samples_that_are_not_there(odd_images):
+    records, out = fused.Records([packed(odd_images)]), np.empty((2, 784), np.uint8)
+    for index in (-1, 64):
+        assert fused.decode(records, np.array([5, index]), True, out) == 1
+        assert records.sizes(np.array([index])) == [-1]
+        with pytest.raises(IndexError, match="0 to 63"):
+            records.labels(np.array([index]))
+
+
+def test_only_shards_are_taken():
+    records, offsets, labels = packed(np.zeros((2, 28, 28), np.uint8))
+    for wrong in (
+        (records, offsets[:-1], labels),
+        (records, offsets.astype(np.int32), labels),
+        (records[::2], offsets, labels),
+    ):
+        with pytest.raises(ValueError, match=r"no shard|contiguous"):
+            fused.Records([wrong])
 
 
 @settings(max_examples=300, deadline=None)
@@ -173,9 +209,9 @@ def test_lz4_decoder_takes_what_liblz4_takes_and_gives_the_same(garbage, pattern
         expected = lz4.block.decompress(bytes(block), uncompressed_size=784)
     except lz4.block.LZ4BlockError:
         expected = b""
-    out, offsets = np.zeros((1, 784), np.uint8), np.array([0, len(block)])
-    row = np.array([0])
-    outcome = fused.decode(np.frombuffer(bytes(block), np.uint8), offsets, row, row, True, out)
+    out = np.zeros((1, 784), np.uint8)
+    records = fused.Records([one_shard(bytes(block), [0, len(block)])])
+    outcome = fused.decode(records, np.array([0]), True, out)
     if len(expected) == 784 and outcome == fused.SOUND:
         assert out.tobytes() == expected
     # liblz4 is stricter in one point: its encoder's end-of-block rules.
@@ -187,9 +223,9 @@ def test_lz4_decoder_takes_what_liblz4_takes_and_gives_the_same(garbage, pattern
 @pytest.mark.parametrize("offsets", [[0, 10_000], [-5, 20], [20, 10], [0, 3]])
 @pytest.mark.parametrize("compressed", [True, False])
 def test_offsets_out_of_bounds_are_an_error(offsets, compressed, odd_images):
-    records, _ = packed(odd_images[:1], compressed)
-    row, out = np.array([0]), np.zeros((1, 784), np.uint8)
-    assert fused.decode(records, np.array(offsets), row, row, compressed, out) == 0
+    records, _, labels = packed(odd_images[:1], compressed)
+    shard = fused.Records([(records, np.array(offsets), labels)])
+    assert fused.decode(shard, np.array([0]), compressed, np.zeros((1, 784), np.uint8)) == 0
 
 
 def test_matrices_stay_within_their_limits():

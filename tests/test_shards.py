@@ -3,10 +3,11 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from emnist_dali import shards as shards_module
 from emnist_dali.errors import UserError
-from emnist_dali.pipelines.fused import Preprocess
+from emnist_dali.pipelines import fused
 from emnist_dali.shards import Shards, pack, read_manifest, verify
 from emnist_dali.source import Part, Source
 
@@ -30,10 +31,9 @@ def test_many_shards_are_one_part(codec, drawn, tmp_path, monkeypatch):
     np.testing.assert_array_equal(shards.images(order), drawn.parts["train"].images[order])
     np.testing.assert_array_equal(shards.labels(order), drawn.parts["train"].labels[order])
     records, sizes = shards.records(order[:50])
-    rows = np.arange(50)
+    gathered = fused.Records([(records, np.cumsum([0, *sizes]), np.zeros(50, np.uint8))])
     decoded = np.empty((50, 784), np.uint8)
-    offsets = np.cumsum([0, *sizes])
-    assert shards_module.fused.decode(records, offsets, rows, rows, codec == "lz4", decoded) == -1
+    assert fused.decode(gathered, np.arange(50), codec == "lz4", decoded) == fused.SOUND
     np.testing.assert_array_equal(decoded.reshape(50, 28, 28), drawn.parts["train"].images[order[:50]])
 
 
@@ -130,11 +130,25 @@ def test_a_record_that_does_not_decode_is_named(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(shards_module.lz4.block, "compress", breaks)
     pack(drawn, "small", tmp_path / "small")
     shards = Shards(tmp_path / "small", "train")
-    preprocess = Preprocess((28, 28), 28, 0, 1, compressed=True)
+    preprocess = fused.Preprocess((28, 28), 28, 0, 1, compressed=True)
     out, resize = np.empty((3, 28, 28), np.float32), np.empty((0, 2, 3), np.float32)
     shards.preprocess(preprocess, np.array([5, 6, 8]), resize, out)
     with pytest.raises(UserError, match=r"train-00000\.safetensors: record 7 "):
         shards.preprocess(preprocess, np.array([5, 7, 8]), resize, out)
+
+
+def test_offsets_that_lead_outside_are_named(drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module, "SHARD_SAMPLES", 97)
+    pack(drawn, "small", tmp_path / "small")
+    path = tmp_path / "small" / "train-00001.safetensors"
+    tensors = load_file(path)
+    tensors["offsets"][30] = 1 << 40
+    save_file(tensors, path)
+    shards = Shards(tmp_path / "small", "train")
+    for read in (shards.records, shards.images):
+        read(np.array([5, 97 + 28]))
+        with pytest.raises(UserError, match=r"train-00001\.safetensors: record 30 "):
+            read(np.array([5, 97 + 30]))
 
 
 @pytest.mark.parametrize(
