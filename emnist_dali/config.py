@@ -12,6 +12,7 @@ from .errors import UserError
 
 Backend = Literal["auto", "dali", "cpu", "synthetic"]
 Amp = Literal["auto", "bf16", "fp16", "off"]
+Compile = Literal["auto", "on", "off"]
 Optimizer = Literal["lion", "adamw", "adam", "sgd"]
 Schedule = Literal["cosine", "restarts"]
 Wandb = Literal["disabled", "offline", "online"]
@@ -129,6 +130,8 @@ class Training:
 class Run:
     device: str = option("auto", "cuda, cuda:1, cpu; auto takes a GPU where there is one.")
     amp: Amp = option("auto", "Mixed precision; auto is bf16 where the GPU has it, else fp16, and off on the CPU.")
+    compile: Compile = option("auto", "torch.compile of training and evaluation; auto is on with a GPU.")
+    profile: bool = option(False, "Write a trace of ten steps for Perfetto; print the ten costliest operators.")
     out: str | None = option(None, "Run folder.  [default: runs/<split>-<recipe>-<time>]")
     wandb: Wandb = option("disabled", "Weights & Biases tracking.")
 

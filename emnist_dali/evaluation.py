@@ -9,7 +9,7 @@ import torch
 
 from .checkpoint import load_weights
 from .config import Config
-from .device import autocast, half_images, resolve
+from .device import autocast, compiled, half_images, resolve
 from .errors import UserError
 from .loader import Loader
 from .metrics import evaluate
@@ -68,7 +68,7 @@ def evaluate_run(path: Path, split: str | None = None, data_dir: str | None = No
         )
     model = build_model(replace(config.model, pretrained=False, weights=None), len(manifest.classes))
     model.load_state_dict(weights)
-    model.to(config.run.device)
+    model = compiled(model.to(config.run.device), config)
     say(f"Evaluating on {manifest}.")
     if config.training.steps:
         say(f"This is a trial with --steps: at most {TRIAL_IMAGES:,} images of each part.")

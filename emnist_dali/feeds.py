@@ -47,7 +47,7 @@ class CpuFeed:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
         self._filling: deque[tuple[_Slot, Future]] = deque()
         self._handed: deque[_Slot] = deque()
-        pin, share = self._device.type == "cuda", plan.batch_size // plan.world
+        pin, share = self._device.type == "cuda", plan.share
         # One batch a thread in the making, one ready, and the two that the consumer may hold.
         for _ in range(threads + 3):
             images = torch.empty((share, 1, plan.size, plan.size), pin_memory=pin)
@@ -95,7 +95,7 @@ class DaliFeed:
             raise UserError(
                 f"DALI could not be imported ({error}); install nvidia-dali-cuda120 (Linux) or take --backend cpu."
             ) from error
-        on_gpu, share = device.type == "cuda", plan.batch_size // plan.world
+        on_gpu, share = device.type == "cuda", plan.share
         self.position = self._first = first
         self._plan, self._run = plan, dali.run
         # DALI has LZ4 on the GPU only.
@@ -165,9 +165,8 @@ class SyntheticFeed:
     def __init__(self, plan: Plan, first: int, stats: Stats, device: torch.device, half: bool, threads: int) -> None:
         self.position = first
         generator = torch.Generator().manual_seed(plan.seed)
-        share = plan.batch_size // plan.world
-        images = torch.randn((share, 1, plan.size, plan.size), generator=generator)
-        labels = torch.randint(len(plan.shards.manifest.classes), (share,), generator=generator)
+        images = torch.randn((plan.share, 1, plan.size, plan.size), generator=generator)
+        labels = torch.randint(len(plan.shards.manifest.classes), (plan.share,), generator=generator)
         dtype = torch.float16 if half else torch.float32
         self._batch = Batch(images.to(device, dtype), labels.to(device))
 

@@ -18,10 +18,19 @@ def evaluate(
     """Fractions, not percent: accuracy, weighted_f1, macro_f1, per_class; images; confusion (rows are true).
 
     `per_class` gives each class's recall, 0 for a class without images; `macro_f1` leaves out classes that are
-    neither there nor predicted. Padded rows (label −1) do not count.
+    neither there nor predicted. Padded rows (label −1) do not count. Waits for the device once, at the end.
     """
+    model.eval()
+    predicted, true = [], []
+    with torch.inference_mode():
+        for images, labels in progress(loader, description=description, total=len(loader), unit=" batches"):
+            with autocast():
+                predicted.append(model(channels_last(images)).argmax(-1))
+            true.append(labels.clone())  # the loader will use its buffer again
+    labels = torch.cat(true).cpu()
+    counted = labels >= 0
     n = len(classes)
-    shared: dict[str, Any] = {"num_classes": n, "ignore_index": -1, "validate_args": False}
+    shared: dict[str, Any] = {"num_classes": n, "validate_args": False}
     metrics = MetricCollection(
         {
             "accuracy": MulticlassAccuracy(**shared, average="micro"),
@@ -30,13 +39,8 @@ def evaluate(
             "per_class": MulticlassAccuracy(**shared, average="none"),
             "confusion": MulticlassConfusionMatrix(**shared),
         }
-    ).to(loader.device)
-    model.eval()
-    with torch.inference_mode():
-        for images, labels in progress(loader, description=description, total=len(loader), unit=" batches"):
-            with autocast():
-                logits = model(channels_last(images))
-            metrics.update(logits.argmax(-1), labels)
-    result = {name: value.tolist() for name, value in metrics.compute().items()}
+    )
+    values = metrics(torch.cat(predicted).cpu()[counted], labels[counted])
+    result = {name: value.tolist() for name, value in values.items()}
     result["per_class"] = dict(zip(classes, result["per_class"], strict=True))
     return {**result, "images": sum(map(sum, result["confusion"]))}

@@ -46,13 +46,14 @@ def mix(
     Works for any N, waits for nothing on the device, and its shapes do not depend on `how`.
     """
     floor = label_smoothing / classes
-    targets = torch.nn.functional.one_hot(labels, classes).float().mul_(1 - label_smoothing).add_(floor)
+    targets = torch.full((len(labels), classes), floor, device=images.device)
+    targets.scatter_(1, labels[:, None], 1 - label_smoothing + floor)
     if how.weight == 1:
         return images, targets
-    targets = targets * how.weight + targets.flip(0) * (1 - how.weight)
+    targets = targets.flip(0).lerp(targets, how.weight)
     partners = images.flip(0)
     if how.box is None:
-        return images * how.weight + partners * (1 - how.weight), targets
+        return partners.lerp(images, how.weight), targets
     top, bottom, left, right = how.box
     place = torch.arange(images.shape[-1], device=images.device)
     inside = ((place >= top) & (place < bottom))[:, None] & ((place >= left) & (place < right))

@@ -9,7 +9,10 @@ from .config import Training
 
 
 def build_optimizer(model: torch.nn.Module, training: Training) -> torch.optim.Optimizer:
-    """Weight decay is on matrices and kernels only, as timm does it: not on norms and biases."""
+    """Weight decay is on matrices and kernels only, as timm does it: not on norms and biases.
+
+    Every update is fused or foreach: a few calls for all tensors, and the host reads none of them.
+    """
     groups = param_groups_weight_decay(model, training.weight_decay)
     match training.optimizer:
         case "lion":
@@ -18,11 +21,11 @@ def build_optimizer(model: torch.nn.Module, training: Training) -> torch.optim.O
 
             return Lion(groups, lr=training.lr)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=training.lr)
+            return torch.optim.AdamW(groups, lr=training.lr, fused=True)
         case "adam":
-            return torch.optim.Adam(groups, lr=training.lr)
+            return torch.optim.Adam(groups, lr=training.lr, fused=True)
         case "sgd":
-            return torch.optim.SGD(groups, lr=training.lr, momentum=0.9, nesterov=True)
+            return torch.optim.SGD(groups, lr=training.lr, momentum=0.9, nesterov=True, fused=True)
         case unknown:
             raise ValueError(f"unknown optimizer {unknown!r}")
 

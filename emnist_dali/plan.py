@@ -38,6 +38,7 @@ class Plan:
     ) -> None:
         self.shards, self.members, self.batch_size, self.size = shards, members, batch_size, size
         self.samples = len(shards) if members is None else len(members)
+        self.share = batch_size // world  # images of one rank
         self.train, self.affine, self.seed, self.rank, self.world = train, affine, seed, rank, world
         if train:
             self.batches = order.batches_per_epoch(self.samples, batch_size, accumulation)
@@ -46,7 +47,6 @@ class Plan:
 
     def batch(self, i: int) -> PlannedBatch:
         epoch, batch = divmod(i, self.batches)
-        share = self.batch_size // self.world
         places = order.rank_batch(self.samples, batch, self.batch_size, self.rank, self.world)
         if self.train:
             indices = order.shuffled(self.samples, places, self.seed, epoch)
@@ -54,7 +54,7 @@ class Plan:
             indices = np.arange(places.start, places.stop)
         if self.members is not None:
             indices = self.members[indices]
-        labels = np.full(share, -1, np.int64)
+        labels = np.full(self.share, -1, np.int64)
         labels[: len(indices)] = self.shards.labels(indices)
         matrices = np.empty((0, 2, 3), np.float32)
         if self.affine:
@@ -62,5 +62,5 @@ class Plan:
             everybody = affine_matrices.matrices(
                 generator, self.batch_size, self.shards.shape, self.size, **asdict(self.affine)
             )
-            matrices = everybody[self.rank * share : (self.rank + 1) * share]
+            matrices = everybody[self.rank * self.share : (self.rank + 1) * self.share]
         return PlannedBatch(indices, labels, matrices)

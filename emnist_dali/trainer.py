@@ -1,9 +1,10 @@
 """The training loop, from top to bottom."""
 
+import gc
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import torch
 from timm.utils import ModelEmaV3
 from tqdm import tqdm
 
-from . import checkpoint, mixing, order, tracking
+from . import checkpoint, mixing, order, profiling, tracking
 from .config import Config
-from .device import autocast, half_images, keep_freed_memory, resolve
+from .device import autocast, compiled, half_images, keep_freed_memory, resolve
 from .errors import UserError
 from .evaluation import evaluate_run, evaluation_loader, summary
 from .feeds import Batch
@@ -26,7 +27,7 @@ from .prepare import prepare
 from .progress import progress, say
 from .run_folder import RunFolder
 from .shards import Shards
-from .stats import statistics
+from .stats import Stats, statistics
 
 # Steps between two readings of the loss, the only moments at which the host waits for the device.
 LOG_EVERY = 50
@@ -40,26 +41,13 @@ def train(config: Config) -> RunFolder:
     Raises UserError for what a user can cause: data, device, weights, folders, a loss that is not finite.
     """
     config = resolve(config)
-    if config.run.device == "cpu":
-        keep_freed_memory()
+    tune_device(config)
     folder = prepare(config.data.split, config.data.source, config.data.data_dir)
     shards = Shards(folder, "train")
     manifest, labels = shards.manifest, shards.labels()
     members, held_out = order.holdout(labels, config.data.val_fraction, config.training.seed)
     stats = statistics(folder, config.data.image_size)
-    train_loader = Loader(
-        shards,
-        members=members,
-        batch_size=config.data.batch_size,
-        size=config.data.image_size,
-        stats=stats,
-        affine=config.data.affine,
-        seed=config.training.seed,
-        accumulation=config.training.accumulation,
-        backend=config.data.backend,
-        device=config.run.device,
-        half=half_images(config),
-    )
+    train_loader = training_loader(config, shards, stats, members)
     validation_loader = evaluation_loader(config, shards, stats, held_out) if len(held_out) else None
     counts = np.bincount(labels[members], minlength=len(manifest.classes)).tolist()
     trainer = Trainer(config, train_loader, manifest.classes, counts)
@@ -70,14 +58,18 @@ def train(config: Config) -> RunFolder:
         f"{len(members):,} images, {len(held_out):,} more for validation, on {config.run.device}."
     )
 
+    if config.run.compile == "on":
+        seconds = trainer.warm_up()
+        run.log({"kind": "compile", "seconds": seconds})
+        say(f"Compiled in {seconds:.0f} s.")
     best = -math.inf
-    with train_loader, validation_loader or nullcontext():
+    with train_loader, validation_loader or nullcontext(), profiling.start(config, run.path) as trainer.profiler:
         for epoch in range(config.training.epochs):
             record = trainer.train_epoch(epoch)
             score = float(epoch)  # with nothing to validate on, the last weights are the best
             if validation_loader:
                 result = evaluate(
-                    trainer.trained, validation_loader, manifest.classes, autocast(config), "validation"
+                    trainer.evaluated, validation_loader, manifest.classes, autocast(config), "validation"
                 )
                 record |= {f"val_{name}": result[name] for name in ("accuracy", "weighted_f1", "macro_f1")}
                 score = result["accuracy"]
@@ -103,6 +95,44 @@ def train(config: Config) -> RunFolder:
     return run
 
 
+def tune_device(config: Config) -> None:
+    """Settings of this process that make a resolved config's device faster."""
+    if config.run.device == "cpu":
+        keep_freed_memory()
+    else:
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """A step makes no cycles; a collection would only look through all that torch and timm have loaded."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def training_loader(config: Config, shards: Shards, stats: Stats, members: np.ndarray | None = None) -> Loader:
+    """The batches that a resolved config trains on: `members` of `shards`, all of them without it."""
+    return Loader(
+        shards,
+        members=members,
+        batch_size=config.data.batch_size,
+        size=config.data.image_size,
+        stats=stats,
+        affine=config.data.affine,
+        seed=config.training.seed,
+        accumulation=config.training.accumulation,
+        backend=config.data.backend,
+        device=config.run.device,
+        half=half_images(config),
+    )
+
+
 class Trainer:
     """What training changes, and the step that changes it; `counts` are the training images of each class."""
 
@@ -111,9 +141,12 @@ class Trainer:
         self.config, self.loader, self.classes = config, loader, len(classes)
         self.device = torch.device(config.run.device)
         self.autocast = autocast(config)
+        self.profiler: torch.profiler.profile | None = None
         torch.manual_seed(training.seed)
         self.model = build_model(config.model, self.classes).to(self.device)
+        self.loss = compiled(self._loss, config)
         self.ema = ModelEmaV3(self.model, decay=training.ema, use_warmup=True) if training.ema else None
+        self.evaluated = compiled(self.trained, config)
         self.optimizer = build_optimizer(self.model, training)
         # fp16 needs it, and is exempt from the rule against synchronisation: it looks for infinities at each step.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.run.amp == "fp16")
@@ -126,6 +159,26 @@ class Trainer:
         """What is validated, called best and exported: the averaged weights where there are any."""
         return self.ema.module if self.ema else self.model
 
+    def warm_up(self) -> float:
+        """Compiles, which the first step would do otherwise, and leaves no trace but that; the seconds it took."""
+        started = time.perf_counter()
+        kept = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        size, share = self.config.data.image_size, self.loader.plan.share
+        dtype = torch.float16 if self.loader.half else torch.float32
+        images = channels_last(torch.zeros((share, 1, size, size), dtype=dtype, device=self.device))
+        targets = torch.full((share, self.classes), 1 / self.classes, device=self.device)
+        self.model.train()
+        with self.autocast():
+            loss = self.loss(images, targets)
+        loss.backward()
+        self.optimizer.zero_grad()
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(kept[name])
+        with torch.inference_mode(), self.autocast():
+            self.evaluated.eval()(images)
+        return time.perf_counter() - started
+
+    @_without_garbage_collection()
     def train_epoch(self, epoch: int) -> dict[str, Any]:
         """One epoch, or what --steps leaves of it; its record. `data_wait` is a share of its `seconds`."""
         training = self.config.training
@@ -144,7 +197,7 @@ class Trainer:
             for _ in range(training.accumulation):
                 images, targets = self._mix(batch, epoch, micro)
                 with self.autocast():
-                    loss = kl_divergence(self.model(channels_last(images)), targets, self.weights)
+                    loss = self.loss(channels_last(images), targets)
                 self.scaler.scale(loss / training.accumulation).backward()
                 loss_sum += loss.detach()
                 micro += 1
@@ -155,6 +208,8 @@ class Trainer:
                 self._check(loss_sum, bar, micro)
             if done == ESTIMATE_AFTER and epoch == 0:
                 self._estimate((time.perf_counter() - started) / done)
+            if self.profiler:
+                self.profiler.step()
             if self.step == training.steps:
                 break
         loss = self._check(loss_sum, bar, micro)
@@ -168,6 +223,9 @@ class Trainer:
             "data_wait": self._waited / seconds,
             "seconds": seconds,
         }
+
+    def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return kl_divergence(self.model(images), targets, self.weights)
 
     def _fetch(self, batches: Iterator[Batch]) -> Batch | None:
         started = time.perf_counter()

@@ -1,17 +1,26 @@
+import gc
+import gzip
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch import ops
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchmetrics import MetricCollection
 
 from emnist_dali import recipes, trainer
 from emnist_dali.checkpoint import load_state, load_weights
-from emnist_dali.device import resolve
+from emnist_dali.device import autocast, resolve
 from emnist_dali.errors import UserError
-from emnist_dali.evaluation import evaluate_run
+from emnist_dali.evaluation import evaluate_run, evaluation_loader
 from emnist_dali.loader import Loader
+from emnist_dali.metrics import evaluate
 from emnist_dali.shards import Shards
 from emnist_dali.stats import statistics
+
+aten = ops.aten
 
 
 def small(data_dir, out, **options):
@@ -57,6 +66,101 @@ def test_the_best_weights_are_those_of_the_best_validation(run):
     _, about = load_weights(run.best)
     assert about["epoch"] == best["epoch"]
     assert about["val_accuracy"] == best["val_accuracy"]
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operators by which the host reads a tensor: on a GPU each waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator.overloadpacket in (aten._local_scalar_dense, aten.nonzero, aten.equal, aten.is_nonzero):
+            self.steps.append(self.trainer.step)
+        return operator(*args, **(kwargs or {}))
+
+
+def make_trainer(data_dir, **options) -> trainer.Trainer:
+    config = resolve(small(data_dir, "unused", **options))
+    folder = data_dir / "demo" / "small"
+    shards = Shards(folder, "train")
+    loader = trainer.training_loader(config, shards, statistics(folder, config.data.image_size))
+    return trainer.Trainer(config, loader, shards.manifest.classes, [50] * 12)
+
+
+@pytest.mark.parametrize("optimizer", ["lion", "adamw", "adam", "sgd"])
+@pytest.mark.parametrize("recipe", ["cpu", "seed"])
+def test_the_host_waits_for_the_device_on_logging_steps_only(recipe, optimizer, data_dir, monkeypatch):
+    monkeypatch.setattr(trainer, "LOG_EVERY", 4)
+    monkeypatch.setattr(recipes, "cpu", getattr(recipes, recipe))  # `seed` mixes, and has no averaged weights
+    options = {"model": "test_efficientnet", "pretrained": False, "image_size": 32}
+    loop = make_trainer(data_dir, optimizer=optimizer, **options)
+    with loop.loader, HostReads() as reads:
+        reads.trainer = loop
+        loop.train_epoch(0)
+    steps = loop.steps_per_epoch
+    assert reads.steps == [*range(4, steps + 1, 4), steps]
+
+
+def test_evaluation_reads_its_results_once(run, data_dir, monkeypatch):
+    loop = make_trainer(data_dir)
+    shards = Shards(data_dir / "demo" / "small", "test")
+    updates = []
+    real = MetricCollection.forward
+    monkeypatch.setattr(MetricCollection, "forward", lambda self, *a: updates.append(1) or real(self, *a))
+    with evaluation_loader(loop.config, shards, loop.loader.stats, np.arange(len(shards))) as loader:
+        loop.step = "evaluation"
+        with HostReads() as reads:
+            reads.trainer = loop
+            evaluate(loop.evaluated, loader, shards.manifest.classes, autocast(loop.config), "test")
+    assert len(loader) == 2
+    assert len(updates) == 1
+
+
+def test_no_garbage_is_collected_in_an_epoch_and_none_is_made(data_dir):
+    loop = make_trainer(data_dir)
+    collections = []
+    gc.callbacks.append(lambda phase, info: collections.append((phase, loop.step)))
+    try:
+        with loop.loader:
+            loop.train_epoch(0)
+            made = gc.collect()
+            loop.train_epoch(1)
+            more = gc.collect()
+    finally:
+        gc.callbacks.pop()
+    assert gc.isenabled()
+    assert {step for _, step in collections} <= {0, loop.steps_per_epoch, 2 * loop.steps_per_epoch}
+    # What an epoch leaves behind does not depend on its steps.
+    assert more <= made + 50
+
+
+def test_compiled_training_is_the_same_training(data_dir, monkeypatch):
+    """torch's own backends take a minute; `aot_eager` traces the same graphs and runs them as they are."""
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    losses = []
+    for compile in ("off", "on"):
+        loop = make_trainer(data_dir, compile=compile)
+        before = {name: tensor.clone() for name, tensor in loop.model.state_dict().items()}
+        if compile == "on":
+            assert loop.warm_up() > 0
+        for name, tensor in loop.model.state_dict().items():
+            assert torch.equal(tensor, before[name]), name
+        with loop.loader:
+            losses.append(loop.train_epoch(0)["loss"])
+    assert np.isclose(*losses, rtol=1e-4)
+
+
+def test_a_profile_is_written_and_its_costliest_operators_printed(data_dir, tmp_path, capsys):
+    run = trainer.train(small(data_dir, tmp_path / "run", epochs=2, profile=True))
+    with gzip.open(run.path / "trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    assert sum(event.get("name", "").startswith("ProfilerStep#") for event in events) == 10
+    table = capsys.readouterr().out.split("operator", 1)[1].split("Trace:")[0].splitlines()[1:]
+    assert len(table) == 10
+    assert any("convolution_backward" in line for line in table)
+    assert not any("ProfilerStep" in line for line in table)
 
 
 def test_the_checkpoint_holds_what_the_loop_owns(run):
