@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+# A GPU machine without network has no .venv: it runs its own Python, in which the project is importable.
+GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+.PHONY: demo test bench gpu-check lint clean
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -16,9 +19,15 @@ demo: .venv/installed  ## the whole main job on drawn glyphs: no download, no GP
 test: .venv/installed
 	$(BIN)/python -m pytest
 
+bench: .venv/installed  ## where the time goes on this machine; options in ARGS
+	$(BIN)/python bench/throughput.py $(ARGS)
+
+gpu-check:  ## all that only a GPU can show, in ten minutes; ARGS="--source FOLDER" names idx files
+	$(GPU_PYTHON) bench/gpu_check.py $(ARGS)
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-ffcv build dist *.egg-info

@@ -13,7 +13,7 @@ from .errors import UserError
 Backend = Literal["auto", "dali", "cpu", "synthetic"]
 Amp = Literal["auto", "bf16", "fp16", "off"]
 Compile = Literal["auto", "on", "off"]
-Optimizer = Literal["lion", "adamw", "adam", "sgd"]
+Optimizer = Literal["lion", "adamw", "adam", "sgd", "muon"]
 Schedule = Literal["cosine", "restarts"]
 Wandb = Literal["disabled", "offline", "online"]
 

@@ -12,7 +12,7 @@ from .errors import UserError
 
 # EfficientNet-B2 at 112×112 takes 17 GB for a batch of 512 on a CPU, and is no faster than with 64.
 CPU_PIXELS = 64 * 112 * 112
-_AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve(config: Config) -> Config:
@@ -54,7 +54,7 @@ def _pieces(batch_size: int, most: int) -> int:
 
 def autocast(config: Config) -> Callable[[], AbstractContextManager]:
     """Makes the autocast context of a resolved config."""
-    dtype = _AMP_DTYPES.get(config.run.amp)
+    dtype = AMP_DTYPES.get(config.run.amp)
     return lambda: torch.autocast(torch.device(config.run.device).type, dtype, enabled=dtype is not None)
 
 

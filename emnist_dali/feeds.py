@@ -17,7 +17,7 @@ from .plan import Plan
 from .stats import Stats
 
 # Batches gathered before DALI asks for them, besides those in its own queue.
-_GATHERED_AHEAD = 2
+GATHERED_AHEAD = 2
 
 
 class Batch(NamedTuple):
@@ -103,7 +103,7 @@ class DaliFeed:
         self._blocks = share // dali.block_size(share)
         # DALI asks for a batch in the training thread: another one gathers ahead, and only the handing over waits.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._gathered = deque(self._pool.submit(self._gather, first + i) for i in range(_GATHERED_AHEAD))
+        self._gathered = deque(self._pool.submit(self._gather, first + i) for i in range(GATHERED_AHEAD))
         self._error: UserError | None = None
         self._pipeline = dali.build(
             self._source,
@@ -120,7 +120,7 @@ class DaliFeed:
         )
 
     def _source(self, i: int) -> tuple:
-        self._gathered.append(self._pool.submit(self._gather, self._first + i + _GATHERED_AHEAD))
+        self._gathered.append(self._pool.submit(self._gather, self._first + i + GATHERED_AHEAD))
         try:
             return self._gathered.popleft().result()
         except UserError as error:  # DALI would wrap it in a traceback of its own

@@ -94,12 +94,17 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         self.plan.shards.check()
         first = self._start
+        feed = self.prefetch()
         last = self._start = (first // len(self) + 1) * len(self)
-        if self._feed is None or self._feed.position != first:
-            self.close()
-            self._feed = FEEDS[self.backend](self.plan, first, self.stats, self.device, self.half, self.threads)
         for _ in range(first, last):
-            yield self._feed.next()
+            yield feed.next()
+
+    def prefetch(self) -> CpuFeed | DaliFeed | SyntheticFeed:
+        """Begins with the batches of the next iteration; the iteration itself does so otherwise."""
+        if self._feed is None or self._feed.position != self._start:
+            self.close()
+            self._feed = FEEDS[self.backend](self.plan, self._start, self.stats, self.device, self.half, self.threads)
+        return self._feed
 
     def close(self) -> None:
         """Ends the prefetching; the loader can be iterated again."""

@@ -17,6 +17,8 @@ def build_model(model: Model, classes: int) -> torch.nn.Module:
     """
     import timm
 
+    from . import fast_net  # noqa: F401  (registers its models)
+
     if not timm.is_model(model.model):
         near = get_close_matches(model.model, timm.list_models())
         raise UserError(

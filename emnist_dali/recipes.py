@@ -1,6 +1,8 @@
 """The recipes: named configs."""
 
-from .config import Affine, Config, Data, Mixing, Model, Training
+from pathlib import Path
+
+from .config import Affine, Config, Data, Mixing, Model, Run, Training
 
 
 def seed(split: str) -> Config:
@@ -64,11 +66,68 @@ def cpu(split: str) -> Config:
     )
 
 
-RECIPES = {"seed": seed, "cpu": cpu}
+def fast(split: str, gpu: bool = True) -> Config:
+    """The shortest way to a good accuracy: a small net of dense convolutions at the native size, and Muon.
+
+    It comes in two sizes: for a GPU, and for a minute on 2 cores. The figures below are of README's Balanced data:
+    validation accuracy, and in parentheses the mean over classes, which is what the even test split asks for.
+    """
+    config = Config(
+        recipe="fast",
+        data=Data(
+            split=split,
+            image_size=28,  # the images' own
+            batch_size=512,
+            # `cpu`'s and a quarter more, for more epochs. Radians; ±2.5 of 28 pixels.
+            affine=Affine(rotation=(0.25,), scale=0.15, shear=0.2, translation=0.09),
+        ),
+        model=Model(model="emnist_fast", pretrained=False),
+        training=Training(
+            epochs=12,
+            optimizer="muon",  # 3 epochs of the small net: 90.4 % (89.8 %); AdamW 90.2 % (89.6 %), 4 % faster
+            lr=0.03,  # √2 of the small net's, for batches twice as large
+            weight_decay=0.05,
+            schedule="cosine",
+            warmup=0.5,  # epochs: 85 steps
+            clip=1.0,
+            label_smoothing=0.1,
+            # Only where the training images are uneven (the official ones are not): 90.7 % (89.1 %) without.
+            class_weights=split == "balanced",
+            ema=0.99,
+        ),
+        run=Run(compile="off"),  # compiling takes longer than the training should
+    )
+    if gpu:
+        return config
+    return config.override(
+        {
+            "model": "emnist_fast_small",
+            "batch_size": 256,  # 1,024 at twice the rate: 90.1 % (89.4 %)
+            "epochs": 5,  # 3 gave 90.4 % (89.8 %), 8 gave 90.7 % (90.2 %)
+            "lr": 0.02,  # 0.01 is as good
+            "warmup": 0.2,
+            "affine": cpu(split).data.affine,
+            # 1.5 times fp32's images a second on a Zen 5 core; on a CPU without instructions for it 0.1 to 0.4 times.
+            "amp": "bf16" if _multiplies_bf16() else "off",
+        }
+    )
+
+
+def _multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for bf16."""
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False
+
+
+RECIPES = {"seed": seed, "fast": fast, "cpu": cpu}
 
 
 def choose(name: str, split: str, gpu: bool) -> tuple[Config, str]:
     """The recipe of that name, or for `auto` the best there is for the machine, with one sentence on why."""
+    if name == "fast":
+        return fast(split, gpu), f"Recipe fast, as asked, at its size for {'a GPU' if gpu else 'a CPU'}."
     if name != "auto":
         return RECIPES[name](split), f"Recipe {name}, as asked."
     if gpu:

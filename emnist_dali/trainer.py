@@ -116,7 +116,9 @@ def _without_garbage_collection() -> Iterator[None]:
         gc.unfreeze()
 
 
-def training_loader(config: Config, shards: Shards, stats: Stats, members: np.ndarray | None = None) -> Loader:
+def training_loader(
+    config: Config, shards: Shards, stats: Stats, members: np.ndarray | None = None, threads: int | None = None
+) -> Loader:
     """The batches that a resolved config trains on: `members` of `shards`, all of them without it."""
     return Loader(
         shards,
@@ -130,6 +132,7 @@ def training_loader(config: Config, shards: Shards, stats: Stats, members: np.nd
         backend=config.data.backend,
         device=config.run.device,
         half=half_images(config),
+        threads=threads,
     )
 
 

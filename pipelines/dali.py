@@ -14,6 +14,8 @@ from nvidia.dali.data_node import DataNode
 # Images in one DALI sample, to pay DALI's cost a sample once a block. Not measured on a GPU yet; on the CPU 64 are
 # as fast as 1.
 BLOCK = 64
+# Batches that DALI makes ahead.
+QUEUE = 2
 
 
 def preprocess(
@@ -107,7 +109,7 @@ def build(
         batch_size=batch_size // block_size(batch_size),
         num_threads=threads,
         device_id=device_id,
-        prefetch_queue_depth=2,
+        prefetch_queue_depth=QUEUE,
     )
     pipeline.build()
     return pipeline

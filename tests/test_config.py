@@ -7,7 +7,7 @@ import pytest
 
 from emnist_dali.config import Affine, Config, Data, Mixing, Model, Run, Training, from_dict
 from emnist_dali.errors import UserError
-from emnist_dali.recipes import RECIPES, choose, cpu, seed
+from emnist_dali.recipes import RECIPES, choose, cpu, fast, seed
 
 PARTS = {"data": Data, "model": Model, "training": Training, "run": Run}
 ALL = [recipe(split) for recipe in RECIPES.values() for split in ("balanced", "byclass", "letters")]
@@ -188,6 +188,36 @@ def test_choosing_says_why():
         assert config == seed("byclass")
         assert "seed" in why
         assert "asked" in why
+
+
+@pytest.mark.parametrize(("gpu", "model"), [(True, "emnist_fast"), (False, "emnist_fast_small")])
+def test_the_fast_recipe_has_a_size_for_the_machine(gpu, model):
+    config, why = choose("fast", "balanced", gpu)
+    assert config == fast("balanced", gpu)
+    assert (config.model.model, config.recipe) == (model, "fast")
+    assert ("a GPU" if gpu else "a CPU") in why
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "amp"), [("flags: avx512f avx512_bf16", "bf16"), ("flags: avx512f", "off"), (None, "off")]
+)
+def test_the_fast_recipe_takes_bf16_only_where_the_cpu_has_it(monkeypatch, cpuinfo, amp):
+    def read_text(_):
+        if cpuinfo is None:
+            raise FileNotFoundError
+        return cpuinfo
+
+    monkeypatch.setattr("pathlib.Path.read_text", read_text)
+    assert fast("balanced", gpu=False).run.amp == amp
+    assert fast("balanced", gpu=True).run.amp == "auto"
+
+
+def test_the_fast_recipe_weights_classes_only_where_the_test_split_is_even():
+    assert {split: fast(split).training.class_weights for split in ("balanced", "byclass", "mnist")} == {
+        "balanced": True,
+        "byclass": False,
+        "mnist": False,
+    }
 
 
 def test_the_command_line_imports_nothing_heavy():

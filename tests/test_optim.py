@@ -58,7 +58,7 @@ def test_lion_is_the_plain_lion_bit_for_bit():
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["lion", "adamw", "adam", "sgd"])
+@pytest.mark.parametrize("name", ["lion", "adamw", "adam", "sgd", "muon"])
 def test_norms_and_biases_do_not_decay(name):
     model = small_model()
     optimizer = build_optimizer(model, Training(optimizer=name, lr=0.1, weight_decay=0.5))
@@ -80,6 +80,26 @@ def test_norms_and_biases_do_not_decay(name):
     optimizer.step()
     for name_, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name_]) == (decay[id(parameter)] == 0), name_
+
+
+def test_muon_steps_as_far_in_every_direction_and_everywhere():
+    """A hidden kernel's step has no weak directions; NAdamW takes the 1-channel stem, at the same rate a weight."""
+    torch.manual_seed(0)
+    stem, hidden = torch.nn.Conv2d(1, 16, 5, bias=False), torch.nn.Conv2d(16, 32, 3, bias=False)
+    optimizer = build_optimizer(torch.nn.Sequential(stem, hidden), Training(optimizer="muon", lr=0.1, weight_decay=0))
+    before = [stem.weight.detach().clone(), hidden.weight.detach().clone()]
+    stem.weight.grad = torch.randn_like(stem.weight)
+    strength = torch.logspace(0, -2, 32).reshape(-1, 1, 1, 1)
+    hidden.weight.grad = strength * torch.randn_like(hidden.weight)
+    optimizer.step()
+    of_stem, of_hidden = (layer.weight.detach() - old for layer, old in zip((stem, hidden), before, strict=True))
+    assert of_hidden.square().mean().sqrt().item() == pytest.approx(0.2 * 0.1, rel=0.2)
+    # By its momentum NAdamW's first step is 1.9 times its rate.
+    torch.testing.assert_close(of_stem.abs(), torch.full_like(of_stem, 1.9 * 0.2 * 0.1), rtol=1e-3, atol=0)
+    values = torch.linalg.svdvals(of_hidden.flatten(1))
+    assert values.max() / values.min() < 2
+    given = torch.linalg.svdvals(hidden.weight.grad.flatten(1))
+    assert given.max() / given.min() > 50
 
 
 def rates(training: Training, steps_per_epoch: int, epochs: int | None = None) -> list[float]:

@@ -1,0 +1,53 @@
+"""The benchmark at a glance: a bar for each stage and each peer, with the limit of each stage."""
+
+from pathlib import Path
+from typing import Any
+
+STAGE, OURS, PEER, LIMIT = "#4477aa", "#228833", "#bbbbbb", "#ee6677"
+
+
+def draw(document: dict[str, Any], path: Path) -> None:
+    """A PNG; images a second on a logarithmic axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    stages = document["stages"]
+    timed = {name: peer for name, peer in document["peers"].items() if "images_per_second" in peer}
+    timed = dict(sorted(timed.items(), key=lambda item: -item[1]["images_per_second"]))
+    bars = [*stages.items(), *timed.items()]
+    colours = [STAGE] * len(stages) + [OURS if name.startswith("emnist-dali") else PEER for name in timed]
+    rates = [entry["images_per_second"] for _, entry in bars]
+    spread = [
+        [e["images_per_second"] - e["low"] for _, e in bars],
+        [e["high"] - e["images_per_second"] for _, e in bars],
+    ]
+
+    figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.38 * len(bars)), layout="constrained")
+    axes.barh(range(len(bars)), rates, xerr=spread, color=colours, ecolor="#333333", height=0.7)
+    for row, rate in enumerate(rates):
+        axes.annotate(f" {rate:,.0f}", (max(rate, bars[row][1]["high"]), row), va="center", fontsize=9)
+    for row, stage in enumerate(stages.values()):
+        axes.plot([stage["limit"]] * 2, [row - 0.4, row + 0.4], color=LIMIT, linewidth=2)
+    if "model" in stages:  # the bound of training
+        bound = stages["model"]["images_per_second"]
+        axes.axvline(bound, color=STAGE, linestyle=":", linewidth=1.2, label="bound of training")
+    axes.plot([], [], color=LIMIT, linewidth=2, label="the machine's limit")
+    axes.set_yticks(range(len(bars)), [name for name, _ in bars])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlim(right=5 * max([*rates, *(stage["limit"] for stage in stages.values())]))
+    axes.set_xlabel("images a second")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    config, machine = document["config"], document["machine"]
+    size = config["data"]["image_size"]
+    axes.set_title(
+        f"{config['model']['model']} at {size}×{size}, batch {document['batch_size']}, "
+        f"{document['threads']} threads, {machine['gpu'] or machine['cpu']}",
+        fontsize=10,
+        loc="left",
+    )
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
