@@ -27,7 +27,8 @@ def draw(document: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.38 * len(bars)), layout="constrained")
     axes.barh(range(len(bars)), rates, xerr=spread, color=colours, ecolor="#333333", height=0.7)
     for row, rate in enumerate(rates):
-        axes.annotate(f" {rate:,.0f}", (max(rate, bars[row][1]["high"]), row), va="center", fontsize=9)
+        beside = max([rate, bars[row][1]["high"], bars[row][1].get("limit", 0)])
+        axes.annotate(f"  {rate:,.0f}", (beside, row), va="center", fontsize=9)
     for row, stage in enumerate(stages.values()):
         axes.plot([stage["limit"]] * 2, [row - 0.4, row + 0.4], color=LIMIT, linewidth=2)
     if "model" in stages:  # the bound of training
@@ -37,7 +38,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     axes.set_yticks(range(len(bars)), [name for name, _ in bars])
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(right=5 * max([*rates, *(stage["limit"] for stage in stages.values())]))
+    axes.set_xlim(min(rates) / 3, 10 * max([*rates, *(stage["limit"] for stage in stages.values())]))
     axes.set_xlabel("images a second")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right", fontsize=9)

@@ -151,7 +151,7 @@ class Training:
         self.trainer = Trainer(self._config, calibration, classes, counts)
         self.compile_seconds = self.trainer.warm_up() if config.run.compile == "on" else 0.0
         self.waits: list[float] = []
-        self._epoch = 1  # the first one may print how long a training takes
+        self._epochs: dict[Loader, int] = {}
         self._run(calibration)
         started = perf_counter()
         self._run(calibration)
@@ -166,9 +166,11 @@ class Training:
         return training_loader(config, self._shards, self._stats, members, self._threads)
 
     def _run(self, loader: Loader) -> dict:
+        """The loader's next epoch: its prefetching goes on where the last one ended."""
         self.trainer.loader, self.trainer.steps_per_epoch = loader, len(loader) // loader.accumulation
-        self._epoch += 1
-        return self.trainer.train_epoch(self._epoch)
+        # From 1, because the loop may say of epoch 0 how long a training takes.
+        epoch = self._epochs[loader] = self._epochs.get(loader, 0) + 1
+        return self.trainer.train_epoch(epoch)
 
     def model(self) -> float:
         return self._run(self._synthetic)["images_per_second"]

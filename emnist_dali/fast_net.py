@@ -22,8 +22,8 @@ class FastNet(nn.Module):
     def __init__(self, *, stem: int, widths: tuple[int, ...], num_classes: int = 47, in_chans: int = 1) -> None:
         super().__init__()
         self.num_classes = num_classes
-        # Validation accuracy on Balanced, 3 epochs of the small net: this stem 90.7 %; one at 28×28, at three quarters
-        # of the speed, 90.6 %; this one whitened on patches of the images 90.5 %.
+        # Validation accuracy on Balanced, 3 epochs of the small net: this stem 90.7 %; one at 28×28, at three
+        # quarters of the speed, 90.6 %; this one whitened on patches of the images 90.5 %.
         self.stem = nn.Sequential(
             nn.Conv2d(in_chans, stem, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)
         )

@@ -3,7 +3,7 @@
 from math import ceil, cos, pi
 
 import torch
-from timm.optim import Muon, param_groups_weight_decay
+from timm.optim import param_groups_weight_decay
 
 from .config import Training
 
@@ -29,6 +29,8 @@ def build_optimizer(model: torch.nn.Module, training: Training) -> torch.optim.O
         case "muon":
             # timm's: hidden kernels and matrices by Muon, the 1-channel stem, norms and biases by NAdamW at a fifth
             # of the rate, which is what one step of Muon changes a weight by.
+            from timm.optim import Muon
+
             return Muon(groups, lr=training.lr, nesterov=True, fallback_lr_scale=0.2)
         case unknown:
             raise ValueError(f"unknown optimizer {unknown!r}")

@@ -83,7 +83,7 @@ def fast(split: str, gpu: bool = True) -> Config:
         ),
         model=Model(model="emnist_fast", pretrained=False),
         training=Training(
-            epochs=12,
+            epochs=12,  # 90.8 % (90.2 %); 8 gave 90.9 % (90.0 %)
             optimizer="muon",  # 3 epochs of the small net: 90.4 % (89.8 %); AdamW 90.2 % (89.6 %), 4 % faster
             lr=0.03,  # √2 of the small net's, for batches twice as large
             weight_decay=0.05,

@@ -10,13 +10,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
 # What the functions below return when every record is sound; otherwise it is the place in `indices` that failed.
 SOUND = -1
 # Bytes beyond an image that the LZ4 decoder may write.
-SLACK = 16
+SLACK = 24
+# From this many bytes an image is drawn in a buffer and streamed into the batch past the caches, which would first
+# load what is overwritten: 350,000 against 285,000 img/s at 112×112, batch 512, on 2 threads. 64×64 float32: batches
+# of smaller images stay in the cache.
+STREAMED = 64 * 64 * 4
 
 
 class _Table(NamedTuple):
@@ -95,6 +100,31 @@ def _copy_word(context, source, target):
         return context.get_dummy_value()
 
     return types.none(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _stream_line(context, source, target):
+    """Copies 64 bytes to an address (int64) that is a multiple of 64, past the caches."""
+
+    def codegen(context, builder, signature, arguments):
+        line = ir.VectorType(ir.IntType(64), 8).as_pointer()
+        source, target = (builder.inttoptr(address, line) for address in arguments)
+        store = builder.store(builder.load(source, align=8), target, align=64)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _fence(context):
+    """Streamed lines are seen by other threads before anything written after this."""
+
+    def codegen(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.none(), codegen
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -206,14 +236,17 @@ def _decode_lz4(source, start, stop, image, size):
         length += 4
         if length < 4 or distance == 0 or distance > to or to + length > size:
             return False
-        copied = 0
-        if (
-            distance < 8
-        ):  # a match may overlap what it writes: after 8 bytes it repeats at a distance of a word or more
+        # A match may overlap what it writes: at a distance under 8 its first 8 bytes go one by one, and from there on
+        # it repeats at a multiple of that distance. The others are mostly short: three words without a branch.
+        if distance < 8:
             for i in range(8):
                 image[to + i] = image[to + i - distance]
             copied = 8
             distance *= (7 + distance) // distance
+        else:
+            for i in range(0, 24, 8):
+                _copy_word(write + to + i - distance, write + to + i)
+            copied = 24
         for i in range(copied, length, 8):
             _copy_word(write + to + i - distance, write + to + i)
         to += length
@@ -329,14 +362,22 @@ def _run(table, indices, compressed, height, width, scale, shift, axes, matrices
     row = np.empty(width, np.float32)
     lines = np.empty((height, out.shape[2]), np.float32)
     padded = np.empty((height + 3, width + 3), np.float32)
+    drawn = np.empty(out.shape[1:], np.float32)
+    streamed = drawn.nbytes >= STREAMED and drawn.nbytes % 64 == 0 and out.ctypes.data % 64 == 0
     for i in range(indices.size):
         if not _read(table, indices[i], compressed, padded_image, size):
             return i
         _equalized_levels(image, histograms, scale, shift, levels)
+        picture = drawn if streamed else out[i]
         if matrices.shape[0]:
-            _warp(image, levels, shift, matrices[i], padded, out[i])
+            _warp(image, levels, shift, matrices[i], padded, picture)
         else:
-            _resize(image, levels, x0, x1, wx, y0, y1, wy, row, lines, out[i])
+            _resize(image, levels, x0, x1, wx, y0, y1, wy, row, lines, picture)
+        if streamed:
+            for k in range(0, drawn.nbytes, 64):
+                _stream_line(drawn.ctypes.data + k, out.ctypes.data + i * drawn.nbytes + k)
+    if streamed:
+        _fence()
     return SOUND
 
 

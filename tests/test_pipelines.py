@@ -150,6 +150,24 @@ def test_raw_and_compressed_records_give_the_same(odd_images):
     np.testing.assert_array_equal(*both)
 
 
+@pytest.mark.parametrize("size", [32, 63, 64, 112])
+@pytest.mark.parametrize("warped", [False, True])
+def test_where_the_batch_lies_in_memory_makes_no_difference(size, warped, odd_images):
+    """Images of 64×64 and more are streamed where the batch begins at a multiple of 64 bytes."""
+    records, preprocess = fused.Records([packed(odd_images)]), fused.Preprocess((28, 28), size, 0.2, 0.3, True)
+    matrices = draw_matrices(64, size) if warped else RESIZE
+    memory = np.empty(64 * size * size + 32, np.float32)
+    aligned = (-memory.ctypes.data // 4) % 16
+    batches = []
+    for start in (aligned, aligned + 1):
+        out = memory[start : start + 64 * size * size].reshape(64, size, size)
+        out[:] = np.nan
+        assert preprocess.run(records, np.arange(64), matrices, out) == fused.SOUND
+        batches.append(out.copy())
+    np.testing.assert_array_equal(*batches)
+    assert not np.isnan(batches[0]).any()
+
+
 @pytest.mark.parametrize("compressed", [True, False])
 def test_samples_of_many_shards_in_any_order(compressed, odd_images):
     parts = np.split(odd_images, [1, 7, 7, 40])

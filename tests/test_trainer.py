@@ -89,6 +89,7 @@ def make_trainer(data_dir, **options) -> trainer.Trainer:
     return trainer.Trainer(config, loader, shards.manifest.classes, [50] * 12)
 
 
+# Muon reads its step counters, which lie on the CPU on any device: tests/gpu shows that it waits for nothing.
 @pytest.mark.parametrize("optimizer", ["lion", "adamw", "adam", "sgd"])
 @pytest.mark.parametrize("recipe", ["cpu", "seed"])
 def test_the_host_waits_for_the_device_on_logging_steps_only(recipe, optimizer, data_dir, monkeypatch):

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from emnist_dali import recipes
+from emnist_dali import recipes, trainer
 from emnist_dali.config import Affine
 from emnist_dali.device import resolve
 from emnist_dali.loader import Loader
 from emnist_dali.shards import Shards, pack
-from emnist_dali.stats import Stats
-from emnist_dali.trainer import train
+from emnist_dali.stats import Stats, statistics
+from emnist_dali.trainer import Trainer, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 AFFINE = Affine(rotation=(0.2,), scale=0.1, shear=0.1, translation=0.1)
@@ -91,3 +91,55 @@ def test_a_run_trains_and_evaluates(amp, data_dir, tmp_path):
     assert resolve(config).data.backend == "dali"
     run = train(config)
     assert run.best.exists()
+
+
+def make_trainer(folder, **options) -> Trainer:
+    """The `seed` recipe, which mixes, with a small net."""
+    small = {"model": "test_efficientnet", "pretrained": False, "batch_size": 64, "image_size": 32, "device": "cuda"}
+    config = resolve(recipes.seed("small").override({**small, **options}))
+    shards = Shards(folder, "train")
+    loader = trainer.training_loader(config, shards, statistics(folder, config.data.image_size))
+    return Trainer(config, loader, shards.manifest.classes, [50] * 12)
+
+
+@pytest.mark.parametrize("backend", ["dali", "cpu", "synthetic"])
+@pytest.mark.parametrize("optimizer", ["lion", "adamw", "muon"])
+def test_the_host_waits_for_the_device_on_logging_steps_only(backend, optimizer, folder, monkeypatch):
+    loop = make_trainer(folder, backend=backend, optimizer=optimizer, compile="off")
+    logging = Trainer._check
+
+    def check(self, *arguments):
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return logging(self, *arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("error")
+
+    with loop.loader:
+        loop.train_epoch(0)  # kernels are chosen, memory is allocated
+        monkeypatch.setattr(Trainer, "_check", check)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loop.train_epoch(1)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiled_training_is_the_same_training(folder):
+    losses = []
+    for compile in ("off", "on"):
+        loop = make_trainer(folder, compile=compile)
+        if compile == "on":
+            assert loop.warm_up() > 0
+        with loop.loader:
+            losses.append(loop.train_epoch(0)["loss"])
+    # bf16 has 8 bits, and compiled kernels round in other places.
+    assert np.isclose(*losses, rtol=0.02)
+
+
+def test_a_profile_names_what_ran_on_the_gpu(data_dir, tmp_path, capsys):
+    options = {"source": "glyphs", "data_dir": str(data_dir), "out": str(tmp_path / "run"), "device": "cuda"}
+    run = train(recipes.cpu("small").override({**options, "batch_size": 32, "epochs": 1, "profile": True}))
+    assert (run.path / "trace.json.gz").exists()
+    table = capsys.readouterr().out.split("operator", 1)[1].split("Trace:")[0].splitlines()[1:]
+    assert len(table) == 10
