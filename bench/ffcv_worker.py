@@ -75,7 +75,7 @@ class Preprocess(Operation):
                 image = images[i].reshape(height * width)
                 histograms = np.empty((4, 256), np.int32)
                 levels = np.empty(256, np.float32)
-                row = np.empty(width, np.float32)
+                row = np.empty(width + 2, np.float32)
                 lines = np.empty((height, size), np.float32)
                 _equalized_levels(image, histograms, scale, shift, levels)
                 _resize(image, levels, x0, x1, wx, y0, y1, wy, row, lines, out[i, 0])

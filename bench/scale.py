@@ -116,8 +116,8 @@ def _one_size(settings: dict[str, Any]) -> dict[str, float]:
         threads=settings["threads"],
     )
     opened = perf_counter() - started
-    with stages.batches(loader) as stream:
-        next(stream)
+    with loader:
+        next(stages.forever(loader))
         first = perf_counter() - started
     peak = 0
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle
 from math import ceil
@@ -15,6 +14,7 @@ import torch
 from emnist_dali import mixing, order, recipes
 from emnist_dali.config import Config
 from emnist_dali.device import half_images
+from emnist_dali.feeds import Batch
 from emnist_dali.loader import Loader
 from emnist_dali.shards import Shards
 from emnist_dali.stats import Stats
@@ -64,8 +64,9 @@ def read(shards: Shards, batch_size: int, threads: int, seconds: float) -> float
     stream = _positions(len(shards), batch_size)
 
     def batch(_: int) -> int:
-        shards.records(order.shuffled(len(shards), next(stream), 0, 0))
-        return batch_size
+        places = next(stream)
+        shards.records(order.shuffled(len(shards), places, 0, 0))
+        return len(places)
 
     with ThreadPoolExecutor(threads) as pool:
         return rate(lambda: sum(pool.map(batch, range(8 * threads))), seconds)
@@ -82,21 +83,16 @@ def read_cost(shards: Shards) -> Cost:
     return Cost(bytes=2 * float(sizes.mean()))
 
 
-@contextmanager
-def batches(loader: Loader) -> Iterator[Iterator]:
-    """The batches of a loader for ever."""
-
-    def forever() -> Iterator:
-        while True:
-            yield from loader
-
-    with loader:
-        yield forever()
+def forever(loader: Loader) -> Iterator[Batch]:
+    """The batches of a loader, epoch after epoch."""
+    while True:
+        yield from loader
 
 
 def pipeline(loader: Loader, seconds: float) -> float:
     """Finished batches on the device; what was made ahead before the clock started is not counted."""
-    with batches(loader) as stream:
+    with loader:
+        stream = forever(loader)
         for _ in range(ahead(loader)):
             next(stream)
         synchronize(loader.device)

