@@ -25,7 +25,7 @@ from ffcv.transforms import ToDevice, ToTensor
 from ffcv.traversal_order import Random
 from ffcv.writer import DatasetWriter
 
-from emnist_dali.pipelines.fused import _equalized_levels, _resize, bilinear_axis
+from emnist_dali.pipelines.fused import _equalized_levels, _resize_columns, _resize_rows, bilinear_axis
 
 # 1, 2 and 3 are equally fast.
 BATCHES_AHEAD = 2
@@ -78,7 +78,8 @@ class Preprocess(Operation):
                 row = np.empty(width + 2, np.float32)
                 lines = np.empty((height, size), np.float32)
                 _equalized_levels(image, histograms, scale, shift, levels)
-                _resize(image, levels, x0, x1, wx, y0, y1, wy, row, lines, out[i, 0])
+                _resize_rows(image, levels, x0, x1, wx, row, lines)
+                _resize_columns(lines, y0, y1, wy, out[i, 0])
             return out
 
         preprocess.is_parallel = True
