@@ -26,19 +26,16 @@ def draw(document: dict[str, Any], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.38 * len(bars)), layout="constrained")
     axes.barh(range(len(bars)), rates, xerr=spread, color=colours, ecolor="#333333", height=0.7)
-    for row, rate in enumerate(rates):
-        beside = max([rate, bars[row][1]["high"], bars[row][1].get("limit", 0)])
-        axes.annotate(f"  {rate:,.0f}", (beside, row), va="center", fontsize=9)
     for row, stage in enumerate(stages.values()):
         axes.plot([stage["limit"]] * 2, [row - 0.4, row + 0.4], color=LIMIT, linewidth=2)
     if "model" in stages:  # the bound of training
         bound = stages["model"]["images_per_second"]
         axes.axvline(bound, color=STAGE, linestyle=":", linewidth=1.2, label="bound of training")
     axes.plot([], [], color=LIMIT, linewidth=2, label="the machine's limit")
-    axes.set_yticks(range(len(bars)), [name for name, _ in bars])
+    axes.set_yticks(range(len(bars)), [f"{name}   {rate:,.0f}" for (name, _), rate in zip(bars, rates, strict=True)])
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(min(rates) / 3, 10 * max([*rates, *(stage["limit"] for stage in stages.values())]))
+    axes.set_xlim(min(rates) / 3, 2 * max([*rates, *(stage["limit"] for stage in stages.values())]))
     axes.set_xlabel("images a second")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right", fontsize=9)
