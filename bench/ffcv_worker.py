@@ -1,7 +1,8 @@
 """FFCV as peers.py asks for it, in an environment of its own (ffcv.sh): ffcv_worker.py SETTINGS, in a scratch folder.
 
-SETTINGS is JSON: size, mean, std, batch_size, device, half, threads; the images are in images.npy. Questions are JSON
-lines on stdin, answers on stdout: true when ready; ["batch"] → the name of an .npz; ["rate", seconds] → img/s.
+SETTINGS is JSON: size, mean, std, batch_size, device, half, threads, streamed; the images are in images.npy.
+Questions are JSON lines on stdin, answers on stdout: true when ready; ["batch"] → the name of an .npz;
+["rate", seconds] → img/s.
 """
 
 import json
@@ -25,7 +26,14 @@ from ffcv.transforms import ToDevice, ToTensor
 from ffcv.traversal_order import Random
 from ffcv.writer import DatasetWriter
 
-from emnist_dali.pipelines.fused import _equalized_levels, _resize_columns, _resize_rows, bilinear_axis
+from emnist_dali.pipelines.fused import (
+    _equalized_levels,
+    _fence,
+    _resize_columns,
+    _resize_rows,
+    _stream_columns,
+    bilinear_axis,
+)
 
 # 1, 2 and 3 are equally fast.
 BATCHES_AHEAD = 2
@@ -55,8 +63,9 @@ class Preprocess(Operation):
     FFCV compiles with `fastmath`, so a grey level in a thousand is off by 1.
     """
 
-    def __init__(self, size: int, mean: float, std: float) -> None:
+    def __init__(self, size: int, mean: float, std: float, streamed: bool, threads: int) -> None:
         super().__init__()
+        self._streamed, self._threads = streamed, threads
         self._size, self._scale, self._shift = size, np.float32(1 / (255 * std)), np.float32(-mean / std)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
@@ -82,8 +91,28 @@ class Preprocess(Operation):
                 _resize_columns(lines, y0, y1, wy, out[i, 0])
             return out
 
-        preprocess.is_parallel = True
-        return preprocess
+        threads = self._threads
+
+        def preprocess_and_stream(images, out):
+            samples = images.shape[0]
+            for thread in parallel_range(threads):
+                histograms = np.empty((4, 256), np.int32)
+                levels = np.empty(256, np.float32)
+                row = np.empty(width + 2, np.float32)
+                lines = np.empty((height, size), np.float32)
+                line = np.empty(size, np.float32)
+                for i in range(thread * samples // threads, (thread + 1) * samples // threads):
+                    image = images[i].reshape(height * width)
+                    _equalized_levels(image, histograms, scale, shift, levels)
+                    _resize_rows(image, levels, x0, x1, wx, row, lines)
+                    # torch's memory, FFCV's here, begins at a multiple of 64 bytes.
+                    _stream_columns(lines, y0, y1, wy, line, out.ctypes.data + i * size * size * 4)
+                _fence()
+            return out
+
+        code = preprocess_and_stream if self._streamed else preprocess
+        code.is_parallel = True
+        return code
 
 
 class Indexed:
@@ -106,7 +135,9 @@ def batches(settings: dict) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         fields = {"images": NDArrayField(images.dtype, images.shape[1:]), "labels": IntField()}
         DatasetWriter(str(path), fields, num_workers=settings["threads"]).from_indexed_dataset(Indexed(images))
     to_torch = [ToTensor()] if device.type == "cpu" else [ToTensor(), ToDevice(device)]
-    preprocess = Preprocess(settings["size"], settings["mean"], settings["std"])
+    preprocess = Preprocess(
+        settings["size"], settings["mean"], settings["std"], settings["streamed"], settings["threads"]
+    )
     loader = Loader(
         str(path),
         batch_size=settings["batch_size"],

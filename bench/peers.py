@@ -23,7 +23,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from emnist_dali.loader import available_cpus
-from emnist_dali.pipelines.fused import bilinear_axis
+from emnist_dali.pipelines.fused import STREAMED, bilinear_axis
 
 try:
     import cv2
@@ -292,7 +292,12 @@ def _dali(work: Work) -> Peer:
 class _Ffcv:
     """FFCV needs numpy < 2.3: bench/ffcv_worker.py in an environment of its own, asked over its stdin and stdout."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, streamed: bool) -> None:
+        """With `streamed` it writes past the caches, as this project's engine does; FFCV itself has no such thing."""
+        if streamed and (work.size % 16 or 4 * work.size**2 < STREAMED):
+            raise Missing(
+                "Images under 64×64 are not streamed, and others only at multiples of 16: as «FFCV, fused»."
+            )
         python = _BENCH.parent / ".venv-ffcv" / "bin" / "python"
         if not python.exists():
             raise Missing("FFCV is not installed; run «bash bench/ffcv.sh».")
@@ -300,8 +305,8 @@ class _Ffcv:
         if not (work.folder / "images.npy").exists():
             np.save(work.folder / "images.npy", work.images)
         names = ("size", "mean", "std", "batch_size", "half", "threads")
-        settings = {name: getattr(work, name) for name in names} | {"device": str(work.device)}
-        self._log = work.folder / "ffcv.log"
+        settings = {name: getattr(work, name) for name in names} | {"device": str(work.device), "streamed": streamed}
+        self._log = work.folder / f"ffcv-{streamed}.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [python, _BENCH / "ffcv_worker.py", json.dumps(settings)],
@@ -383,7 +388,8 @@ PEERS: dict[str, Callable[[Work], Peer]] = {
     },
     "torchvision v2, batched": _torchvision,
     "DALI webdataset, PNG": _dali,
-    "FFCV, fused": _Ffcv,
+    "FFCV, fused": lambda work: _Ffcv(work, streamed=False),
+    "FFCV, fused and streamed": lambda work: _Ffcv(work, streamed=True),
     "device-resident": lambda work: _resident(work, once=False),
     "device-resident, equalized once": lambda work: _resident(work, once=True),
 }

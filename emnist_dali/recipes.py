@@ -53,7 +53,7 @@ def cpu(split: str) -> Config:
         # 0.11 M parameters; at stride 2 a glyph of 32×32 would be 16×16 after the stem.
         model=Model(model="test_efficientnet", pretrained=False, stem_stride=1),
         training=Training(
-            epochs=6,  # README's Balanced data, 2 cores: 88.4 % in 244 s; 4 epochs gave 87.9 % in 195 s
+            epochs=6,  # README's Balanced data, 2 cores: 88.4 % in 260 s; 4 epochs gave 87.9 %
             optimizer="adamw",
             lr=4e-3,
             weight_decay=0.05,

@@ -74,6 +74,11 @@ def test_ffcv(work: peers.Work) -> None:
         peer.close()
 
 
+def test_small_images_are_not_streamed(work: peers.Work) -> None:
+    with pytest.raises(peers.Missing, match="are not streamed"):
+        peers.PEERS["FFCV, fused and streamed"](work)
+
+
 def test_missing_ffcv_names_its_script(work: peers.Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "_BENCH", tmp_path / "bench")
     with pytest.raises(peers.Missing, match=r"bench/ffcv\.sh"):
