@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, replace
+from math import nan
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,7 +22,7 @@ from emnist_dali.shards import MANIFEST, Shards, pack
 from emnist_dali.source import Part, Source
 from emnist_dali.stats import Stats
 from stages import Setup
-from timing import turn_about
+from timing import rate, turn_about
 
 RECORDS = (10**4, 10**5, 10**6, 10**7)
 BATCHES = tuple(2**k for k in range(6, 14))
@@ -116,27 +117,30 @@ def _one_size(settings: dict[str, Any]) -> dict[str, float]:
         threads=settings["threads"],
     )
     opened = perf_counter() - started
+    memory: list[float] = []
     with loader:
-        next(stages.forever(loader))
+        stream = stages.forever(loader)
+        next(stream)
         first = perf_counter() - started
-    peak = 0
 
-    def rate() -> float:
-        nonlocal peak
-        value = stages.pipeline(loader, settings["seconds"])
-        peak = max(peak, anonymous_mib())
-        return value
+        def batch() -> int:
+            return len(next(stream).labels)
 
-    rates = turn_about({"pipeline": rate})["pipeline"]
-    return {"open_seconds": opened, "first_batch_seconds": first, "peak_mib": peak, **rates.to_dict()}
+        def measure() -> float:
+            value = rate(batch, settings["seconds"])
+            memory.append(anonymous_mib())  # while the loader's batches are there
+            return value
+
+        rates = turn_about({"pipeline": measure})["pipeline"]
+    return {"open_seconds": opened, "first_batch_seconds": first, "peak_mib": max(memory), **rates.to_dict()}
 
 
-def anonymous_mib() -> float | None:
-    """RssAnon of this process: mapped pages of the shards are the kernel's, not the program's. Linux only."""
+def anonymous_mib() -> float:
+    """RssAnon of this process: mapped pages of the shards are the kernel's, not the program's. NaN off Linux."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
-        return None
+        return nan
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
 
 
@@ -145,7 +149,7 @@ def table(document: dict[str, Any]) -> str:
     for row in document["by_records"]:
         lines.append(
             f"{row['records']:>12,}{1e3 * row['open_seconds']:>12,.1f}{1e3 * row['first_batch_seconds']:>12,.1f}"
-            f"{row['images_per_second']:>12,.0f}{row['peak_mib'] or 0:>12,.1f}"
+            f"{row['images_per_second']:>12,.0f}{row['peak_mib']:>12,.1f}"
         )
     for key in ("by_batch", "by_threads"):
         lines.append(f"\n{'batch':>12}{'threads':>12}{'read':>12}{'pipeline':>12}{'mix':>14}  img/s")

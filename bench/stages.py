@@ -1,5 +1,6 @@
 """The stages of training, each on its own: records out of the shards, batches, mixing, the training step."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -53,6 +54,12 @@ class Setup:
             "threads": self.threads,
         }
         return Loader(self.shards, **{**arguments, **changes})
+
+
+def data(shards: Shards) -> str:
+    """The data in one phrase for a record: a path is told from here, since records are read on other machines."""
+    manifest = shards.manifest
+    return str(replace(manifest, origin=os.path.relpath(manifest.origin)))
 
 
 # At least so many optimizer steps a repetition, however slow they are.

@@ -117,7 +117,7 @@ def load(
 def _about(setup: Setup) -> dict[str, Any]:
     return {
         "machine": environment(),
-        "data": str(setup.shards.manifest),
+        "data": stages.data(setup.shards),
         "images": len(setup.shards),
         "batch_size": setup.batch_size,
         "threads": setup.threads,
@@ -250,8 +250,7 @@ def _peers(setup: Setup) -> dict[str, dict[str, Any]]:
 def _ratios(rates: dict[str, Rate], waits: list[float], peer_results: dict, setup: Setup) -> dict[str, Any]:
     ratios: dict[str, Any] = {}
     if "train" in rates:
-        # The first run of the loop is the warm-up.
-        ratios["data_wait"] = float(np.median(waits[-PAIRS:]))
+        ratios["data_wait"] = float(np.median(waits))
     if {"model", "train"} <= rates.keys():
         pairs = tuple(t / m for t, m in zip(rates["train"].values, rates["model"].values, strict=True))
         low, high = median_interval(pairs)

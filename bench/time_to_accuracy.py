@@ -20,6 +20,7 @@ import click
 import numpy as np
 import torch
 
+import stages
 from emnist_dali.config import Config
 from emnist_dali.device import autocast, resolve
 from emnist_dali.errors import UserError
@@ -72,7 +73,7 @@ def measure(config: Config, target: float, runs: int) -> dict[str, Any]:
     document = {
         "benchmark": "time_to_accuracy",
         "machine": environment(),
-        "data": str(Shards(folder, "train").manifest),
+        "data": stages.data(Shards(folder, "train")),
         "config": config.to_dict(),
         "target": target,
         "prepare_seconds": perf_counter() - started,

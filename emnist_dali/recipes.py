@@ -95,7 +95,7 @@ def fast(split: str, gpu: bool = True) -> Config:
             class_weights=split == "balanced",
             ema=0.99,
         ),
-        run=Run(compile="off"),  # compiling takes longer than the training should
+        run=Run(compile="off"),  # not measured on a GPU: compiling may outlast so short a training
     )
     if gpu:
         return config
