@@ -173,7 +173,8 @@ class Training:
         self.trainer.loader, self.trainer.steps_per_epoch = loader, len(loader) // loader.accumulation
         # From 1, because the loop may say of epoch 0 how long a training takes.
         epoch = self._epochs[loader] = self._epochs.get(loader, 0) + 1
-        return self.trainer.train_epoch(epoch)
+        self.trainer.begin(epoch)
+        return self.trainer.train_epoch()
 
     def model(self) -> float:
         return self._run(self._synthetic)["images_per_second"]

@@ -99,7 +99,10 @@ def one_run(config: Config, folder: Path) -> dict[str, Any]:
         trainer.warm_up()
         warm_up_seconds = perf_counter() - started
         started = perf_counter()
-        epochs = [trainer.train_epoch(epoch) for epoch in range(config.training.epochs)]
+        epochs = []
+        for epoch in range(config.training.epochs):
+            trainer.begin(epoch)
+            epochs.append(trainer.train_epoch())
         seconds = perf_counter() - started
     test = Shards(folder, "test")
     with evaluation_loader(config, test, stats, np.arange(len(test))) as loader:

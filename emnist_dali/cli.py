@@ -81,30 +81,45 @@ def _options() -> Iterator[tuple[str, Any, Field]]:
 
 
 @main.command()
-@click.option("--split", default="balanced", show_default=True, help=f"One of {', '.join(SPLITS)}, or your own.")
+@click.option("--split", help=f"One of {', '.join(SPLITS)}, or your own.  [default: balanced]")
 @click.option(
     "--recipe",
     type=click.Choice(["auto", *RECIPES]),
-    default="auto",
-    show_default=True,
-    help="Named config; every other option overrides it.",
+    help="Named config; every other option overrides it.  [default: auto]",
 )
+@click.option(
+    "--resume",
+    metavar="RUN",
+    help="Go on with a run from its last checkpoint, or from a checkpoint file; auto: with that in --out, which "
+    "starts there otherwise.",
+)
+@click.option("--resume-force", is_flag=True, help="Also where that changes the result.")
 @_config_options
-def train(split: str, recipe: str, **options: Any) -> None:
+def train(split: str | None, recipe: str | None, resume: str | None, resume_force: bool, **options: Any) -> None:
     """Train, validate each epoch, test once at the end.
 
     \b
     emnist-dali train --split balanced
+    emnist-dali train --resume runs/balanced-cpu-20261122-160000
+    torchrun --nproc-per-node 8 -m emnist_dali train --split balanced
     """
     import torch
 
+    from . import ranks
     from .progress import say
-    from .trainer import train
+    from .resume import find, load
+    from .train import train
 
-    device = options["device"] or "auto"
-    config, why = choose(recipe, split, gpu=torch.cuda.is_available() and not device.startswith("cpu"))
-    say(why)
-    train(config.override(options))
+    with ranks.joined():
+        checkpoint = ranks.from_main(lambda: find(resume, options["out"])) if resume else None
+        if checkpoint:
+            config, state = ranks.from_main(lambda: load(checkpoint, recipe, {"split": split, **options}))
+        else:
+            on_cpu = (options["device"] or "auto").startswith("cpu") or not torch.cuda.is_available()
+            config, why = choose(recipe or "auto", split or "balanced", gpu=not on_cpu)
+            config, state = config.override(options), None
+            say(why)
+        train(config, state, resume_force)
 
 
 @main.command()

@@ -4,6 +4,7 @@ A field with `help` is an option of `emnist-dali train`; the command line only o
 nor numpy: `--help` needs this module.
 """
 
+import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from math import inf
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -50,6 +51,7 @@ class Data:
     image_size: int = option(112, "Side of the images that the model sees, in pixels.")
     batch_size: int = option(512, "Images a micro-batch, all ranks together.")
     backend: Backend = option("auto", "Input pipeline; auto is dali with a GPU, cpu without.")
+    verify_data: bool = option(False, "Check the hash of every shard first.")
     affine: Affine | None = None
 
     def __post_init__(self) -> None:
@@ -108,6 +110,7 @@ class Training:
     label_smoothing: float = 0.1
     class_weights: bool = False
     mixing: Mixing | None = None
+    sync_bn: bool = option(False, "BatchNorm over the batches of all ranks; on GPUs only.")
     ema: float | None = None  # decay a step of the averaged weights; None trains without
     seed: int = option(0, "Seed of every random number.")
 
@@ -134,6 +137,13 @@ class Run:
     profile: bool = option(False, "Write a trace of ten steps for Perfetto; print the ten costliest operators.")
     out: str | None = option(None, "Run folder.  [default: runs/<split>-<recipe>-<time>]")
     wandb: Wandb = option("disabled", "Weights & Biases tracking.")
+    checkpoint_every: str = option("600s", "Steps, or seconds with an s, between checkpoints.")
+    keep: int = option(1, "Newest checkpoints to keep.")
+
+    def __post_init__(self) -> None:
+        sound = re.fullmatch(r"[1-9]\d{0,8}s?", self.checkpoint_every) is not None
+        _check(sound, "--checkpoint-every", self.checkpoint_every, "a number of steps, or of seconds like 600s")
+        _check(self.keep >= 1, "--keep", self.keep, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

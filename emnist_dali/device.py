@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from . import ranks
 from .config import Config
 from .errors import UserError
 
@@ -22,13 +23,20 @@ def resolve(config: Config) -> Config:
     """
     gpu = torch.cuda.is_available()
     device = ("cuda" if gpu else "cpu") if config.run.device == "auto" else config.run.device
+    config = own_device(replace(config, run=replace(config.run, device=device)))
+    device = config.run.device
     try:
         parsed = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"There is no device {device!r}; take --device cuda, cuda:1 or cpu.") from error
     kind = parsed.type
     if kind != "cpu" and (kind != "cuda" or (parsed.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"Device {device} cannot be used here; take --device cpu.")
+        raise UserError(
+            f"Device {device} cannot be used here, which has {torch.cuda.device_count()} GPUs; take --device cpu"
+            f"{' or start fewer ranks' if ranks.world() > 1 else ''}."
+        )
+    if config.training.sync_bn and kind == "cpu":
+        raise UserError("--sync-bn needs GPUs: torch has no SyncBatchNorm on CPUs; train without it.")
     amp, data, training = config.run.amp, config.data, config.training
     if amp == "auto":
         # GPUs before Ampere only emulate bf16.
@@ -45,6 +53,13 @@ def resolve(config: Config) -> Config:
     return replace(
         config, data=data, training=training, run=replace(config.run, device=device, amp=amp, compile=compile)
     )
+
+
+def own_device(config: Config) -> Config:
+    """Under torchrun each rank has the GPU of its own number."""
+    if ranks.world() == 1 or not config.run.device.startswith("cuda"):
+        return config
+    return replace(config, run=replace(config.run, device=f"cuda:{ranks.local_rank()}"))
 
 
 def _pieces(batch_size: int, most: int) -> int:

@@ -1,5 +1,6 @@
 """From a run's weights to its metrics: what `evaluate` prints, and training at its end."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import ranks
 from .checkpoint import load_weights
 from .config import Config
-from .device import autocast, compiled, half_images, resolve
+from .device import autocast, compiled, half_images, own_device, resolve
 from .errors import UserError
 from .loader import Loader
 from .metrics import evaluate
@@ -42,22 +44,29 @@ def evaluation_loader(config: Config, shards: Shards, stats: Stats, members: np.
         backend=backend,
         device=config.run.device,
         half=half_images(config),
+        rank=ranks.rank(),
+        world=ranks.world(),
     )
 
 
-def evaluate_run(path: Path, split: str | None = None, data_dir: str | None = None) -> dict[str, dict[str, Any]]:
+def evaluate_run(
+    path: Path,
+    split: str | None = None,
+    data_dir: str | None = None,
+    after_batch: Callable[[], None] = lambda: None,
+) -> dict[str, dict[str, Any]]:
     """Metrics of a run's best weights on every part that was not trained on, by part (test first).
 
     `split` and `data_dir` default to the run's own. Raises UserError where the run has no weights yet or the
     split has other classes.
     """
     run = RunFolder(path)
-    config = run.config()
+    config = own_device(ranks.from_main(run.config))
     if config.run.device.startswith("cuda") and not torch.cuda.is_available():
         auto = {"device": "auto", "amp": "auto", "backend": "auto"}
         say(f"{path} was trained on {config.run.device}, which is not here: evaluating on the CPU.")
         config = resolve(config.override(auto))
-    weights, about = load_weights(run.best)
+    weights, about = ranks.from_main(lambda: load_weights(run.best))
     folder = split_folder(data_dir or config.data.data_dir, split or config.data.split, config.data.source)
     shards = Shards(folder, "test")
     manifest = shards.manifest
@@ -76,7 +85,7 @@ def evaluate_run(path: Path, split: str | None = None, data_dir: str | None = No
     for part in (name for name in manifest.shards if name != "train"):
         shards = Shards(folder, part)
         with evaluation_loader(config, shards, Stats(*about["stats"]), np.arange(len(shards))) as loader:
-            results[part] = evaluate(model, loader, manifest.classes, autocast(config), part)
+            results[part] = evaluate(model, loader, manifest.classes, autocast(config), part, after_batch)
     return results
 
 

@@ -3,14 +3,17 @@
 A feed has `position`, the batch that `next()` gives, and `close()`, which ends what works ahead.
 """
 
+import hashlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from . import pipelines
 from .errors import UserError
 from .pipelines.fused import Preprocess
 from .plan import Plan
@@ -105,19 +108,23 @@ class DaliFeed:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._gathered = deque(self._pool.submit(self._gather, first + i) for i in range(GATHERED_AHEAD))
         self._error: UserError | None = None
-        self._pipeline = dali.build(
-            self._source,
-            batch_size=share,
-            device_id=(device.index or 0) if on_gpu else None,
-            threads=threads,
-            compressed=self._compressed,
-            warped=plan.affine is not None,
-            shape=plan.shards.shape,
-            size=plan.size,
-            mean=stats.mean,
-            std=stats.std,
-            half=half,
-        )
+        try:
+            self._pipeline = dali.build(
+                self._source,
+                batch_size=share,
+                device_id=(device.index or 0) if on_gpu else None,
+                threads=threads,
+                compressed=self._compressed,
+                warped=plan.affine is not None,
+                shape=plan.shards.shape,
+                size=plan.size,
+                mean=stats.mean,
+                std=stats.std,
+                half=half,
+            )
+        except RuntimeError as error:
+            self._pool.shutdown(cancel_futures=True)
+            raise _one_sentence(error) from error
 
     def _source(self, i: int) -> tuple:
         self._gathered.append(self._pool.submit(self._gather, self._first + i + GATHERED_AHEAD))
@@ -147,16 +154,21 @@ class DaliFeed:
     def next(self) -> Batch:
         try:
             images, labels = self._run(self._pipeline)
-        except RuntimeError:
-            if self._error:
-                raise self._error from None
-            raise
+        except RuntimeError as error:
+            raise self._error or _one_sentence(error) from error
         self.position += 1
         return Batch(images, labels)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
         del self._pipeline
+
+
+def _one_sentence(error: RuntimeError) -> UserError:
+    """DALI's message without its trace: what it says last before the stack is the cause."""
+    lines = [line.strip() for line in str(error).split("Stacktrace")[0].splitlines() if line.strip()]
+    cause = next((line for line in lines if line.startswith("[") or "rror" in line), lines[0] if lines else "")
+    return UserError(f"DALI could not make a batch ({cause}); try --backend cpu.")
 
 
 class SyntheticFeed:
@@ -179,3 +191,16 @@ class SyntheticFeed:
 
 
 FEEDS = {"cpu": CpuFeed, "dali": DaliFeed, "synthetic": SyntheticFeed}
+
+
+def engine(backend: str) -> str:
+    """sha256 over the code that makes a backend's pixels, DALI's version included: equal for equal pixels."""
+    files = {"cpu": ("fused.py", "affine.py"), "dali": ("dali.py", "affine.py"), "synthetic": ()}[backend]
+    digest = hashlib.sha256()
+    for name in files:
+        digest.update((Path(pipelines.__file__).parent / name).read_bytes())
+    if backend == "dali":
+        from nvidia import dali
+
+        digest.update(dali.__version__.encode())
+    return digest.hexdigest()

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from . import ranks
 from .config import Affine
 from .errors import UserError
 from .feeds import FEEDS, Batch, CpuFeed, DaliFeed, SyntheticFeed
@@ -79,7 +80,7 @@ class Loader:
             )
         self.stats, self.accumulation = stats, accumulation
         self.backend, self.device, self.half = backend, torch.device(device), half
-        self.threads = threads or available_cpus()
+        self.threads = threads or max(available_cpus() // ranks.local_world(), 1)
         self._start = 0
         self._feed: CpuFeed | DaliFeed | SyntheticFeed | None = None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from . import ranks
 from .config import Config
 from .progress import say
 
@@ -20,7 +21,7 @@ def start(config: Config, folder: Path) -> AbstractContextManager[profile | None
 
     A run that ends earlier is profiled as far as it got beyond the first steps.
     """
-    if not config.run.profile:
+    if not config.run.profile or not ranks.main():
         return nullcontext()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # without a GPU it reports an error that is none
     on_gpu = config.run.device != "cpu"

@@ -1,9 +1,11 @@
-"""Progress bars: on a terminal, for what takes more than two seconds."""
+"""Progress bars and lines, of rank 0 only: bars on a terminal, for what takes more than two seconds."""
 
 import sys
 from collections.abc import Iterable
 
 from tqdm import tqdm
+
+from . import ranks
 
 
 def progress(iterable: Iterable | None = None, *, description: str, total: int | None = None, unit: str) -> tqdm:
@@ -15,12 +17,13 @@ def progress(iterable: Iterable | None = None, *, description: str, total: int |
         unit=unit,
         unit_scale=True,
         delay=2,
-        disable=None,
+        disable=None if ranks.main() else True,
         leave=False,
     )
 
 
 def say(line: str) -> None:
     """One line on stdout, above any bar."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
+    if ranks.main():
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()

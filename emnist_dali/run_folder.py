@@ -1,6 +1,7 @@
 """runs/<name>/: config.json, env.json, metrics.jsonl, checkpoints/."""
 
 import json
+import os
 import platform
 import sys
 from datetime import datetime
@@ -10,44 +11,98 @@ from typing import Any
 
 import torch
 
+from . import ranks
+from .checkpoint import save_state
 from .config import Config, from_dict
 from .errors import UserError
-from .files import read_json, write_json
+from .files import read_json, write_json, write_whole
 from .loader import available_cpus
 
 PACKAGES = ("emnist-dali", "torch", "timm", "nvidia-dali-cuda120", "lion-pytorch", "torchmetrics", "numba", "numpy")
 
 
+CONFIG, METRICS, LAST = "config.json", "metrics.jsonl", "checkpoints/last.pt"
+
+
+def is_run(path: Path) -> bool:
+    """Whether a run was started in `path`; it has a checkpoint then."""
+    return (path / CONFIG).exists()
+
+
 class RunFolder:
-    """The files of one run. Raises UserError where a folder to create already holds a run."""
+    """The files of one run; only rank 0 writes them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.best = path / "checkpoints" / "best.safetensors"
-        self.last = path / "checkpoints" / "last.pt"
+        self.last = path / LAST
+        self.lines: list[dict[str, Any]] = []
 
     @classmethod
-    def create(cls, config: Config) -> "RunFolder":
-        """`config.run.out`, or runs/<split>-<recipe>-<time>; writes config.json and env.json."""
+    def make(cls, config: Config) -> "RunFolder":
+        """A folder at `config.run.out`, or at runs/<split>-<recipe>-<time>; UserError where a run is."""
         name = f"{config.data.split}-{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-        path = Path(config.run.out or Path("runs") / name)
-        if (path / "config.json").exists():
-            raise UserError(f"{path} already holds a run; name another --out or remove it.")
-        try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{path} could not be made ({error.strerror}); name another --out.") from error
-        write_json(path / "config.json", config.to_dict())
-        write_json(path / "env.json", environment())
-        return cls(path)
+        path = Path(ranks.from_main(lambda: config.run.out or str(Path("runs") / name)))
+        run = cls(path)
+        if ranks.main():
+            if is_run(path):
+                raise UserError(
+                    f"{path} already holds a run; go on with it by --resume {path}, name another --out or remove it."
+                )
+            try:
+                run.last.parent.mkdir(parents=True, exist_ok=True)
+                (path / METRICS).unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"{path} could not be made ({error.strerror}); name another --out.") from error
+        return run
+
+    def begin(self, config: Config, state: dict[str, Any]) -> None:
+        """From here on the folder holds a run that can be gone on with."""
+        self.save(state)
+        if ranks.main():
+            write_json(self.path / "env.json", environment())
+            write_json(self.path / CONFIG, config.to_dict())
+
+    def go_on(self, config: Config, state: dict[str, Any]) -> None:
+        """Back to where a checkpoint was: what came after it is taken out of metrics.jsonl."""
+        self.lines = [line for line in state["log"] if line["kind"] in ("compile", "epoch")]
+        if not ranks.main():
+            return
+        write_whole(self.path / METRICS, "".join(map(_line, self.lines)).encode())
+        write_json(self.path / CONFIG, config.to_dict())
+        env = read_json(self.path / "env.json")
+        resumed = {"step": state["step"], "test_was_read": len(self.lines) < len(state["log"]), **environment()}
+        write_json(self.path / "env.json", {**env, "resumed": [*env.get("resumed", []), resumed]})
 
     def config(self) -> Config:
-        return from_dict(read_json(self.path / "config.json"))
+        return from_dict(read_json(self.path / CONFIG))
 
-    def log(self, record: dict[str, Any]) -> None:
-        """Appends one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    def log(self, *records: dict[str, Any]) -> None:
+        """Appends a line each to metrics.jsonl."""
+        self.lines += records
+        if ranks.main():
+            path = self.path / METRICS
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write("".join(map(_line, records)))
+            except OSError as error:
+                raise UserError(f"{path} could not be written ({error.strerror}); free space there.") from error
+
+    def save(self, state: dict[str, Any], keep: int = 1) -> None:
+        """Replaces the last checkpoint; the `keep` newest stay under their steps' names where those are several."""
+        if not ranks.main():
+            return
+        save_state(self.last, {**state, "log": self.lines})
+        if keep > 1:
+            kept = self.last.with_name(f"step-{state['step']:08d}.pt")
+            kept.unlink(missing_ok=True)
+            os.link(self.last, kept)
+            for old in sorted(self.last.parent.glob("step-*.pt"))[:-keep]:
+                old.unlink()
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def environment() -> dict[str, Any]:

@@ -7,27 +7,41 @@ from pathlib import Path
 import numpy as np
 
 from .errors import UserError
-from .files import read_json, write_json
+from .files import read_json, reason, write_json
 from .pipelines.fused import Preprocess
 from .progress import progress
 from .shards import Shards
 
+MIN_STD = 1e-6  # below it, rounding is all that is left of the deviation
 _BATCH = 256
 
 
 @dataclass(frozen=True)
 class Stats:
-    """On the scale 0 … 1."""
+    """On the scale 0 … 1; ValueError for what statistics of images cannot be."""
 
     mean: float
     std: float
+
+    def __post_init__(self) -> None:
+        if not (_is_number(self.mean) and _is_number(self.std) and 0 <= self.mean <= 1 and MIN_STD <= self.std <= 1):
+            raise ValueError("no mean and standard deviation on the scale 0 … 1")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def statistics(folder: Path, size: int) -> Stats:
     """Of the whole train split at (size, size), through the fused kernel; kept in `stats-<size>.json`."""
     path = folder / f"stats-{size}.json"
     if path.exists():
-        return Stats(**read_json(path))
+        try:
+            return Stats(**read_json(path))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} holds no statistics ({reason(error)}); delete it: it is computed anew."
+            ) from error
     shards = Shards(folder, "train")
     preprocess = Preprocess(shards.shape, size, mean=0, std=1, compressed=shards.compressed)
     out = np.empty((_BATCH, size, size), np.float32)
@@ -42,9 +56,10 @@ def statistics(folder: Path, size: int) -> Stats:
             squares += values @ values
             bar.update(len(indices))
     pixels = len(shards) * size * size
-    mean = total / pixels
-    # Blank images only: any scale does.
-    stats = Stats(mean, float(np.sqrt(squares / pixels - mean**2)) or 1.0)
+    mean = float(total) / pixels
+    std = float(np.sqrt(max(squares / pixels - mean**2, 0.0)))
+    # Images of one grey level only: any scale does.
+    stats = Stats(mean, std if std >= MIN_STD else 1.0)
     with suppress(UserError):  # a data folder may be read-only; then every run computes them again
         write_json(path, asdict(stats))
     return stats

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from . import ranks
 from .config import Config
 from .errors import UserError
 
@@ -20,7 +21,7 @@ class NoTracking:
 
 
 class WandbTracking:
-    def __init__(self, config: Config, folder: Path, data: str) -> None:
+    def __init__(self, config: Config, folder: Path, data: str, id: str | None) -> None:
         import wandb
 
         self._wandb = wandb
@@ -30,6 +31,8 @@ class WandbTracking:
                 name=folder.name,
                 dir=folder,
                 mode=config.run.wandb,
+                id=id,
+                resume="allow" if id else None,
                 config={**config.to_dict(), "data_described": data},
             )
         except wandb.Error as error:
@@ -58,5 +61,7 @@ class WandbTracking:
         self._run.finish()
 
 
-def start(config: Config, folder: Path, data: str) -> NoTracking | WandbTracking:
-    return NoTracking() if config.run.wandb == "disabled" else WandbTracking(config, folder, data)
+def start(config: Config, folder: Path, data: str, id: str | None) -> NoTracking | WandbTracking:
+    """Tracking on rank 0, where the config asks for it; with `id` it goes on with that W&B run."""
+    asked = config.run.wandb != "disabled" and ranks.main()
+    return WandbTracking(config, folder, data, id) if asked else NoTracking()

@@ -1,98 +1,38 @@
-"""The training loop, from top to bottom."""
+"""The training loop: an epoch, from top to bottom."""
 
 import gc
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
-from tqdm import tqdm
+from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3, distribute_bn
+from torch.nn.parallel import DistributedDataParallel
 
-from . import checkpoint, mixing, order, profiling, tracking
+from . import mixing, order, ranks
 from .config import Config
-from .device import autocast, compiled, half_images, keep_freed_memory, resolve
+from .device import autocast, compiled, half_images, keep_freed_memory
 from .errors import UserError
-from .evaluation import evaluate_run, evaluation_loader, summary
 from .feeds import Batch
 from .loader import Loader
 from .loss import class_weights, kl_divergence
-from .metrics import evaluate
 from .model import build_model, channels_last
 from .optim import build_optimizer, learning_rate
-from .prepare import prepare
 from .progress import progress, say
-from .run_folder import RunFolder
 from .shards import Shards
-from .stats import Stats, statistics
+from .stats import Stats
 
 # Steps between two readings of the loss, the only moments at which the host waits for the device.
 LOG_EVERY = 50
+# What of an epoch's record is not the same in the same run again.
+TIMING = ("images_per_second", "data_wait", "seconds")
 # Steps before a CPU run tells how long it will take.
 ESTIMATE_AFTER = 3
-
-
-def train(config: Config) -> RunFolder:
-    """Trains as `config` says, reads the test split once at the end, returns the run folder.
-
-    Raises UserError for what a user can cause: data, device, weights, folders, a loss that is not finite.
-    """
-    config = resolve(config)
-    tune_device(config)
-    folder = prepare(config.data.split, config.data.source, config.data.data_dir)
-    shards = Shards(folder, "train")
-    manifest, labels = shards.manifest, shards.labels()
-    members, held_out = order.holdout(labels, config.data.val_fraction, config.training.seed)
-    stats = statistics(folder, config.data.image_size)
-    train_loader = training_loader(config, shards, stats, members)
-    validation_loader = evaluation_loader(config, shards, stats, held_out) if len(held_out) else None
-    counts = np.bincount(labels[members], minlength=len(manifest.classes)).tolist()
-    trainer = Trainer(config, train_loader, manifest.classes, counts)
-    run = RunFolder.create(config)
-    track = tracking.start(config, run.path, str(manifest))
-    say(
-        f"Training {config.model.model} at {config.data.image_size}×{config.data.image_size} on {manifest}: "
-        f"{len(members):,} images, {len(held_out):,} more for validation, on {config.run.device}."
-    )
-
-    if config.run.compile == "on":
-        seconds = trainer.warm_up()
-        run.log({"kind": "compile", "seconds": seconds})
-        say(f"Compiled in {seconds:.0f} s.")
-    best = -math.inf
-    with train_loader, validation_loader or nullcontext(), profiling.start(config, run.path) as trainer.profiler:
-        for epoch in range(config.training.epochs):
-            record = trainer.train_epoch(epoch)
-            score = float(epoch)  # with nothing to validate on, the last weights are the best
-            if validation_loader:
-                result = evaluate(
-                    trainer.evaluated, validation_loader, manifest.classes, autocast(config), "validation"
-                )
-                record |= {f"val_{name}": result[name] for name in ("accuracy", "weighted_f1", "macro_f1")}
-                score = result["accuracy"]
-            run.log({"kind": "epoch", **record})
-            track.log(record, trainer.step)
-            say(_epoch_line(config, record))
-            if score > best:
-                best = score
-                about = {"model": config.model.model, "classes": manifest.classes, "stats": (stats.mean, stats.std)}
-                about |= {"image_size": config.data.image_size, "data": str(manifest), **record}
-                checkpoint.save_weights(run.best, trainer.trained, about)
-            place = {"epoch": epoch, "best": best, "wandb": track.id, "fingerprint": manifest.fingerprint}
-            checkpoint.save_state(run.last, {**trainer.state(), **place, "config": config.to_dict()})
-            if trainer.step == config.training.steps:
-                break
-
-    results = evaluate_run(run.path)
-    for part, result in results.items():
-        run.log({"kind": part, **result})
-        say(summary(part, result))
-    track.finish(manifest.classes, results)
-    say(f"Run folder: {run.path}")
-    return run
 
 
 def tune_device(config: Config) -> None:
@@ -133,11 +73,21 @@ def training_loader(
         device=config.run.device,
         half=half_images(config),
         threads=threads,
+        rank=ranks.rank(),
+        world=ranks.world(),
     )
 
 
+class DivergedError(UserError):
+    """The loss or a weight is no longer finite."""
+
+
 class Trainer:
-    """What training changes, and the step that changes it; `counts` are the training images of each class."""
+    """What training changes, and the step that changes it; `counts` are the training images of each class.
+
+    It stands at step `step` of the run: `epoch` and the `micro`-batches of it that are done. `after_step` is called
+    between any two steps. With several ranks each calls everything here.
+    """
 
     def __init__(self, config: Config, loader: Loader, classes: Sequence[str], counts: Sequence[int]) -> None:
         training = config.training
@@ -145,8 +95,17 @@ class Trainer:
         self.device = torch.device(config.run.device)
         self.autocast = autocast(config)
         self.profiler: torch.profiler.profile | None = None
+        self.after_step: Callable[[], None] = lambda: None
         torch.manual_seed(training.seed)
         self.model = build_model(config.model, self.classes).to(self.device)
+        if training.sync_bn:
+            self.model = convert_sync_batchnorm(self.model)
+        self.parallel = self.model
+        if ranks.world() > 1:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch is to rename the argument
+                # Statistics stay each rank's own until the epoch ends: broadcasting them costs a message a step.
+                self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False)
         self.loss = compiled(self._loss, config)
         self.ema = ModelEmaV3(self.model, decay=training.ema, use_warmup=True) if training.ema else None
         self.evaluated = compiled(self.trained, config)
@@ -156,6 +115,7 @@ class Trainer:
         self.weights = class_weights(counts, classes).to(self.device) if training.class_weights else None
         self.steps_per_epoch = len(loader) // training.accumulation
         self.step = 0
+        self.begin(0)
 
     @property
     def trained(self) -> torch.nn.Module:
@@ -181,66 +141,83 @@ class Trainer:
             self.evaluated.eval()(images)
         return time.perf_counter() - started
 
+    def begin(self, epoch: int) -> None:
+        """Goes to the start of `epoch`."""
+        self.epoch, self.micro = epoch, 0
+        self.seconds = self.waited = 0.0
+        self.loss_sum = torch.zeros((), device=self.device)
+
     @_without_garbage_collection()
-    def train_epoch(self, epoch: int) -> dict[str, Any]:
-        """One epoch, or what --steps leaves of it; its record. `data_wait` is a share of its `seconds`."""
+    def train_epoch(self) -> dict[str, Any]:
+        """The rest of the epoch, or what --steps leaves of it; the epoch's record, `data_wait` as a share."""
         training = self.config.training
-        self.loader.start(epoch)
+        done = self.micro // training.accumulation
+        left = min(self.steps_per_epoch - done, (training.steps or math.inf) - self.step)
+        self.loader.start(self.epoch, done)
         batches = iter(self.loader)
-        self.model.train()
-        loss_sum = torch.zeros((), device=self.device)
-        first, micro, self._waited, started = self.step, 0, 0.0, time.perf_counter()
-        batch = self._fetch(batches)
-        bar = progress(range(self.steps_per_epoch), description=f"epoch {epoch + 1}", unit=" steps")
-        for _ in bar:
-            _seed_torch(training.seed, self.step)
-            lr = learning_rate(training, self.step, self.steps_per_epoch)
+        self.parallel.train()
+        self._last = time.perf_counter()
+        batch = self._fetch(batches) if left else None
+        bar = progress(range(left), description=f"epoch {self.epoch + 1}", unit=" steps")
+        for i in bar:
+            _seed_torch(training.seed, self.step, ranks.rank())
             for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            for _ in range(training.accumulation):
-                images, targets = self._mix(batch, epoch, micro)
-                with self.autocast():
-                    loss = self.loss(channels_last(images), targets)
-                self.scaler.scale(loss / training.accumulation).backward()
-                loss_sum += loss.detach()
-                micro += 1
+                group["lr"] = learning_rate(training, self.step, self.steps_per_epoch)
+            for k in reversed(range(training.accumulation)):
+                images, targets = self._mix(batch)
+                with self._all_reduced(k == 0):
+                    with self.autocast():
+                        loss = self.loss(channels_last(images), targets)
+                    self.scaler.scale(loss / training.accumulation).backward()
+                self.loss_sum += loss.detach()
+                self.micro += 1
                 batch = self._fetch(batches)  # while the device works
             self._update()
-            done = self.step - first
+            self._clock()
             if self.step % LOG_EVERY == 0:
-                self._check(loss_sum, bar, micro)
-            if done == ESTIMATE_AFTER and epoch == 0:
-                self._estimate((time.perf_counter() - started) / done)
+                bar.set_postfix(loss=f"{self._mean_loss():.3f}")
+            if i + 1 == ESTIMATE_AFTER and self.epoch == 0:
+                self._estimate(self.seconds / (done + i + 1))
             if self.profiler:
                 self.profiler.step()
-            if self.step == training.steps:
-                break
-        loss = self._check(loss_sum, bar, micro)
-        seconds = time.perf_counter() - started
+            self.after_step()
+        for model in (self.model, self.trained) if ranks.world() > 1 else ():
+            distribute_bn(model, ranks.world(), reduce=True)
+        loss = self._mean_loss()
+        self._clock()
         return {
-            "epoch": epoch,
+            "epoch": self.epoch,
             "step": self.step,
             "loss": loss,
-            "lr": lr,
-            "images_per_second": micro * self.config.data.batch_size / seconds,
-            "data_wait": self._waited / seconds,
-            "seconds": seconds,
+            "lr": learning_rate(training, self.step - 1, self.steps_per_epoch),
+            "images_per_second": self.micro * self.config.data.batch_size / self.seconds,
+            "data_wait": self.waited / self.seconds,
+            "seconds": self.seconds,
         }
 
+    def _all_reduced(self, now: bool) -> AbstractContextManager:
+        """Gradients are reduced over the ranks once a step, in its last micro-batch."""
+        return nullcontext() if now or ranks.world() == 1 else self.parallel.no_sync()
+
     def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return kl_divergence(self.model(images), targets, self.weights)
+        return kl_divergence(self.parallel(images), targets, self.weights)
 
     def _fetch(self, batches: Iterator[Batch]) -> Batch | None:
         started = time.perf_counter()
         batch = next(batches, None)
-        self._waited += time.perf_counter() - started
+        self.waited += time.perf_counter() - started
         return batch
 
-    def _mix(self, batch: Batch, epoch: int, micro: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _clock(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._last
+        self._last = now
+
+    def _mix(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         training = self.config.training
         how = mixing.Mix()
         if training.mixing:
-            generator = order.generator(training.seed, order.Stream.MIXING, epoch, micro)
+            generator = order.generator(training.seed, order.Stream.MIXING, self.epoch, self.micro)
             how = mixing.draw(training.mixing, self.config.data.image_size, generator)
         return mixing.mix(*batch, how, self.classes, training.label_smoothing)
 
@@ -254,12 +231,14 @@ class Trainer:
         if self.ema:
             self.ema.update(self.model, self.step)
 
-    def _check(self, loss_sum: torch.Tensor, bar: tqdm, batches: int) -> float:
-        """The epoch's mean loss so far; waits for the device."""
-        loss = loss_sum.item() / batches
+    def _mean_loss(self) -> float:
+        """The epoch's mean loss so far, of all ranks; waits for the device."""
+        loss = ranks.mean(self.loss_sum).item() / self.micro
         if not math.isfinite(loss):
-            raise UserError(f"The loss is {loss} at step {self.step}; lower --lr, or try --amp off.")
-        bar.set_postfix(loss=f"{loss:.3f}")
+            raise DivergedError(
+                f"The loss is {loss} at step {self.step}, or in the {LOG_EVERY} before it; "
+                "lower --lr, or try --amp off."
+            )
         return loss
 
     def _estimate(self, seconds: float) -> None:
@@ -269,29 +248,54 @@ class Trainer:
             say(f"At this pace the training takes {hours:,.0f} hours on this CPU; --recipe cpu takes minutes.")
 
     def state(self) -> dict[str, Any]:
-        """All that the loop owns, for a checkpoint."""
+        """All that the loop owns, for a checkpoint, in whose `ranks` stands what differs between ranks.
+
+        Generators and the schedule are functions of the place and own nothing. Raises DivergedError where a weight is
+        not finite.
+        """
+        weights = self.model.state_dict()
+        if not torch.stack([tensor.isfinite().all() for tensor in weights.values()]).all():
+            raise DivergedError(f"A weight is not finite at step {self.step}; lower --lr, or try --amp off.")
+        own = {"loss_sum": self.loss_sum.cpu(), "model": _buffers(self.model), "trained": _buffers(self.trained)}
         return {
-            "model": self.model.state_dict(),
+            "model": weights,
             "ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "step": self.step,
-            "torch_threads": torch.get_num_threads(),
+            "ranks": ranks.gathered(own),
+            **{name: getattr(self, name) for name in _PLACE},
         }
 
+    def load(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`; another number of ranks starts from the means of what differed between them."""
+        self.model.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        for name in _PLACE:
+            setattr(self, name, state[name])
+        saved = state["ranks"]
+        own = saved[ranks.rank()] if len(saved) == ranks.world() else _mean_of(saved)
+        self.loss_sum.copy_(own["loss_sum"])
+        for name, model in (("model", self.model), ("trained", self.trained)):
+            model.load_state_dict(own[name], strict=False)
 
-def _seed_torch(seed: int, step: int, rank: int = 0) -> None:
+
+_PLACE = ("epoch", "micro", "step", "seconds", "waited")
+
+
+def _buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer.cpu() for name, buffer in model.named_buffers()}
+
+
+def _mean_of(saved: list[dict[str, Any]]) -> dict[str, Any]:
+    first = saved[0]
+    if isinstance(first, dict):
+        return {name: _mean_of([own[name] for own in saved]) for name in first}
+    return torch.stack(saved).mean(0) if first.is_floating_point() else first
+
+
+def _seed_torch(seed: int, step: int, rank: int) -> None:
     """Dropout and drop-path of a step depend on nothing but its place."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
-
-
-def _epoch_line(config: Config, record: dict[str, Any]) -> str:
-    validation = (
-        f"val accuracy {100 * record['val_accuracy']:.2f} %  weighted F1 {record['val_weighted_f1']:.4f}  "
-        if "val_accuracy" in record
-        else ""
-    )
-    return (
-        f"epoch {record['epoch'] + 1}/{config.training.epochs}  loss {record['loss']:.4f}  {validation}"
-        f"{record['images_per_second']:,.0f} img/s  data wait {100 * record['data_wait']:.1f} %"
-    )

@@ -19,6 +19,7 @@ from emnist_dali.loader import Loader
 from emnist_dali.metrics import evaluate
 from emnist_dali.shards import Shards
 from emnist_dali.stats import statistics
+from emnist_dali.train import train
 
 aten = ops.aten
 
@@ -30,7 +31,7 @@ def small(data_dir, out, **options):
 
 @pytest.fixture(scope="module")
 def run(data_dir, tmp_path_factory):
-    return trainer.train(small(data_dir, tmp_path_factory.mktemp("runs") / "run", epochs=6))
+    return train(small(data_dir, tmp_path_factory.mktemp("runs") / "run", epochs=6))
 
 
 def lines(run) -> list[dict]:
@@ -99,7 +100,7 @@ def test_the_host_waits_for_the_device_on_logging_steps_only(recipe, optimizer, 
     loop = make_trainer(data_dir, optimizer=optimizer, **options)
     with loop.loader, HostReads() as reads:
         reads.trainer = loop
-        loop.train_epoch(0)
+        loop.train_epoch()
     steps = loop.steps_per_epoch
     assert reads.steps == [*range(4, steps + 1, 4), steps]
 
@@ -125,9 +126,10 @@ def test_no_garbage_is_collected_in_an_epoch_and_none_is_made(data_dir):
     gc.callbacks.append(lambda phase, info: collections.append((phase, loop.step)))
     try:
         with loop.loader:
-            loop.train_epoch(0)
+            loop.train_epoch()
             made = gc.collect()
-            loop.train_epoch(1)
+            loop.begin(1)
+            loop.train_epoch()
             more = gc.collect()
     finally:
         gc.callbacks.pop()
@@ -149,12 +151,12 @@ def test_compiled_training_is_the_same_training(data_dir, monkeypatch):
         for name, tensor in loop.model.state_dict().items():
             assert torch.equal(tensor, before[name]), name
         with loop.loader:
-            losses.append(loop.train_epoch(0)["loss"])
+            losses.append(loop.train_epoch()["loss"])
     assert np.isclose(*losses, rtol=1e-4)
 
 
 def test_a_profile_is_written_and_its_costliest_operators_printed(data_dir, tmp_path, capsys):
-    run = trainer.train(small(data_dir, tmp_path / "run", epochs=2, profile=True))
+    run = train(small(data_dir, tmp_path / "run", epochs=2, profile=True))
     with gzip.open(run.path / "trace.json.gz") as file:
         events = json.load(file)["traceEvents"]
     assert sum(event.get("name", "").startswith("ProfilerStep#") for event in events) == 10
@@ -166,7 +168,7 @@ def test_a_profile_is_written_and_its_costliest_operators_printed(data_dir, tmp_
 
 def test_the_checkpoint_holds_what_the_loop_owns(run):
     state = load_state(run.last)
-    assert state.keys() >= {"model", "ema", "optimizer", "scaler", "epoch", "step", "best", "fingerprint", "config"}
+    assert state.keys() >= {"model", "ema", "optimizer", "scaler", "epoch", "step", "best", "facts", "config"}
     assert state["step"] == lines(run)[5]["step"]
     assert state["config"] == run.config().to_dict()
 
@@ -181,9 +183,9 @@ def test_validation_and_test_data_stay_apart_from_training(data_dir, tmp_path, m
 
     monkeypatch.setattr(trainer, "Loader", Spy)
     monkeypatch.setattr("emnist_dali.evaluation.Loader", Spy)
-    trainer.train(small(data_dir, tmp_path / "run", epochs=1, val_fraction=0.1))
-    (train_part, train, training), (val_part, val_train, validation), *tests = seen
-    assert (train_part, train, val_part, val_train) == ("train", True, "train", False)
+    train(small(data_dir, tmp_path / "run", epochs=1, val_fraction=0.1))
+    (train_part, shuffled, training), (val_part, val_shuffled, validation), *tests = seen
+    assert (train_part, shuffled, val_part, val_shuffled) == ("train", True, "train", False)
     assert len(validation) == 60
     assert not training & validation
     assert len(training | validation) == 600
@@ -191,7 +193,7 @@ def test_validation_and_test_data_stay_apart_from_training(data_dir, tmp_path, m
 
 
 def test_val_fraction_0_trains_on_everything_and_takes_the_last_weights(data_dir, tmp_path):
-    run = trainer.train(small(data_dir, tmp_path / "run", val_fraction=0.0))
+    run = train(small(data_dir, tmp_path / "run", val_fraction=0.0))
     epochs = [record for record in lines(run) if record["kind"] == "epoch"]
     assert "val_accuracy" not in epochs[0]
     assert epochs[-1]["step"] == 2 * (600 // 64)
@@ -201,7 +203,7 @@ def test_val_fraction_0_trains_on_everything_and_takes_the_last_weights(data_dir
 def test_the_same_run_twice_gives_the_same_weights(data_dir, tmp_path):
     weights = []
     for name in "ab":
-        run = trainer.train(small(data_dir, tmp_path / name, epochs=1))
+        run = train(small(data_dir, tmp_path / name, epochs=1))
         weights.append(load_weights(run.best)[0])
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name]), name
@@ -209,7 +211,7 @@ def test_the_same_run_twice_gives_the_same_weights(data_dir, tmp_path):
 
 def test_steps_end_a_run_and_cut_its_evaluation(data_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("emnist_dali.evaluation.TRIAL_IMAGES", 40)
-    run = trainer.train(small(data_dir, tmp_path / "run", steps=3, model="test_vit"))
+    run = train(small(data_dir, tmp_path / "run", steps=3, model="test_vit"))
     records = lines(run)
     assert records[0]["step"] == 3
     assert records[1]["images"] == 40
@@ -226,20 +228,20 @@ def test_accumulated_micro_batches_are_the_whole_batch(data_dir):
         stats = statistics(data_dir / "demo" / "small", 32)
         with Loader(shards, batch_size=batch_size, size=32, stats=stats, accumulation=accumulation) as loader:
             loop = trainer.Trainer(changed, loader, shards.manifest.classes, [50] * 12)
-            loop.train_epoch(0)
+            loop.train_epoch()
             weights.append(torch.cat([p.detach().flatten() for p in loop.model.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
     with pytest.raises(UserError, match=r"The loss is nan at step \d+"):
-        trainer.train(small(data_dir, tmp_path / "run", lr=1e30, optimizer="sgd"))
+        train(small(data_dir, tmp_path / "run", lr=1e30, optimizer="sgd"))
 
 
 def test_a_folder_with_a_run_is_not_overwritten(run, data_dir):
     before = (run.path / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match="already holds a run"):
-        trainer.train(small(data_dir, run.path))
+        train(small(data_dir, run.path))
     assert (run.path / "metrics.jsonl").read_bytes() == before
 
 
@@ -264,7 +266,7 @@ def test_a_long_cpu_run_says_how_long(capsys):
 
 def test_wandb_offline_needs_no_network(data_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
-    run = trainer.train(small(data_dir, tmp_path / "run", epochs=1, wandb="offline"))
+    run = train(small(data_dir, tmp_path / "run", epochs=1, wandb="offline"))
     assert list(run.path.glob("wandb/offline-run-*/*.wandb"))
     assert load_state(run.last)["wandb"]
 
@@ -277,12 +279,12 @@ def test_wandb_that_cannot_start_is_one_sentence(data_dir, tmp_path, monkeypatch
 
     monkeypatch.setattr(wandb, "init", no_account)
     with pytest.raises(UserError, match=r"no API key.*wandb login"):
-        trainer.train(small(data_dir, tmp_path / "run", wandb="online"))
+        train(small(data_dir, tmp_path / "run", wandb="online"))
 
 
 def test_dali_trains_like_the_cpu_engine(data_dir, tmp_path):
     losses = []
     for backend in ("cpu", "dali"):
-        run = trainer.train(small(data_dir, tmp_path / backend, epochs=1, backend=backend))
+        run = train(small(data_dir, tmp_path / backend, epochs=1, backend=backend))
         losses.append(lines(run)[0]["loss"])
     assert np.isclose(*losses, rtol=0.02)

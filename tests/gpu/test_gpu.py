@@ -116,11 +116,12 @@ def test_the_host_waits_for_the_device_on_logging_steps_only(backend, optimizer,
             torch.cuda.set_sync_debug_mode("error")
 
     with loop.loader:
-        loop.train_epoch(0)  # kernels are chosen, memory is allocated
+        loop.train_epoch()  # kernels are chosen, memory is allocated
         monkeypatch.setattr(Trainer, "_check", check)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            loop.train_epoch(1)
+            loop.begin(1)
+            loop.train_epoch()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -132,7 +133,7 @@ def test_compiled_training_is_the_same_training(folder):
         if compile == "on":
             assert loop.warm_up() > 0
         with loop.loader:
-            losses.append(loop.train_epoch(0)["loss"])
+            losses.append(loop.train_epoch()["loss"])
     # bf16 has 8 bits, and compiled kernels round in other places.
     assert np.isclose(*losses, rtol=0.02)
 

@@ -1,0 +1,49 @@
+"""SIGTERM and SIGINT: a run ends between two steps; a second signal ends the process at once."""
+
+import os
+import signal
+import threading
+from time import monotonic
+from types import FrameType
+
+from . import ranks
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A Ctrl-C reaches each rank twice: from the terminal, and from torchrun, which passes it on.
+PASSED_ON_WITHIN = 2.0
+# A rank that waits for one that is gone cannot finish its step: it ends after so many seconds.
+GRACE = 10.0
+
+
+class Stop(BaseException):
+    """A signal was noted, on this rank or another."""
+
+
+class Interrupt:
+    """Remembers the first signal while the block lasts."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def __enter__(self) -> "Interrupt":
+        # Python lets only the main thread have handlers.
+        here = threading.current_thread() is threading.main_thread()
+        self._before = {s: signal.signal(s, self._note) for s in SIGNALS} if here else {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            if ranks.world() == 1 or monotonic() - self._when > PASSED_ON_WITHIN:
+                os._exit(128 + signum)
+            return
+        self.signum, self._when = signum, monotonic()
+        if ranks.main():  # print is not safe in a handler
+            os.write(2, b"\nFinishing the step and saving; a second signal ends at once.\n")
+        if ranks.world() > 1:
+            timer = threading.Timer(GRACE, os._exit, (128 + signum,))
+            timer.daemon = True
+            timer.start()

@@ -1,0 +1,101 @@
+"""Going on from a checkpoint: which one, with which settings, and what may have changed since."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import ranks
+from .checkpoint import load_state
+from .config import Config, from_dict
+from .errors import UserError
+from .feeds import engine
+from .loader import Loader
+from .progress import say
+from .run_folder import LAST, is_run
+from .shards import Manifest
+
+# Settings that cannot change a result.
+FREE = {"data_dir", "source", "verify_data", "device", "profile", "out", "wandb", "checkpoint_every", "keep"}
+
+
+def find(resume: str, out: str | None) -> Path | None:
+    """The checkpoint that --resume names: a run folder's last, a file, or with auto that of --out.
+
+    None where --out holds no run yet. Raises UserError where there is nothing to go on from.
+    """
+    if resume == "auto":
+        if not out:
+            raise UserError("--resume auto needs --out: the run folder to go on with, or to start in.")
+        return Path(out, LAST) if is_run(Path(out)) else None
+    path = Path(resume)
+    if path.is_file():
+        return path
+    if not (path / LAST).exists():
+        raise UserError(f"{path} holds no checkpoint; name a run folder, or a checkpoint in it.")
+    return path / LAST
+
+
+def load(path: Path, recipe: str | None, options: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The config of the checkpoint's run with `options` in their places, and the checkpoint.
+
+    Raises UserError for another recipe.
+    """
+    state = load_state(path)
+    try:
+        config = from_dict(state["asked"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is no checkpoint of this version; start the run anew.") from error
+    if recipe not in (None, "auto", config.recipe):
+        raise UserError(f"{path} is of recipe {config.recipe}, not {recipe}; start another run for that.")
+    return config.override({**options, "out": str(path.parent.parent)}), state
+
+
+def facts(manifest: Manifest, loader: Loader) -> dict[str, Any]:
+    """What decides a result beside the settings."""
+    return {
+        "data fingerprint": manifest.fingerprint,
+        "statistics": (loader.stats.mean, loader.stats.std),
+        "pipeline": engine(loader.backend),
+        "torch threads": torch.get_num_threads() if loader.device.type == "cpu" else None,
+        "ranks": ranks.world(),
+    }
+
+
+def check(state: dict[str, Any], config: Config, now: dict[str, Any], force: bool) -> None:
+    """Raises UserError naming what would change the result of the checkpoint's run; with `force` only tells it.
+
+    `config` is resolved and `now` its `facts`. Epochs may be raised where the schedule does not know their number.
+    """
+    before, changed = state["facts"], []
+    for part, settings in config.to_dict().items():
+        saved = state["config"][part]
+        if not isinstance(settings, dict):
+            continue
+        for name in settings:
+            if name not in FREE and settings[name] != saved[name] and not _more_epochs(config, name, saved[name]):
+                changed.append(f"{name} is {settings[name]} and was {saved[name]}")
+    if _kind(config.run.device) != _kind(state["config"]["run"]["device"]):
+        changed.append(f"device is {config.run.device} and was {state['config']['run']['device']}")
+    free = {"ranks"}
+    if now["ranks"] != before["ranks"]:
+        # Slices and sums differ anyway.
+        free.add("torch threads")
+        say(f"{before['ranks']} ranks before, {now['ranks']} now: BatchNorm sees other slices of a batch.")
+    for name in now.keys() - free:
+        if now[name] != before[name]:
+            changed.append(f"{name} is {now[name]} and was {before[name]}")
+    if not changed:
+        return
+    what = "; ".join(sorted(changed))
+    if not force:
+        raise UserError(f"Going on would change the result: {what}; set it back, or take --resume-force.")
+    say(f"Going on with another result: {what}.")
+
+
+def _more_epochs(config: Config, name: str, before: int) -> bool:
+    return name == "epochs" and config.training.schedule == "restarts" and config.training.epochs > before
+
+
+def _kind(device: str) -> str:
+    return device.split(":")[0]

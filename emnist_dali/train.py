@@ -1,0 +1,222 @@
+"""A run: from a config to a tested model in its folder, whatever ends it on the way."""
+
+import math
+import signal
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from . import order, profiling, ranks, resume, tracking
+from .checkpoint import save_weights
+from .config import Config
+from .device import autocast, resolve
+from .errors import UserError
+from .evaluation import evaluate_run, evaluation_loader, summary
+from .interrupt import Interrupt, Stop
+from .loader import Loader
+from .metrics import evaluate
+from .prepare import prepare
+from .progress import say
+from .run_folder import RunFolder
+from .shards import Manifest, Shards
+from .stats import statistics
+from .trainer import TIMING, DivergedError, Trainer, training_loader, tune_device
+
+
+def train(config: Config, state: dict[str, Any] | None = None, force: bool = False) -> RunFolder:
+    """Trains as `config` says, reads the test split once at the end, returns the run folder.
+
+    `state`, a checkpoint of the run in `config.run.out`, is where it goes on; with `force` also where that changes
+    the result. Raises UserError for what a user can cause (data, device, weights, folders, a loss that is not
+    finite), and SystemExit after SIGTERM or SIGINT.
+    """
+    asked, config = config, resolve(config)
+    tune_device(config)
+    with ranks.local_main_first():
+        folder = prepare(config.data.split, config.data.source, config.data.data_dir, check=config.data.verify_data)
+        stats = statistics(folder, config.data.image_size)
+    shards = Shards(folder, "train")
+    manifest, labels = shards.manifest, shards.labels()
+    if len(set(ranks.gathered(manifest.fingerprint))) > 1:
+        raise UserError(f"The ranks have different data in {folder}; prepare every machine from the same source.")
+    members, held_out = order.holdout(labels, config.data.val_fraction, config.training.seed)
+    train_loader = training_loader(config, shards, stats, members)
+    validation_loader = evaluation_loader(config, shards, stats, held_out) if len(held_out) else None
+    counts = np.bincount(labels[members], minlength=len(manifest.classes)).tolist()
+    # A checkpoint holds the weights already: the hub is not asked again.
+    model = replace(config.model, pretrained=False, weights=None) if state else config.model
+    trainer = Trainer(replace(config, model=model), train_loader, manifest.classes, counts)
+    facts = resume.facts(manifest, train_loader)
+    if state:
+        resume.check(state, config, facts, force)
+        trainer.load(state)
+        run = RunFolder(Path(config.run.out))
+    else:
+        run = RunFolder.make(config)
+    session = Session(config, asked, trainer, validation_loader, run, manifest, facts)
+    if state:
+        if session.done and any(line["kind"] == "test" for line in state["log"]):
+            say(f"{run.path} is complete.")
+            return run
+        session.best = state["best"]
+        run.go_on(config, state)
+    session.track = tracking.start(config, run.path, str(manifest), state and state["wandb"])
+    if not state:
+        run.begin(config, session.state())
+    say(
+        f"{'Going on with' if state else 'Training'} {config.model.model} at "
+        f"{config.data.image_size}×{config.data.image_size} on {manifest}: "
+        f"{len(members):,} images, {len(held_out):,} more for validation, on {_where(config)}."
+    )
+    with train_loader, validation_loader or nullcontext(), profiling.start(config, run.path) as trainer.profiler:
+        session.train()
+    say(f"Run folder: {run.path}")
+    return run
+
+
+class Session:
+    """A run under way: what it trains, where that is kept, and what ends it."""
+
+    def __init__(
+        self,
+        config: Config,
+        asked: Config,
+        trainer: Trainer,
+        validation: Loader | None,
+        run: RunFolder,
+        manifest: Manifest,
+        facts: dict[str, Any],
+    ) -> None:
+        self.config, self.asked, self.facts = config, asked, facts
+        self.trainer, self.validation, self.run, self.manifest = trainer, validation, run, manifest
+        self.track: tracking.NoTracking | tracking.WandbTracking = tracking.NoTracking()
+        self.best = -math.inf
+        self.interrupt = Interrupt()
+        self._saved = monotonic()
+        trainer.after_step = self._after_step
+
+    @property
+    def done(self) -> bool:
+        training = self.config.training
+        return self.trainer.epoch >= training.epochs or self.trainer.step == training.steps
+
+    def train(self) -> None:
+        """To the end, the test included; where it is ended before, to a checkpoint."""
+        with self.interrupt:
+            try:
+                self._compile()
+                while not self.done:
+                    self._epoch()
+                self._test()
+            except Stop:
+                self._save()
+                signum = self.interrupt.signum or signal.SIGTERM
+                say(
+                    f"Ended by {signal.Signals(signum).name} after step {self.trainer.step}; "
+                    f"go on with `emnist-dali train --resume {self.run.path}`."
+                )
+                sys.exit(128 + signum)
+            except DivergedError as error:
+                raise UserError(
+                    f"{error} {self.run.last} is from before: `emnist-dali train --resume {self.run.path} "
+                    f"--resume-force --lr {self.config.training.lr / 3:.1g}` goes on from there."
+                ) from error
+
+    def _compile(self) -> None:
+        if self.config.run.compile == "off":
+            return
+        seconds = self.trainer.warm_up()
+        if not self.run.lines:
+            self.run.log({"kind": "compile", "seconds": seconds})
+        say(f"Compiled in {seconds:.0f} s.")
+
+    def _epoch(self) -> None:
+        """The rest of the trainer's epoch, its validation, and a checkpoint at the start of the next."""
+        trainer, classes = self.trainer, self.manifest.classes
+        record = trainer.train_epoch()
+        score = float(trainer.epoch)  # with nothing to validate on, the last weights are the best
+        if self.validation:
+            result = evaluate(
+                trainer.evaluated,
+                self.validation,
+                classes,
+                autocast(self.config),
+                "validation",
+                self._stop_if_asked,
+            )
+            record |= {f"val_{name}": result[name] for name in ("accuracy", "weighted_f1", "macro_f1")}
+            score = result["accuracy"]
+        self.run.log({"kind": "epoch", **record})
+        self.track.log(record, trainer.step)
+        say(_epoch_line(self.config, record))
+        if score > self.best:
+            self.best = score
+            stats = trainer.loader.stats
+            about = {"model": self.config.model.model, "classes": classes, "stats": (stats.mean, stats.std)}
+            about |= {"image_size": self.config.data.image_size, "data": str(self.manifest)}
+            about |= {name: value for name, value in record.items() if name not in TIMING}
+            if ranks.main():
+                save_weights(self.run.best, trainer.trained, about)
+        trainer.begin(trainer.epoch + 1)
+        self._save()
+
+    def _test(self) -> None:
+        results = evaluate_run(self.run.path, after_batch=self._stop_if_asked)
+        self.run.log(*({"kind": part, **result} for part, result in results.items()))
+        for part, result in results.items():
+            say(summary(part, result))
+        self._save()  # tells that the run is complete
+        self.track.finish(self.manifest.classes, results)
+
+    def _after_step(self) -> None:
+        stop, due = ranks.any_rank(self.interrupt.signum is not None, ranks.main() and self._due())
+        if stop:
+            raise Stop
+        if due:
+            self._save()
+
+    def _stop_if_asked(self) -> None:
+        if any(ranks.any_rank(self.interrupt.signum is not None)):
+            raise Stop
+
+    def _due(self) -> bool:
+        every = self.config.run.checkpoint_every
+        if every.endswith("s"):
+            return monotonic() - self._saved >= int(every[:-1])
+        return self.trainer.step % int(every) == 0
+
+    def _save(self) -> None:
+        self.run.save(self.state(), self.config.run.keep)
+        self._saved = monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds, but for the log."""
+        return {
+            **self.trainer.state(),
+            "best": self.best,
+            "wandb": self.track.id,
+            "facts": self.facts,
+            "config": self.config.to_dict(),
+            "asked": self.asked.to_dict(),
+        }
+
+
+def _where(config: Config) -> str:
+    return config.run.device if ranks.world() == 1 else f"{ranks.world()} ranks, the first on {config.run.device}"
+
+
+def _epoch_line(config: Config, record: dict[str, Any]) -> str:
+    validation = (
+        f"val accuracy {100 * record['val_accuracy']:.2f} %  weighted F1 {record['val_weighted_f1']:.4f}  "
+        if "val_accuracy" in record
+        else ""
+    )
+    return (
+        f"epoch {record['epoch'] + 1}/{config.training.epochs}  loss {record['loss']:.4f}  {validation}"
+        f"{record['images_per_second']:,.0f} img/s  data wait {100 * record['data_wait']:.1f} %"
+    )
