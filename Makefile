@@ -5,7 +5,7 @@ BIN := .venv/bin
 # A GPU machine without network has no .venv: it runs its own Python, in which the project is importable.
 GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test bench gpu-check lint clean
+.PHONY: demo test fuzz faults bench gpu-check lint clean
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -18,6 +18,12 @@ demo: .venv/installed  ## the whole main job on drawn glyphs: no download, no GP
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+fuzz: .venv/installed  ## broken files, over 10,000 and others each time, for all that reads files: tests/README.md
+	FUZZ_FACTOR=15 $(BIN)/python -m pytest tests/fuzz
+
+faults: .venv/installed  ## full disks, damaged data, signals, and 50 kills of one training
+	EMNIST_DALI_KILLS=50 $(BIN)/python -m pytest tests/faults
 
 bench: .venv/installed  ## where the time goes on this machine; options in ARGS
 	$(BIN)/python bench/throughput.py $(ARGS)

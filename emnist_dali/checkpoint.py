@@ -2,13 +2,16 @@
 
 import io
 import json
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .errors import UserError
-from .files import write_whole
+from .files import is_plain, reason, write_whole
+from .stats import Stats
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -19,13 +22,37 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote, on the CPU. Raises UserError where the file is missing or is none."""
+    """What `save_state` wrote, on the CPU. Raises UserError where the file is missing or is none.
+
+    Its size bounds what is taken for it: nothing in it may be compressed.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; name a run folder that holds checkpoints.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; name a run folder that holds checkpoints.") from error
+        if not is_uncompressed_zip(path):
+            raise ValueError
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle protocol that torch.save does not write
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError
     except Exception as error:
         raise UserError(f"{path} is no checkpoint ({type(error).__name__}); take another one.") from error
+    return state
+
+
+def is_uncompressed_zip(path: Path) -> bool:
+    """False for what torch.load takes for an old pickle.
+
+    ValueError for a zip with compressed members: torch.save makes none, and a small one can fill the memory.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return False
+        with zipfile.ZipFile(file) as members:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members.infolist()):
+                raise ValueError("it is compressed")
+    return True
 
 
 def save_weights(path: Path, model: torch.nn.Module, about: dict[str, Any]) -> None:
@@ -38,13 +65,19 @@ def save_weights(path: Path, model: torch.nn.Module, about: dict[str, Any]) -> N
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """State dict and `about` of `save_weights`. Raises UserError where the file is missing or of another kind."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     if not path.is_file():
         raise UserError(f"{path} is missing; name a run folder in which training got as far as its first epoch.")
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["about"])
+            if not all(map(is_plain, about["classes"])):
+                raise ValueError("its classes are no names")
+            Stats(*about["stats"])
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} does not hold weights of this project ({error}); name another run.") from error
+    # Beside safetensors' own error: what torch says of a misplaced tensor, and Python of metadata of another kind.
+    except Exception as error:
+        raise UserError(
+            f"{path} does not hold weights of this project ({reason(error)}); name another run."
+        ) from error

@@ -6,7 +6,7 @@ nor numpy: `--help` needs this module.
 
 import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from math import inf
+from math import inf, isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import UserError
@@ -57,7 +57,7 @@ class Data:
     def __post_init__(self) -> None:
         _check(0 <= self.val_fraction < 1, "--val-fraction", self.val_fraction, "from 0 to below 1")
         _check(8 <= self.image_size <= 1024, "--image-size", self.image_size, "from 8 to 1024")
-        _check(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
+        _check(1 <= self.batch_size <= 2**20, "--batch-size", self.batch_size, "from 1 to 1,048,576")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,8 @@ class Model:
     def __post_init__(self) -> None:
         if self.weights and not self.pretrained:
             raise UserError("--weights and --no-pretrained exclude each other; name one of them.")
+        stride = self.stem_stride
+        _check(stride is None or 1 <= stride <= 8, "stem_stride", stride, "from 1 to 8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,23 +178,32 @@ class Config:
         return asdict(self)
 
 
-def from_dict(content: dict[str, Any]) -> Config:
-    """The inverse of `Config.to_dict`, also after a way through JSON; UserError where it does not fit."""
+def from_dict(content: dict[str, Any], name: str = "This") -> Config:
+    """The inverse of `Config.to_dict`, also after a way through JSON; UserError naming it where it does not fit."""
     try:
         return _build(Config, content)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"This is no config of this version ({error}).") from error
+    except (UserError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{name} is no config of this version ({str(error).rstrip('.')[:200]}).") from error
 
 
 def _build(kind: type, content: dict[str, Any]) -> Any:
     hints = get_type_hints(kind)
-    values = {}
-    for name, value in content.items():
-        kinds = [k for k in (hints[name], *get_args(hints[name])) if is_dataclass(k)]
-        if kinds and value is not None:
-            value = _build(kinds[0], value)
-        if get_origin(hints[name]) is Literal:
-            choices = get_args(hints[name])
-            _check(value in choices, name, value, f"one of {', '.join(choices)}")
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
+    return kind(**{name: _value(name, hints[name], value) for name, value in content.items()})
+
+
+def _value(name: str, hint: Any, value: Any) -> Any:
+    """What JSON made of a field of type `hint`, as it was; TypeError where it is of another type."""
+    choices = get_args(hint)
+    if get_origin(hint) is Literal:
+        _check(value in choices, name, f"{value!r:.80}", f"one of {', '.join(choices)}")
+        return value
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_value(name, choices[0], item) for item in value)
+    for kind in choices or (hint,):  # the choices are those of `X | None`
+        if is_dataclass(kind) and isinstance(value, dict):
+            return _build(kind, value)
+        if kind is float and type(value) in (int, float) and isfinite(value):
+            return float(value)
+        if kind is not float and type(value) is kind:
+            return value
+    raise TypeError(f"{name} is {value!r:.80}")

@@ -13,6 +13,7 @@ from .checkpoint import load_weights
 from .config import Config
 from .device import autocast, compiled, half_images, own_device, resolve
 from .errors import UserError
+from .files import reason
 from .loader import Loader
 from .metrics import evaluate
 from .model import build_model
@@ -76,7 +77,12 @@ def evaluate_run(
             "name a split with the run's own classes."
         )
     model = build_model(replace(config.model, pretrained=False, weights=None), len(manifest.classes))
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"{run.best} does not fit the model of {path} ({reason(error)}); name another run."
+        ) from error
     model = compiled(model.to(config.run.device), config)
     say(f"Evaluating on {manifest}.")
     if config.training.steps:

@@ -165,9 +165,9 @@ class DaliFeed:
 
 
 def _one_sentence(error: RuntimeError) -> UserError:
-    """DALI's message without its trace: what it says last before the stack is the cause."""
-    lines = [line.strip() for line in str(error).split("Stacktrace")[0].splitlines() if line.strip()]
-    cause = next((line for line in lines if line.startswith("[") or "rror" in line), lines[0] if lines else "")
+    """DALI's message without its traces: the cause stands after the operator and where that is in our code."""
+    said = str(error).split("Stacktrace")[0].split("encountered:")[-1].strip()
+    cause = said.splitlines()[0] if said else type(error).__name__
     return UserError(f"DALI could not make a batch ({cause}); try --backend cpu.")
 
 

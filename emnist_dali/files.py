@@ -3,11 +3,17 @@
 import hashlib
 import json
 import os
+import unicodedata
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+
+# A manifest of 256 classes with the longest names has 0.2 MB; Python's objects take up to 30 times a file's size.
+MAX_JSON = 16 * 2**20
+MAX_NAME = 4096
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, line and paragraph separators
 
 
 def sha256(path: Path) -> str:
@@ -41,10 +47,33 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises UserError where the file is missing or not JSON."""
+    """Raises UserError where the file is missing, longer than MAX_JSON bytes, nested too deeply, or not JSON."""
+    if not path.exists():
+        raise UserError(f"{path} is missing.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} could not be read as JSON ({error}).") from error
+        if not path.is_file():  # reading from a pipe would wait for ever
+            raise ValueError("it is no file")
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError(f"it has more than {MAX_JSON:,} bytes")
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} could not be read as JSON ({reason(error)}).") from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def reason(error: BaseException) -> str:
+    """What the error of another library says, on one line and in at most 200 characters."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return (said if said.isprintable() else ascii(said))[:200]
+
+
+def is_plain(name: Any) -> bool:
+    """Whether it is text that UTF-8 holds and a line shows, of at most MAX_NAME characters."""
+    return (
+        isinstance(name, str)
+        and len(name) <= MAX_NAME
+        and not any(unicodedata.category(character) in _UNPRINTABLE for character in name)
+    )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from .checkpoint import is_uncompressed_zip
 from .config import Model
 from .errors import UserError
 
@@ -60,6 +61,7 @@ def _from_file(model: Model, classes: int) -> torch.nn.Module:
     if not path.is_file():
         raise UserError(f"{path} is no file; name one of {model.model}'s weights with --weights.")
     try:
+        is_uncompressed_zip(path)  # for its error; old pickles are taken too
         # Only by way of the overlay does timm fold a local file's RGB stem and drop its classifier.
         return timm.create_model(
             model.model,

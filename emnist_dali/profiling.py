@@ -1,13 +1,18 @@
 """`train --profile`: where the time of a step goes."""
 
+import gzip
+import json
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import gettempdir
 
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from . import ranks
 from .config import Config
+from .errors import UserError
+from .files import reason
 from .progress import say
 
 # The first steps allocate, choose kernels and fill the queues.
@@ -28,7 +33,15 @@ def start(config: Config, folder: Path) -> AbstractContextManager[profile | None
 
     def ready(profiler: profile) -> None:
         path = folder / TRACE
-        profiler.export_chrome_trace(str(path))
+        try:
+            profiler.export_chrome_trace(str(path))
+            with gzip.open(path) as file:
+                json.load(file)  # on a full disk torch writes half of it and says nothing
+        except (OSError, EOFError, RuntimeError, ValueError) as error:
+            path.unlink(missing_ok=True)
+            raise UserError(
+                f"{path} could not be written ({reason(error)}); free space there and in {gettempdir()}."
+            ) from error
         say(_table(profiler, on_gpu) + f"\nTrace: {path}; open it at https://ui.perfetto.dev.")
 
     return profile(

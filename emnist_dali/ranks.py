@@ -31,6 +31,10 @@ def local_world() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def _machines() -> int:
+    return int(os.environ.get("GROUP_WORLD_SIZE", 1))
+
+
 def main() -> bool:
     """Whether this is the rank that prints, logs and saves."""
     return rank() == 0
@@ -52,7 +56,12 @@ def joined() -> Iterator[None]:
     if gpu:
         torch.cuda.set_device(local_rank())
     try:
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+        # After a restart torchrun's store still has the addresses of the ranks that are gone, and a quick rank
+        # takes those. Machines count their restarts apart: several need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if _machines() == 1 else "0"
+        store = distributed.PrefixStore(attempt, next(distributed.rendezvous("env://"))[0])
+        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        distributed.init_process_group(backend, store=store, rank=rank(), world_size=world())
         yield
     except RuntimeError as error:
         if "peer" in str(error) or isinstance(error, distributed.DistError):

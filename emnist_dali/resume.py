@@ -18,6 +18,9 @@ from .shards import Manifest
 # Settings that cannot change a result.
 FREE = {"data_dir", "source", "verify_data", "device", "profile", "out", "wandb", "checkpoint_every", "keep"}
 
+# What a checkpoint holds beside the trainer's state.
+KEYS = {"best", "wandb", "facts", "config", "asked", "log"}
+
 
 def find(resume: str, out: str | None) -> Path | None:
     """The checkpoint that --resume names: a run folder's last, a file, or with auto that of --out.
@@ -28,6 +31,8 @@ def find(resume: str, out: str | None) -> Path | None:
         if not out:
             raise UserError("--resume auto needs --out: the run folder to go on with, or to start in.")
         return Path(out, LAST) if is_run(Path(out)) else None
+    if out:
+        raise UserError(f"--resume {resume} goes on in that run's own folder; leave --out away.")
     path = Path(resume)
     if path.is_file():
         return path
@@ -42,10 +47,9 @@ def load(path: Path, recipe: str | None, options: dict[str, Any]) -> tuple[Confi
     Raises UserError for another recipe.
     """
     state = load_state(path)
-    try:
-        config = from_dict(state["asked"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is no checkpoint of this version; start the run anew.") from error
+    if not isinstance(state, dict) or KEYS - state.keys():
+        raise UserError(f"{path} is no checkpoint of this version; start the run anew.")
+    config = from_dict(state["asked"], str(path))
     if recipe not in (None, "auto", config.recipe):
         raise UserError(f"{path} is of recipe {config.recipe}, not {recipe}; start another run for that.")
     return config.override({**options, "out": str(path.parent.parent)}), state
@@ -67,16 +71,22 @@ def check(state: dict[str, Any], config: Config, now: dict[str, Any], force: boo
 
     `config` is resolved and `now` its `facts`. Epochs may be raised where the schedule does not know their number.
     """
+    # A setting that is younger than the checkpoint was at its default.
+    saved = from_dict(state["config"]).to_dict()
     before, changed = state["facts"], []
-    for part, settings in config.to_dict().items():
-        saved = state["config"][part]
-        if not isinstance(settings, dict):
-            continue
-        for name in settings:
-            if name not in FREE and settings[name] != saved[name] and not _more_epochs(config, name, saved[name]):
-                changed.append(f"{name} is {settings[name]} and was {saved[name]}")
-    if _kind(config.run.device) != _kind(state["config"]["run"]["device"]):
-        changed.append(f"device is {config.run.device} and was {state['config']['run']['device']}")
+    for name, is_, was in (
+        ("model", config.model.model, saved["model"]["model"]),
+        ("optimizer", config.training.optimizer, saved["training"]["optimizer"]),
+    ):
+        if is_ != was:
+            raise UserError(f"The checkpoint is of {name} {was}, not {is_}; start another run for that.")
+    for part in ("data", "model", "training", "run"):
+        for name, is_ in config.to_dict()[part].items():
+            was = saved[part][name]
+            if name not in FREE and is_ != was and not _more_epochs(config, name, was):
+                changed.append(f"{name} is {is_} and was {was}")
+    if _kind(config.run.device) != _kind(saved["run"]["device"]):
+        changed.append(f"device is {config.run.device} and was {saved['run']['device']}")
     free = {"ranks"}
     if now["ranks"] != before["ranks"]:
         # Slices and sums differ anyway.

@@ -1,9 +1,11 @@
 """runs/<name>/: config.json, env.json, metrics.jsonl, checkpoints/."""
 
 import json
+import math
 import os
 import platform
 import sys
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,15 +14,13 @@ from typing import Any
 import torch
 
 from . import ranks
-from .checkpoint import save_state
+from .checkpoint import load_weights, save_state
 from .config import Config, from_dict
 from .errors import UserError
 from .files import read_json, write_json, write_whole
 from .loader import available_cpus
 
 PACKAGES = ("emnist-dali", "torch", "timm", "nvidia-dali-cuda120", "lion-pytorch", "torchmetrics", "numba", "numpy")
-
-
 CONFIG, METRICS, LAST = "config.json", "metrics.jsonl", "checkpoints/last.pt"
 
 
@@ -75,18 +75,26 @@ class RunFolder:
         write_json(self.path / "env.json", {**env, "resumed": [*env.get("resumed", []), resumed]})
 
     def config(self) -> Config:
-        return from_dict(read_json(self.path / CONFIG))
+        path = self.path / CONFIG
+        return from_dict(read_json(path), str(path))
 
     def log(self, *records: dict[str, Any]) -> None:
         """Appends a line each to metrics.jsonl."""
         self.lines += records
         if ranks.main():
             path = self.path / METRICS
+            size = path.stat().st_size if path.exists() else 0
             try:
                 with path.open("a", encoding="utf-8") as file:
                     file.write("".join(map(_line, records)))
             except OSError as error:
+                with suppress(OSError):
+                    os.truncate(path, size)  # half a line is none
                 raise UserError(f"{path} could not be written ({error.strerror}); free space there.") from error
+
+    def best_step(self) -> float:
+        """The step of the best weights, infinite without any."""
+        return load_weights(self.best)[1].get("step", math.inf) if self.best.exists() else math.inf
 
     def save(self, state: dict[str, Any], keep: int = 1) -> None:
         """Replaces the last checkpoint; the `keep` newest stay under their steps' names where those are several."""
@@ -95,10 +103,16 @@ class RunFolder:
         save_state(self.last, {**state, "log": self.lines})
         if keep > 1:
             kept = self.last.with_name(f"step-{state['step']:08d}.pt")
-            kept.unlink(missing_ok=True)
-            os.link(self.last, kept)
-            for old in sorted(self.last.parent.glob("step-*.pt"))[:-keep]:
-                old.unlink()
+            try:
+                kept.unlink(missing_ok=True)
+                os.link(self.last, kept)
+                steps = sorted(self.last.parent.glob("step-*.pt"))
+                here = steps.index(kept) + 1
+                # Later steps are of a course that was given up.
+                for other in steps[here:] + steps[: max(here - keep, 0)]:
+                    other.unlink()
+            except OSError as error:
+                raise UserError(f"{kept} could not be linked ({error.strerror}); take --keep 1.") from error
 
 
 def _line(record: dict[str, Any]) -> str:

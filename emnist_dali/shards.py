@@ -6,23 +6,31 @@ A shard is a safetensors file: `records` (uint8, the records end to end), `offse
 
 import hashlib
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import lz4.block
 import numpy as np
 
 from .errors import UserError
-from .files import read_json, sha256, write_json
+from .files import is_plain, read_json, reason, sha256, write_json
+from .idx import MAX_SIDE
 from .pipelines import fused
 from .progress import progress
-from .source import MAX_CLASSES, Part, Source
+from .source import MAX_CLASSES, Part, Source, SourceFile
 
 FORMAT = 1
 CODECS = ("lz4", "raw")
 MANIFEST = "manifest.json"
 # 131,072 EMNIST images are 48 MB of LZ4: a shard is held in memory while it is written.
 SHARD_SAMPLES = 1 << 17
+# Shards of larger images hold fewer: four times this is taken while one is written.
+SHARD_BYTES = 100 * 2**20
+PARTS = ("train", "test", "unseen")
+# Of one part; a billion images of EMNIST would be 400 GB.
+MAX_SAMPLES = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +81,8 @@ def pack(source: Source, split: str, folder: Path, codec: str = "lz4") -> Manife
         raise UserError(f"There is no codec {codec!r}; take one of {', '.join(CODECS)}.")
     if len(source.classes) > MAX_CLASSES:
         raise UserError(f"{source.origin} has {len(source.classes)} classes; a shard holds at most {MAX_CLASSES}.")
+    from safetensors import SafetensorError
+
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -95,7 +105,7 @@ def pack(source: Source, split: str, folder: Path, codec: str = "lz4") -> Manife
         )
         write_json(partial / MANIFEST, asdict(manifest))
         _replace_folder(partial, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter where a shard does not fit
         raise UserError(
             f"{folder} could not be written ({error}); free space there or name another --data-dir."
         ) from error
@@ -108,20 +118,21 @@ def _pack_part(name: str, part: Part, folder: Path, codec: str) -> tuple[ShardFi
     from safetensors.numpy import save_file
 
     files = []
+    samples = max(1, min(SHARD_SAMPLES, SHARD_BYTES // part.images[0].size))
     with progress(description=f"packing {name}", total=len(part.labels), unit=" images") as bar:
-        for start in range(0, len(part.labels), SHARD_SAMPLES):
-            images = np.ascontiguousarray(part.images[start : start + SHARD_SAMPLES])
+        for start in range(0, len(part.labels), samples):
+            images = np.ascontiguousarray(part.images[start : start + samples])
             records = [image.tobytes() for image in images]
             if codec == "lz4":
                 records = [lz4.block.compress(record, store_size=False) for record in records]
             offsets = np.zeros(len(records) + 1, np.int64)
             np.cumsum([len(record) for record in records], out=offsets[1:])
-            path = folder / f"{name}-{len(files):05d}.safetensors"
+            path = folder / _shard_name(name, len(files))
             save_file(
                 {
                     "records": np.frombuffer(b"".join(records), np.uint8),
                     "offsets": offsets,
-                    "labels": part.labels[start : start + SHARD_SAMPLES].astype(np.uint8),
+                    "labels": part.labels[start : start + samples].astype(np.uint8),
                 },
                 path,
             )
@@ -130,6 +141,10 @@ def _pack_part(name: str, part: Part, folder: Path, codec: str) -> tuple[ShardFi
             )
             bar.update(len(records))
     return tuple(files)
+
+
+def _shard_name(part: str, i: int) -> str:
+    return f"{part}-{i:05d}.safetensors"
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
@@ -142,14 +157,19 @@ def _replace_folder(new: Path, folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises UserError where the folder is not prepared, of another format, or its manifest is broken."""
+    """Raises UserError where the folder is not prepared, of another format, or its manifest is broken.
+
+    At most MAX_CLASSES classes, MAX_SIDE pixels a side, MAX_SAMPLES images a part.
+    """
     path = folder / MANIFEST
     if not path.exists():
         raise UserError(f"{folder} holds no prepared data; run `emnist-dali prepare` first.")
     content = read_json(path)
     try:
         if content["format"] != FORMAT:
-            raise UserError(f"{path} has format {content['format']}, this version reads {FORMAT}; prepare it anew.")
+            raise UserError(
+                f"{path} has format {content['format']!r:.20}, this version reads {FORMAT}; prepare it anew."
+            )
         manifest = Manifest(
             **{
                 **content,
@@ -162,11 +182,51 @@ def read_manifest(folder: Path) -> Manifest:
                 },
             }
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no manifest of this project ({error}); prepare it anew with --force.") from error
-    if any(Path(file.file).name != file.file for files in manifest.shards.values() for file in files):
-        raise UserError(f"{path} names a shard outside its own folder; prepare it anew with --force.")
+        for part, files in manifest.shards.items():
+            if [file.file for file in files] != [_shard_name(part, i) for i in range(len(files))]:
+                raise UserError(f"{path} names files outside its folder's shards; prepare it anew with --force.")
+        if wrong := _wrong_fields(manifest):
+            raise ValueError(f"wrong {', '.join(wrong)}")
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} is no manifest of this project ({reason(error)}); prepare it anew with --force."
+        ) from error
     return manifest
+
+
+def _wrong_fields(manifest: Manifest) -> list[str]:
+    """Names of the fields whose values no `pack` has written; TypeError where they are not even of their kind."""
+    files = [file for part in manifest.shards.values() for file in part]
+    sources = [SourceFile(**file) for file in manifest.files]
+    classes = len(manifest.classes)
+    sound = {
+        "split": is_plain(manifest.split),
+        "origin": is_plain(manifest.origin),
+        "official": isinstance(manifest.official, bool),
+        "codec": manifest.codec in CODECS,
+        "shape": len(manifest.shape) == 2 and _are_numbers(manifest.shape, 1, MAX_SIDE),
+        "classes": 1 <= classes <= MAX_CLASSES and all(map(is_plain, manifest.classes)),
+        "counts": manifest.counts.keys() == manifest.shards.keys()
+        and all(len(of) == classes and _are_numbers(of, 0, MAX_SAMPLES) for of in manifest.counts.values()),
+        "files": all(
+            is_plain(file.name)
+            and is_plain(file.sha256)
+            and isinstance(file.bytes, int)
+            and isinstance(file.official, bool)
+            for file in sources
+        ),
+        "shards": manifest.shards.keys() <= set(PARTS)
+        and all(manifest.shards.values())
+        and all(is_plain(file.sha256) for file in files)
+        and _are_numbers((file.bytes for file in files), 1, 2**63)
+        and _are_numbers((file.samples for file in files), 1, MAX_SAMPLES)
+        and all(sum(file.samples for file in part) <= MAX_SAMPLES for part in manifest.shards.values()),
+    }
+    return [field for field, is_sound in sound.items() if not is_sound]
+
+
+def _are_numbers(values: Iterable[Any], lowest: int, highest: int) -> bool:
+    return all(isinstance(value, int) and lowest <= value <= highest for value in values)
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
@@ -174,7 +234,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
     files = [file for part in manifest.shards.values() for file in part]
     for file in progress(files, description="verifying", unit=" shards"):
         path = folder / file.file
-        if not path.exists() or sha256(path) != file.sha256:
+        if not path.is_file() or sha256(path) != file.sha256:
             raise UserError(f"{path} is not the shard that was packed; prepare it anew with --force.")
 
 
@@ -236,9 +296,10 @@ class Shards:
     def records(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The records of `indices` (n,) end to end, uint8, and the bytes of each, (n,) int64."""
         sizes = self._records.sizes(indices)
-        # The most that LZ4 makes of an image: lz4.h, LZ4_COMPRESSBOUND.
         pixels = self.shape[0] * self.shape[1]
-        wrong = np.flatnonzero((sizes < 0) | (sizes > pixels + pixels // 255 + 16))
+        # The most that LZ4 makes of an image: lz4.h, LZ4_COMPRESSBOUND.
+        least, most = (0, pixels + pixels // 255 + 16) if self.compressed else (pixels, pixels)
+        wrong = np.flatnonzero((sizes < least) | (sizes > most))
         self._check_decoded(indices, wrong[0] if len(wrong) else fused.SOUND)
         ends = np.cumsum(sizes)
         out = np.empty(ends[-1] if len(ends) else 0, np.uint8)
@@ -259,19 +320,19 @@ class Shards:
 def _open(path: Path, file: ShardFile, manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The mapped records, offsets and labels of a shard."""
     # safetensors' torch view maps the file; its numpy view copies it.
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"{path} is missing; prepare it anew with --force.")
-    if path.stat().st_size != file.bytes:
-        raise UserError(
-            f"{path} has {path.stat().st_size} bytes and should have {file.bytes}; prepare it anew with --force."
-        )
+    size = path.stat().st_size
+    if size != file.bytes:
+        raise UserError(f"{path} has {size} bytes and should have {file.bytes}; prepare it anew with --force.")
     try:
         with safe_open(path, framework="pt") as tensors:
             records, offsets, labels = (tensors.get_tensor(name).numpy() for name in ("records", "offsets", "labels"))
-    except SafetensorError as error:
-        raise UserError(f"{path} is no shard ({error}); prepare it anew with --force.") from error
+    # Beside safetensors' own error: what torch says of a misplaced tensor, and numpy of a type that it lacks.
+    except Exception as error:
+        raise UserError(f"{path} is no shard ({reason(error)}); prepare it anew with --force.") from error
     dtypes = (records.dtype, offsets.dtype, labels.dtype)
     shapes = (records.ndim, offsets.shape, labels.shape)
     if dtypes != (np.uint8, np.int64, np.uint8) or shapes != (1, (file.samples + 1,), (file.samples,)):

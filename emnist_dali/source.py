@@ -13,11 +13,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from . import download, idx
 from .errors import UserError
-from .files import sha256
+from .files import is_plain, reason, sha256
 from .progress import progress
 from .splits import ARCHIVE_FOLDER, OFFICIAL_FILES, SPLITS
 
 MAX_CLASSES = 256
+# Of one image file: 16-bit pixels take 24 bytes each on their way to grey, so that 50 million stay below 2 GiB.
+MAX_PIXELS = 50_000_000
+MAX_FILE_BYTES = 256 * 2**20
+# Of a folder's images at their final size, which are held in memory until they are packed.
+MAX_BYTES = 16 * 2**30
+# Of a zip's list of members, which takes 15 times as much as objects; NIST's has 3 kB.
+MAX_DIRECTORY = 2**20
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NIST's; LZMA asks for gigabytes by a header of 9 bytes
 # Pillow's other formats are rarer and bring attack surface: EPS starts Ghostscript, FITS had bombs.
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "GIF", "WEBP", "PPM")
 # What Windows drops into folders; other systems' droppings are hidden by a dot.
@@ -66,8 +74,8 @@ def load(split: str, source: str, cache: Path, size: int = 28) -> Source:
 
     A path is a folder with the split's four idx files under their official names (gzipped or not), NIST's
     gzip.zip, the folder it lies in, or a folder of images, train/<class>/* and test/<class>/*. Only those images
-    are brought to `size` × `size`, and only they go with any name for `split`. UserError where something is
-    missing, damaged or inconsistent.
+    are brought to `size` × `size`, and only they go with any name for `split`. Of an animated image the first
+    frame is taken. UserError where something is missing, damaged, inconsistent or beyond the limits above.
     """
     if source == "official":
         _check_split(split)
@@ -119,7 +127,7 @@ def _load_folder(split: str, folder: Path, size: int) -> Source:
 def _load_zip(split: str, origin: str, archive: Path) -> Source:
     _check_split(split)
     try:
-        with zipfile.ZipFile(archive) as members:
+        with _ShortReads(io.FileIO(archive)) as file, zipfile.ZipFile(file) as members:
             # Read where they are: nothing is extracted, so no name in the archive can reach the file system.
             paths = [
                 zipfile.Path(members, f"{ARCHIVE_FOLDER}/{path.name}") for path in download.split_paths(split, Path())
@@ -128,13 +136,26 @@ def _load_zip(split: str, origin: str, archive: Path) -> Source:
             if missing:
                 raise UserError(f"{archive} lacks {', '.join(missing)}; give NIST's gzip.zip, whole.")
             for path in paths:
-                if members.getinfo(path.at).file_size > idx.MAX_BYTES:
+                member = members.getinfo(path.at)
+                if member.file_size > idx.MAX_BYTES:
                     raise UserError(f"{path} is too large to be EMNIST; give NIST's gzip.zip.")
+                if member.compress_type not in COMPRESSIONS:
+                    raise UserError(f"{path} is compressed by another method than NIST's; give NIST's gzip.zip.")
             return _load_idx(split, origin, paths)
-    except (zipfile.BadZipFile, OSError, RuntimeError) as error:  # RuntimeError: encrypted, rare compression
+    except UserError:
+        raise
+    # zipfile raises whatever a broken archive makes it stumble over.
+    except Exception as error:
         raise UserError(
-            f"{archive} cannot be read as a zip ({error}); give NIST's gzip.zip or the folder of the idx files."
+            f"{archive} cannot be read as a zip ({reason(error)}); give NIST's gzip.zip or a folder of idx files."
         ) from error
+
+
+class _ShortReads(io.BufferedReader):
+    """Bounds what zipfile reads at once, and so the list of members; it finds a longer one truncated."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(MAX_DIRECTORY if size is None or size < 0 else min(size, MAX_DIRECTORY))
 
 
 def _load_idx(split: str, origin: str, paths: Sequence[Path] | Sequence[zipfile.Path]) -> Source:
@@ -181,13 +202,21 @@ def _load_images(folder: Path, size: int) -> Source:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in `folder`, sorted by name on every system alike, without hidden files."""
+    """What is in `folder`, sorted by name on every system alike, without hidden files.
+
+    UserError for a name that no manifest can hold or no message can show.
+    """
     try:
         found = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in IGNORED]
     except OSError as error:
         raise UserError(
             f"{folder} cannot be listed ({error.strerror}); a folder of images is train/<class>/* and test/<class>/*."
         ) from error
+    for path in found:
+        if not is_plain(path.name):
+            raise UserError(
+                f"{folder} holds {path.name!a}, a name with control characters or not in UTF-8; rename it."
+            )
     return sorted(found, key=lambda path: path.name)
 
 
@@ -201,13 +230,19 @@ def _read_images(folder: Path, classes: tuple[str, ...], size: int) -> tuple[Par
         labels += [classes.index(entry.name)] * len(in_class)
     if not paths:
         raise UserError(f"{folder} holds no images; put them there as <class>/*.")
+    if len(paths) > idx.MAX_IMAGES or len(paths) * size**2 > MAX_BYTES:
+        raise UserError(
+            f"{folder} holds {len(paths):,} images; at most {idx.MAX_IMAGES:,} and {MAX_BYTES // 2**30} GiB at "
+            f"{size} × {size} are supported: remove some or lower --size."
+        )
     images = np.empty((len(paths), size, size), np.uint8)
     digest, total = hashlib.sha256(), 0
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for i, path in enumerate(progress(paths, description=f"reading {folder.name}", unit=" images")):
             try:
-                content = path.read_bytes()
+                content = _content(path)
                 images[i] = _grey(content, size)
             except UnidentifiedImageError as error:
                 raise UserError(
@@ -215,16 +250,26 @@ def _read_images(folder: Path, classes: tuple[str, ...], size: int) -> tuple[Par
                 ) from error
             # Pillow's decoders raise whatever a broken file makes them stumble over.
             except Exception as error:
-                raise UserError(f"{path} cannot be read as an image ({error}); mend or remove it.") from error
+                raise UserError(f"{path} cannot be read as an image ({reason(error)}); mend or remove it.") from error
             name = path.relative_to(folder).as_posix().encode()
             digest.update(len(name).to_bytes(8, "big") + name + len(content).to_bytes(8, "big") + content)
             total += len(content)
     return Part(images, np.array(labels, np.uint8)), SourceFile(folder.name, total, digest.hexdigest(), False)
 
 
+def _content(path: Path) -> bytes:
+    if not path.is_file():  # a pipe or a device would be read for ever
+        raise ValueError("it is no file")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"it has more than {MAX_FILE_BYTES // 2**20} MiB")
+    return path.read_bytes()
+
+
 def _grey(content: bytes, size: int) -> np.ndarray:
     """An image file as (size, size) uint8, polarity kept; what is transparent becomes black, EMNIST's background."""
     with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError(f"its {opened.width:,} × {opened.height:,} pixels are more than {MAX_PIXELS:,}")
         image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I"):
         values = np.asarray(image)

@@ -17,6 +17,7 @@ from .config import Config
 from .device import autocast, resolve
 from .errors import UserError
 from .evaluation import evaluate_run, evaluation_loader, summary
+from .files import reason
 from .interrupt import Interrupt, Stop
 from .loader import Loader
 from .metrics import evaluate
@@ -53,8 +54,13 @@ def train(config: Config, state: dict[str, Any] | None = None, force: bool = Fal
     trainer = Trainer(replace(config, model=model), train_loader, manifest.classes, counts)
     facts = resume.facts(manifest, train_loader)
     if state:
-        resume.check(state, config, facts, force)
-        trainer.load(state)
+        try:
+            resume.check(state, config, facts, force)
+            trainer.load(state)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"The checkpoint of {config.run.out} does not fit its model ({reason(error)}); take another one."
+            ) from error
         run = RunFolder(Path(config.run.out))
     else:
         run = RunFolder.make(config)
@@ -63,17 +69,19 @@ def train(config: Config, state: dict[str, Any] | None = None, force: bool = Fal
         if session.done and any(line["kind"] == "test" for line in state["log"]):
             say(f"{run.path} is complete.")
             return run
-        session.best = state["best"]
+        # Best weights from after the checkpoint may be those of a course that is given up.
+        session.best = -math.inf if ranks.from_main(run.best_step) > state["step"] else state["best"]
         run.go_on(config, state)
     session.track = tracking.start(config, run.path, str(manifest), state and state["wandb"])
     if not state:
         run.begin(config, session.state())
-    say(
-        f"{'Going on with' if state else 'Training'} {config.model.model} at "
-        f"{config.data.image_size}×{config.data.image_size} on {manifest}: "
-        f"{len(members):,} images, {len(held_out):,} more for validation, on {_where(config)}."
-    )
-    with train_loader, validation_loader or nullcontext(), profiling.start(config, run.path) as trainer.profiler:
+    profiler = profiling.start(config, run.path)
+    with session.interrupt, train_loader, validation_loader or nullcontext(), profiler as trainer.profiler:
+        say(
+            f"{'Going on with' if state else 'Training'} {config.model.model} at "
+            f"{config.data.image_size}×{config.data.image_size} on {manifest}: "
+            f"{len(members):,} images, {len(held_out):,} more for validation, on {_where(config)}."
+        )
         session.train()
     say(f"Run folder: {run.path}")
     return run
@@ -103,11 +111,13 @@ class Session:
     @property
     def done(self) -> bool:
         training = self.config.training
-        return self.trainer.epoch >= training.epochs or self.trainer.step == training.steps
+        # After the last of --steps its epoch is still to be validated.
+        last = self.trainer.step >= (training.steps or math.inf) and not self.trainer.micro
+        return self.trainer.epoch >= training.epochs or last
 
     def train(self) -> None:
         """To the end, the test included; where it is ended before, to a checkpoint."""
-        with self.interrupt:
+        try:
             try:
                 self._compile()
                 while not self.done:
@@ -115,17 +125,20 @@ class Session:
                 self._test()
             except Stop:
                 self._save()
-                signum = self.interrupt.signum or signal.SIGTERM
-                say(
-                    f"Ended by {signal.Signals(signum).name} after step {self.trainer.step}; "
-                    f"go on with `emnist-dali train --resume {self.run.path}`."
-                )
-                sys.exit(128 + signum)
-            except DivergedError as error:
-                raise UserError(
-                    f"{error} {self.run.last} is from before: `emnist-dali train --resume {self.run.path} "
-                    f"--resume-force --lr {self.config.training.lr / 3:.1g}` goes on from there."
-                ) from error
+                self._exit()
+        except DivergedError as error:
+            raise UserError(
+                f"{error} {self.run.last} is from before: `emnist-dali train --resume {self.run.path} "
+                f"--resume-force --lr {self.config.training.lr / 3:.1g}` goes on from there."
+            ) from error
+
+    def _exit(self) -> None:
+        signum = self.interrupt.signum or signal.SIGTERM  # another rank's may be unknown here
+        say(
+            f"Ended by {signal.Signals(signum).name} after step {self.trainer.step}; "
+            f"go on with `emnist-dali train --resume {self.run.path}`."
+        )
+        sys.exit(128 + signum)
 
     def _compile(self) -> None:
         if self.config.run.compile == "off":
@@ -139,6 +152,7 @@ class Session:
         """The rest of the trainer's epoch, its validation, and a checkpoint at the start of the next."""
         trainer, classes = self.trainer, self.manifest.classes
         record = trainer.train_epoch()
+        trainer.check()  # the last update comes after the last loss
         score = float(trainer.epoch)  # with nothing to validate on, the last weights are the best
         if self.validation:
             result = evaluate(
@@ -166,6 +180,7 @@ class Session:
         self._save()
 
     def _test(self) -> None:
+        self.trainer.loader.plan.shards.check()  # the test opens the folder anew
         results = evaluate_run(self.run.path, after_batch=self._stop_if_asked)
         self.run.log(*({"kind": part, **result} for part, result in results.items()))
         for part, result in results.items():

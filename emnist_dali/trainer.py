@@ -181,8 +181,9 @@ class Trainer:
             if self.profiler:
                 self.profiler.step()
             self.after_step()
-        for model in (self.model, self.trained) if ranks.world() > 1 else ():
-            distribute_bn(model, ranks.world(), reduce=True)
+        if ranks.world() > 1:
+            for model in (self.model, self.ema.module) if self.ema else (self.model,):
+                distribute_bn(model, ranks.world(), reduce=True)
         loss = self._mean_loss()
         self._clock()
         return {
@@ -247,18 +248,23 @@ class Trainer:
         if self.device.type == "cpu" and hours > 1:
             say(f"At this pace the training takes {hours:,.0f} hours on this CPU; --recipe cpu takes minutes.")
 
+    def check(self) -> None:
+        """Raises DivergedError where a weight or the loss is not finite; waits for the device."""
+        tensors = [self.loss_sum, *self.model.state_dict().values(), *self.trained.state_dict().values()]
+        if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
+            raise DivergedError(
+                f"The loss or a weight is not finite at step {self.step}; lower --lr, or try --amp off."
+            )
+
     def state(self) -> dict[str, Any]:
         """All that the loop owns, for a checkpoint, in whose `ranks` stands what differs between ranks.
 
-        Generators and the schedule are functions of the place and own nothing. Raises DivergedError where a weight is
-        not finite.
+        Generators and the schedule are functions of the place and own nothing. Raises DivergedError as `check`.
         """
-        weights = self.model.state_dict()
-        if not torch.stack([tensor.isfinite().all() for tensor in weights.values()]).all():
-            raise DivergedError(f"A weight is not finite at step {self.step}; lower --lr, or try --amp off.")
+        self.check()
         own = {"loss_sum": self.loss_sum.cpu(), "model": _buffers(self.model), "trained": _buffers(self.trained)}
         return {
-            "model": weights,
+            "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -271,7 +277,10 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
+        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay  # the config's
         self.scaler.load_state_dict(state["scaler"])
         for name in _PLACE:
             setattr(self, name, state[name])

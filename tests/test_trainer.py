@@ -21,21 +21,14 @@ from emnist_dali.shards import Shards
 from emnist_dali.stats import statistics
 from emnist_dali.train import train
 
+from .runs import lines, small
+
 aten = ops.aten
-
-
-def small(data_dir, out, **options):
-    given = {"source": "glyphs", "data_dir": str(data_dir), "batch_size": 64, "epochs": 2, "device": "cpu"}
-    return recipes.cpu("small").override({**given, "out": str(out), **options})
 
 
 @pytest.fixture(scope="module")
 def run(data_dir, tmp_path_factory):
     return train(small(data_dir, tmp_path_factory.mktemp("runs") / "run", epochs=6))
-
-
-def lines(run) -> list[dict]:
-    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_learns_and_its_folder_tells(run):

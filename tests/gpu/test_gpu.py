@@ -1,16 +1,22 @@
 """What only a GPU can show: its batches against the CPU's, and a training step on it."""
 
+import json
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from emnist_dali import recipes, trainer
+from emnist_dali import recipes, resume, trainer
 from emnist_dali.config import Affine
 from emnist_dali.device import resolve
 from emnist_dali.loader import Loader
 from emnist_dali.shards import Shards, pack
 from emnist_dali.stats import Stats, statistics
-from emnist_dali.trainer import Trainer, train
+from emnist_dali.train import train
+from emnist_dali.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 AFFINE = Affine(rotation=(0.2,), scale=0.1, shear=0.1, translation=0.1)
@@ -106,7 +112,7 @@ def make_trainer(folder, **options) -> Trainer:
 @pytest.mark.parametrize("optimizer", ["lion", "adamw", "muon"])
 def test_the_host_waits_for_the_device_on_logging_steps_only(backend, optimizer, folder, monkeypatch):
     loop = make_trainer(folder, backend=backend, optimizer=optimizer, compile="off")
-    logging = Trainer._check
+    logging = Trainer._mean_loss
 
     def check(self, *arguments):
         torch.cuda.set_sync_debug_mode("default")
@@ -117,7 +123,7 @@ def test_the_host_waits_for_the_device_on_logging_steps_only(backend, optimizer,
 
     with loop.loader:
         loop.train_epoch()  # kernels are chosen, memory is allocated
-        monkeypatch.setattr(Trainer, "_check", check)
+        monkeypatch.setattr(Trainer, "_mean_loss", check)
         torch.cuda.set_sync_debug_mode("error")
         try:
             loop.begin(1)
@@ -144,3 +150,32 @@ def test_a_profile_names_what_ran_on_the_gpu(data_dir, tmp_path, capsys):
     assert (run.path / "trace.json.gz").exists()
     table = capsys.readouterr().out.split("operator", 1)[1].split("Trace:")[0].splitlines()[1:]
     assert len(table) == 10
+
+
+def losses(folder) -> list[float]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in records if record["kind"] == "epoch"]
+
+
+def test_a_rank_on_each_gpu(data_dir, tmp_path):
+    """NCCL where there are at least two."""
+    gpus = torch.cuda.device_count()
+    given = {"split": "small", "source": "glyphs", "data-dir": data_dir, "recipe": "cpu", "device": "cuda"}
+    given |= {"batch-size": 16 * gpus, "epochs": 2, "compile": "off", "out": tmp_path / "run"}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
+    subprocess.run([*torchrun, "-m", "emnist_dali", "train", *words], check=True, timeout=300)
+    first, second = losses(tmp_path / "run")
+    assert second < first
+
+
+def test_a_stopped_run_goes_on(data_dir, tmp_path):
+    given = {"source": "glyphs", "data_dir": str(data_dir), "device": "cuda", "backend": "dali", "batch_size": 64}
+    given |= {"epochs": 3, "compile": "off", "checkpoint_every": "4", "keep": 100, "out": str(tmp_path / "whole")}
+    whole = train(recipes.cpu("small").override(given))
+    shutil.copytree(whole.path, tmp_path / "part")
+    checkpoints = tmp_path / "part" / "checkpoints"
+    (checkpoints / "step-00000012.pt").replace(checkpoints / "last.pt")  # 3 steps into the second epoch
+    part = train(*resume.load(checkpoints / "last.pt", None, {}))
+    # Kernels that add in any order, and bf16's 8 bits.
+    np.testing.assert_allclose(losses(part.path), losses(whole.path), rtol=0.02)

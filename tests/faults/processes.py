@@ -1,0 +1,46 @@
+"""`emnist-dali` in processes of its own, forked from one that has loaded torch and timm: that takes a process 9 s."""
+
+import os
+from collections.abc import Sequence
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emnist_dali import cli
+
+# Against hangs only.
+SECONDS = 120
+
+
+def start(output: Path, *arguments: Any) -> BaseProcess:
+    """What it prints is added to `output`."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["emnist_dali.train", "tests.faults.processes"])
+    process = context.Process(target=_main, args=(output, [str(argument) for argument in arguments]))
+    process.start()
+    return process
+
+
+def ended(process: BaseProcess) -> int:
+    process.join(SECONDS)
+    if process.is_alive():
+        process.kill()
+        raise AssertionError(f"no end in {SECONDS} s")
+    return process.exitcode
+
+
+def _main(output: Path, arguments: Sequence[str]) -> None:
+    with output.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    cli.main(arguments, prog_name="emnist-dali")
+
+
+def training(data_dir: Path, *options: Any) -> tuple[Any, ...]:
+    """A command: a small run on the data of the fixture `data_dir`."""
+    given = ("--source", "glyphs", "--data-dir", data_dir, "--recipe", "cpu", "--device", "cpu", "--batch-size", 64)
+    return ("train", "--split", "small", *given, "--image-size", 16, *options)

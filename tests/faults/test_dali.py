@@ -1,0 +1,49 @@
+"""DALI fails for real: its message has its own and our traces in it."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from emnist_dali import feeds
+from emnist_dali.errors import UserError
+from emnist_dali.loader import Loader
+from emnist_dali.shards import Shards
+from emnist_dali.stats import Stats
+
+
+def batches(folder, size=32):
+    loader = Loader(Shards(folder, "train"), batch_size=64, size=size, stats=Stats(0.2, 0.3), backend="dali")
+    with loader:
+        return [labels.numel() for _, labels in islice(loader, 3)]
+
+
+@pytest.mark.parametrize(
+    ("cause", "fault"),
+    [
+        ("Unsupported input type for equalize operator", lambda images: images.astype(np.float32)),
+        ("cannot describe 3-dimensional data", lambda images: images[..., 0]),
+    ],
+)
+def test_what_dali_says_of_a_batch_is_one_sentence(cause, fault, folder, monkeypatch):
+    gather = feeds.DaliFeed._gather
+
+    def wrong(feed, i):
+        labels, images = gather(feed, i)
+        return labels, fault(images)
+
+    assert batches(folder) == [64, 64, 64]
+    monkeypatch.setattr(feeds.DaliFeed, "_gather", wrong)
+    with pytest.raises(UserError) as caught:
+        batches(folder)
+    assert str(caught.value).startswith("DALI could not make a batch (")
+    assert cause in str(caught.value)
+    for word in ("\n", "Critical error", "Stacktrace", "File "):
+        assert word not in str(caught.value)
+
+
+def test_a_size_that_dali_cannot_make_is_one_sentence(folder):
+    with pytest.raises(
+        UserError, match=r"^DALI could not make a batch \([^\n]*bad_alloc[^\n]*\); try --backend cpu\.$"
+    ):
+        batches(folder, size=2_000_000)

@@ -1,0 +1,131 @@
+"""A full disk, by RLIMIT_FSIZE: a write beyond it fails as one on a full disk does, with EFBIG in ENOSPC's place."""
+
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from emnist_dali import run_folder as run_folder_module
+from emnist_dali import train as train_module
+from emnist_dali.errors import UserError
+from emnist_dali.prepare import prepare
+from emnist_dali.run_folder import RunFolder
+from emnist_dali.shards import pack, read_manifest, verify
+from emnist_dali.stats import statistics
+from emnist_dali.train import Session, train
+
+from ..runs import assert_same, go_on, kept, quick
+
+resource = pytest.importorskip("resource")
+
+
+@contextmanager
+def full_disk(free: int = 100):
+    """No file can have more than `free` bytes. What pytest itself writes must not fall into the block."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(scope="module")
+def whole(data_dir, tmp_path_factory):
+    return train(quick(data_dir, tmp_path_factory.mktemp("whole") / "run", epochs=1)).path
+
+
+def fails(patch, place, name, path, nth):
+    """The disk is full while `place.name` is called the nth time; the list gets what the run held before."""
+    real, calls, before = getattr(place, name), [], []
+
+    def function(*arguments, **options):
+        calls.append(name)
+        if len(calls) != nth:
+            return real(*arguments, **options)
+        before.append(kept(path))
+        with full_disk():
+            return real(*arguments, **options)
+
+    patch.setattr(place, name, function)
+    return before
+
+
+WRITES = {
+    "checkpoints/last.pt": (RunFolder, "save", 3),
+    "checkpoints/best.safetensors": (train_module, "save_weights", 1),
+    "metrics.jsonl": (RunFolder, "log", 1),
+    "metrics.jsonl of the test": (RunFolder, "log", 2),
+    "trace.json.gz": (torch.profiler.profile, "export_chrome_trace", 1),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_space(write, whole, data_dir, tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    config = quick(data_dir, path, epochs=1, checkpoint_every="4", profile="trace" in write)
+    with monkeypatch.context() as patch:
+        before = fails(patch, *WRITES[write][:2], path, WRITES[write][2])
+        with pytest.raises(UserError) as caught:
+            train(config)
+    assert f"{path / write.split()[0]} could not be written (" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [kept(path)] == before
+    assert not [file for file in path.rglob("*") if file.suffix in (".tmp", ".gz")]
+    go_on(path, profile=False)
+    assert_same(path, whole)
+
+
+@pytest.mark.parametrize("file", ["checkpoints/last.pt", "env.json", "config.json"])
+def test_a_run_that_could_not_begin_blocks_no_folder(file, data_dir, tmp_path, monkeypatch):
+    place, name, nth = {
+        "checkpoints/last.pt": (run_folder_module, "save_state", 1),
+        "env.json": (run_folder_module, "write_json", 1),
+        "config.json": (run_folder_module, "write_json", 2),
+    }[file]
+    config = quick(data_dir, tmp_path / "run", steps=1)
+    with monkeypatch.context() as patch:
+        fails(patch, place, name, tmp_path / "run", nth)
+        with pytest.raises(UserError, match=f"{file} could not be written"):
+            train(config)
+    monkeypatch.setattr(Session, "train", lambda session: None)
+    assert train(config).config().training.steps == 1
+
+
+@pytest.mark.parametrize(("file", "nth"), [("config.json", 1), ("env.json", 2)])
+def test_a_run_that_could_not_go_on_can_later(file, nth, whole, tmp_path, monkeypatch):
+    path = shutil.copytree(whole, tmp_path / "run")
+    before = kept(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "done", False)
+        fails(patch, run_folder_module, "write_json", path, nth)
+        with pytest.raises(UserError, match=f"{file} could not be written"):
+            go_on(path)
+    assert {name: before[name] for name in before if "checkpoints" in name}.items() <= kept(path).items()
+    go_on(path)
+
+
+def test_packing_anew_on_a_full_disk_leaves_the_old_data(drawn, tmp_path, monkeypatch):
+    folder = tmp_path / "demo" / "small"
+    pack(drawn, "small", folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr("emnist_dali.prepare.load", lambda *_, **__: drawn)
+    for free in (100, 100_000):  # nothing fits; the shard of the test part does
+        with full_disk(free), pytest.raises(UserError, match=f"{folder} could not be written") as caught:
+            prepare("small", "glyphs", tmp_path, force=True)
+        assert "\n" not in str(caught.value)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        assert [path.name for path in folder.parent.iterdir()] == ["small"]
+    verify(folder, read_manifest(folder))
+
+
+def test_statistics_that_find_no_space_are_computed_each_time(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("stats*"))
+    names = sorted(path.name for path in copy.iterdir())
+    with full_disk(10):
+        stats = statistics(copy, 32)
+    assert sorted(path.name for path in copy.iterdir()) == names
+    assert statistics(copy, 32) == stats
+    assert Path(copy / "stats-32.json").exists()
