@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import click
 
 from . import __version__
-from .config import Data, Model, Run, Training
+from .config import Config, Data, Model, Run, Training
 from .errors import UserError
 from .recipes import RECIPES, choose
 from .splits import SPLITS
@@ -103,8 +103,6 @@ def train(split: str | None, recipe: str | None, resume: str | None, resume_forc
     emnist-dali train --resume runs/balanced-cpu-20261122-160000
     torchrun --nproc-per-node 8 -m emnist_dali train --split balanced
     """
-    import torch
-
     from . import ranks
     from .progress import say
     from .resume import find, load
@@ -115,29 +113,81 @@ def train(split: str | None, recipe: str | None, resume: str | None, resume_forc
         if checkpoint:
             config, state = ranks.from_main(lambda: load(checkpoint, recipe, {"split": split, **options}))
         else:
-            on_cpu = (options["device"] or "auto").startswith("cpu") or not torch.cuda.is_available()
-            config, why = choose(recipe or "auto", split or "balanced", gpu=not on_cpu)
+            config, why = _chosen(recipe or "auto", split or "balanced", options["device"])
             config, state = config.override(options), None
             say(why)
         train(config, state, resume_force)
 
 
 @main.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--split", help="Another split with the same classes.  [default: the run's]")
 @click.option("--data-dir", help="Folder of the prepared splits.  [default: the run's]")
 @click.option("--json", "as_json", is_flag=True, help="Print the test metrics as a JSON object in the last line.")
-def evaluate(run: Path, split: str | None, data_dir: str | None, as_json: bool) -> None:
-    """Print the metrics of a run's best weights.
+def evaluate(runs: tuple[Path, ...], split: str | None, data_dir: str | None, as_json: bool) -> None:
+    """Print the metrics of a run's best weights, or of the mean of several runs' probabilities.
 
     \b
     emnist-dali evaluate runs/balanced-cpu-20261122-160000
     """
-    from .evaluation import evaluate_run, summary
+    from .evaluation import DETAILS, details, evaluate_runs, summary
 
-    results = evaluate_run(run, split, data_dir)
+    results = evaluate_runs(runs, split, data_dir)
     for part, result in results.items():
         click.echo(summary(part, result))
+        click.echo(details(result))
     if as_json:
-        names = ("accuracy", "weighted_f1", "macro_f1", "per_class", "images")
+        names = ("accuracy", "weighted_f1", "macro_f1", "per_class", "images", *DETAILS)
         click.echo(json.dumps({name: results["test"][name] for name in names}, ensure_ascii=False))
+
+
+@main.command()
+@click.argument("first", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("second", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object in the last line.")
+def compare(first: Path, second: Path, as_json: bool) -> None:
+    """Tell whether two runs differ on the same test images: intervals and McNemar's test.
+
+    \b
+    emnist-dali compare runs/a runs/b
+    """
+    from .compare import compare, table
+
+    result = compare(first, second)
+    click.echo(table(result))
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+@main.command()
+@click.option("--split", default="balanced", show_default=True, help="Its training images are looked at.")
+@click.option("--recipe", type=click.Choice(["auto", *RECIPES]), default="auto", show_default=True)
+@click.option(
+    "--folds", type=click.IntRange(2, 20), default=4, show_default=True, help="Trainings, each on the rest."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: runs/audit-<split>]")
+@click.option("--source", help="As of prepare.")
+@click.option("--data-dir", help="Folder of the prepared splits.  [default: data]")
+@click.option("--epochs", type=int, help="[default: the recipe's]")
+@click.option("--device", help="cuda, cuda:1, cpu.  [default: auto]")
+def audit(split: str, recipe: str, folds: int, out: Path | None, **options: Any) -> None:
+    """List the training images whose labels look wrong, with a gallery. Needs pip install 'emnist-dali[audit]'.
+
+    \b
+    emnist-dali audit --split balanced
+    """
+    from .audit import audit, table
+    from .progress import say
+
+    config, why = _chosen(recipe, split, options["device"])
+    say(why)
+    out = out or Path("runs") / f"audit-{split}"
+    say(table(audit(config.override(options), folds, out)))
+    say(f"{out / 'gallery.html'} shows them, {out / 'issues.csv'} lists them.")
+
+
+def _chosen(recipe: str, split: str, device: str | None) -> tuple[Config, str]:
+    import torch
+
+    on_cpu = (device or "auto").startswith("cpu") or not torch.cuda.is_available()
+    return choose(recipe, split, gpu=not on_cpu)

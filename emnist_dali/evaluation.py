@@ -1,6 +1,6 @@
 """From a run's weights to its metrics: what `evaluate` prints, and training at its end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from .device import autocast, compiled, half_images, own_device, resolve
 from .errors import UserError
 from .files import reason
 from .loader import Loader
-from .metrics import evaluate
+from .metrics import Predictions, confusions, predict, score
 from .model import build_model
 from .prepare import split_folder
 from .progress import say
@@ -25,6 +25,7 @@ from .stats import Stats
 
 # A run with --steps is a trial: it is evaluated on this many images.
 TRIAL_IMAGES = 2048
+DETAILS = ("top2", "top3", "class_mean", "calibration_error", "case_merged", "shape_merged")
 
 
 def evaluation_loader(config: Config, shards: Shards, stats: Stats, members: np.ndarray) -> Loader:
@@ -50,13 +51,13 @@ def evaluation_loader(config: Config, shards: Shards, stats: Stats, members: np.
     )
 
 
-def evaluate_run(
+def predict_run(
     path: Path,
     split: str | None = None,
     data_dir: str | None = None,
     after_batch: Callable[[], None] = lambda: None,
-) -> dict[str, dict[str, Any]]:
-    """Metrics of a run's best weights on every part that was not trained on, by part (test first).
+) -> tuple[tuple[str, ...], dict[str, Predictions]]:
+    """The classes, and what a run's best weights make of every part that was not trained on, test first.
 
     `split` and `data_dir` default to the run's own. Raises UserError where the run has no weights yet or the
     split has other classes.
@@ -87,11 +88,28 @@ def evaluate_run(
     say(f"Evaluating on {manifest}.")
     if config.training.steps:
         say(f"This is a trial with --steps: at most {TRIAL_IMAGES:,} images of each part.")
-    results = {}
+    predictions = {}
     for part in (name for name in manifest.shards if name != "train"):
         shards = Shards(folder, part)
         with evaluation_loader(config, shards, Stats(*about["stats"]), np.arange(len(shards))) as loader:
-            results[part] = evaluate(model, loader, manifest.classes, autocast(config), part, after_batch)
+            predictions[part] = predict(model, loader, autocast(config), part, after_batch)
+    return manifest.classes, predictions
+
+
+def evaluate_runs(
+    paths: Sequence[Path], split: str | None = None, data_dir: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Metrics of a run by part, or of the mean of several runs' probabilities."""
+    everybody = [predict_run(path, split, data_dir) for path in paths]
+    classes, first = everybody[0]
+    results = {}
+    for part in first:
+        labels = first[part].labels
+        for path, (of, predictions) in zip(paths, everybody, strict=True):
+            if of != classes or part not in predictions or not predictions[part].labels.equal(labels):
+                raise UserError(f"{path} has other {part} images than {paths[0]}; name one split with --split.")
+        mean = torch.stack([predictions[part].probabilities for _, predictions in everybody]).mean(0)
+        results[part] = score(Predictions(mean, labels), classes)
     return results
 
 
@@ -102,3 +120,17 @@ def summary(part: str, result: dict[str, Any]) -> str:
         f"{name}: accuracy {100 * result['accuracy']:.2f} %, weighted F1 {result['weighted_f1']:.4f}, "
         f"macro F1 {result['macro_f1']:.4f}, {result['images']:,} images"
     )
+
+
+def details(result: dict[str, Any]) -> str:
+    """What else a result of `metrics.score` holds, and its most frequent confusions, as lines for people."""
+    percent = {name: f"{100 * result[name]:.2f} %" for name in DETAILS}
+    lines = [
+        f"  in the first 2: {percent['top2']}, in the first 3: {percent['top3']}, mean of the classes: "
+        f"{percent['class_mean']}, calibration error: {percent['calibration_error']}",
+        f"  with C/c, O/o and the like as one: {percent['case_merged']}, and 0/O, 1/I/L: {percent['shape_merged']}",
+        "  true  taken for  images  of the class",
+    ]
+    for true, predicted, count, share in confusions(result):
+        lines.append(f"  {true:<6}{predicted:<11}{count:>6,}{100 * share:>12.1f} %")
+    return "\n".join(lines)

@@ -18,6 +18,9 @@ class Stream(IntEnum):
     HOLDOUT = 1
     AFFINE = 2
     MIXING = 3
+    ERASING = 4
+    ELASTIC = 5
+    FOLDS = 6
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, batch: int = 0) -> np.random.Generator:
@@ -87,9 +90,22 @@ def holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray,
     Stratified: of each class `fraction` (0 … 1) is validation, rounded to whole images; the same for the same
     labels and seed.
     """
-    shuffled = generator(seed, Stream.HOLDOUT).permutation(len(labels))
+    place, counts = _place_in_class(labels, generator(seed, Stream.HOLDOUT))
+    chosen = place < np.round(counts * fraction)[labels]
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def folds(labels: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """The fold, 0 … number − 1, of each sample with `labels` (n,): stratified, the same for the same arguments."""
+    place, _ = _place_in_class(labels, generator(seed, Stream.FOLDS))
+    return place % number
+
+
+def _place_in_class(labels: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The place (n,) of each sample among those of its class, shuffled; and the samples of each class."""
+    shuffled = generator.permutation(len(labels))
     grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
     counts = np.bincount(labels)
-    place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    chosen = place < np.repeat(np.round(counts * fraction), counts)
-    return np.sort(grouped[~chosen]), np.sort(grouped[chosen])
+    place = np.empty(len(labels), np.int64)
+    place[grouped] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return place, counts

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from . import ranks
 from .checkpoint import load_weights, save_state
@@ -19,6 +20,7 @@ from .config import Config, from_dict
 from .errors import UserError
 from .files import read_json, write_json, write_whole
 from .loader import available_cpus
+from .metrics import Predictions
 
 PACKAGES = ("emnist-dali", "torch", "timm", "nvidia-dali-cuda120", "lion-pytorch", "torchmetrics", "numba", "numpy")
 CONFIG, METRICS, LAST = "config.json", "metrics.jsonl", "checkpoints/last.pt"
@@ -73,6 +75,19 @@ class RunFolder:
         env = read_json(self.path / "env.json")
         resumed = {"step": state["step"], "test_was_read": len(self.lines) < len(state["log"]), **environment()}
         write_json(self.path / "env.json", {**env, "resumed": [*env.get("resumed", []), resumed]})
+
+    def save_predictions(self, part: str, predictions: Predictions) -> None:
+        """`predictions-<part>.safetensors`, so that nobody has to read the test images again."""
+        if ranks.main():
+            tensors = {
+                "probabilities": predictions.probabilities.half(),
+                "predicted": predictions.probabilities.argmax(-1).byte(),
+                "labels": predictions.labels.byte(),
+            }
+            write_whole(self.predictions(part), save(tensors))
+
+    def predictions(self, part: str) -> Path:
+        return self.path / f"predictions-{part}.safetensors"
 
     def config(self) -> Config:
         path = self.path / CONFIG

@@ -12,6 +12,9 @@ _UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LOWER = "abcdefghijklmnopqrstuvwxyz"
 # ByMerge's lower case: the 15 letters whose two cases look alike are merged into the upper one.
 _UNMERGED = "abdefghnqrt"
+CASE_ALIKE = {letter: letter.upper() for letter in _LOWER if letter not in _UNMERGED}
+# What else looks alike without context.
+SHAPE_ALIKE = {"O": "0", "L": "I", "I": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,28 @@
 import json
+import shutil
+import sys
+from dataclasses import replace
 
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
+from emnist_dali.checkpoint import load_weights
 from emnist_dali.cli import main
+from emnist_dali.evaluation import DETAILS, predict_run
+from emnist_dali.files import read_json, write_json
+from emnist_dali.shards import pack
+from emnist_dali.source import Part
+
+CLASSES = "0123456789Aa"
 
 
 def invoke(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("command", [(), ("prepare",), ("train",), ("evaluate",)])
+@pytest.mark.parametrize("command", [(), ("prepare",), ("train",), ("evaluate",), ("compare",), ("audit",)])
 def test_help(command):
     result = invoke(*command, "--help")
     assert result.exit_code == 0
@@ -47,11 +59,96 @@ def test_evaluate_prints_the_same_metrics(run, data_dir):
     told = [line for line in output.splitlines() if line.startswith(("test:", "unseen "))]
     assert [line for line in result.output.splitlines() if line.startswith(("test:", "unseen "))] == told
     metrics = json.loads(result.output.splitlines()[-1])
-    assert list(metrics) == ["accuracy", "weighted_f1", "macro_f1", "per_class", "images"]
+    assert list(metrics)[:5] == ["accuracy", "weighted_f1", "macro_f1", "per_class", "images"]
+    assert list(metrics)[5:] == list(DETAILS)
+    assert metrics["accuracy"] <= metrics["top2"] <= metrics["top3"] <= 1
     assert f"accuracy {100 * metrics['accuracy']:.2f} %" in told[0]
     assert metrics["images"] == 108
     assert len(metrics["per_class"]) == 12
     assert sum(metrics["per_class"].values()) / 12 == pytest.approx(metrics["accuracy"])
+
+
+def test_evaluate_tells_the_most_frequent_confusions(run, data_dir):
+    out, _ = run
+    output = invoke("evaluate", out, "--data-dir", data_dir).output
+    for words in ("in the first 2: ", "calibration error: ", "true  taken for  images  of the class"):
+        assert output.count(words) == 2  # test and unseen
+    first = output.split("of the class\n")[1].splitlines()[0].split()
+    assert first[0] in CLASSES
+    assert first[1] in CLASSES
+    assert float(first[3]) == pytest.approx(100 * int(first[2]) / 9, abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def other_run(run, tmp_path_factory):
+    """A copy of the run whose weights are another's."""
+    path = tmp_path_factory.mktemp("other") / "run"
+    shutil.copytree(run[0], path)
+    weights, about = load_weights(path / "checkpoints/best.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in weights.items():
+        if name.endswith("weight") and tensor.ndim > 1:
+            tensor += 0.3 * tensor.std() * torch.randn(tensor.shape, generator=generator)
+    save_file(weights, path / "checkpoints/best.safetensors", metadata={"about": json.dumps(about)})
+    return path
+
+
+def test_several_runs_are_evaluated_by_the_mean_of_their_probabilities(run, other_run):
+    both = [predict_run(path)[1]["test"] for path in (run[0], other_run)]
+    mean = (both[0].probabilities + both[1].probabilities) / 2
+    result = invoke("evaluate", run[0], other_run, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output.splitlines()[-1])
+    assert found["images"] == 108
+    assert found["accuracy"] == pytest.approx((mean.argmax(1) == both[0].labels).double().mean().item())
+    confidences = [one.amax(1).mean().item() for one in (both[0].probabilities, both[1].probabilities, mean)]
+    assert len({round(confidence, 5) for confidence in confidences}) == 3
+    assert found == json.loads(invoke("evaluate", other_run, run[0], "--json").output.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def run_on_other_images(run, drawn, tmp_path_factory):
+    """A copy of the run that was tested on the same images in another order."""
+    folder = tmp_path_factory.mktemp("reversed")
+    parts = {name: Part(part.images[::-1], part.labels[::-1]) for name, part in drawn.parts.items()}
+    pack(replace(drawn, parts=parts), "small", folder / "demo" / "small")
+    shutil.copytree(run[0], folder / "run")
+    config = read_json(folder / "run/config.json")
+    config["data"]["data_dir"] = str(folder)
+    write_json(folder / "run/config.json", config)
+    kept = folder / "run/predictions-test.safetensors"
+    save_file({name: tensor.flip(0).contiguous() for name, tensor in load_file(kept).items()}, kept)
+    return folder / "run"
+
+
+@pytest.mark.parametrize(("command", "message"), [("evaluate", "other test images"), ("compare", "different images")])
+def test_runs_on_different_images_are_one_sentence(command, message, run, run_on_other_images):
+    result = invoke(command, run[0], run_on_other_images)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_compare_tells_that_a_run_does_not_differ_from_itself(run):
+    out, _ = run
+    result = invoke("compare", out, out, "--json")
+    assert result.exit_code == 0, result.output
+    assert "difference +0.00 points" in result.output
+    assert "may be chance" in result.output
+    found = json.loads(result.output.splitlines()[-1])
+    assert (found["mcnemar_p"], found["difference"], found["images"]) == (1, 0, 108)
+
+
+def test_audit_without_cleanlab_is_one_sentence(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cleanlab.filter", None)
+    result = invoke(
+        "audit", "--split", "small", "--source", "glyphs", "--recipe", "cpu", "--data-dir", data_dir,
+        "--device", "cpu", "--out", tmp_path / "audit",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert "pip install 'emnist-dali[audit]'" in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "audit").exists()
 
 
 def test_auto_takes_the_cpu_recipe_without_a_gpu(data_dir, tmp_path):
@@ -85,7 +182,15 @@ def test_what_a_user_can_cause_is_one_sentence(arguments, message, tmp_path, mon
 
 @pytest.mark.parametrize(
     "arguments",
-    [("train", "--recipe", "nonsense"), ("train", "--epochs", "many"), ("prepare", "--size", 1), ("nonsense",)],
+    [
+        ("train", "--recipe", "nonsense"),
+        ("evaluate",),
+        ("compare", "."),
+        ("audit", "--folds", 1),
+        ("train", "--epochs", "many"),
+        ("prepare", "--size", 1),
+        ("nonsense",),
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments):
     assert invoke(*arguments).exit_code == 2

@@ -110,6 +110,34 @@ def test_holding_out_nothing_leaves_everything_for_training():
     assert (train.tolist(), held_out.tolist()) == (list(range(10)), [])
 
 
+def test_holdout_is_what_it_always_was():
+    """Runs that are there were split like this; going on with one must not move an image."""
+    labels = np.array([0, 1, 2, 1, 0, 1, 1, 2, 0, 1, 0, 2, 1, 1, 0, 0, 2, 1, 0, 1], np.uint8)
+    frozen = {0: [1, 4, 8, 12, 16, 17], 7: [2, 4, 5, 10, 13, 17], 2**63 - 1: [0, 7, 8, 9, 12, 13]}
+    assert {seed: order.holdout(labels, 0.3, seed)[1].tolist() for seed in frozen} == frozen
+
+
+@given(labels=LABELS, number=st.integers(2, 8), seed=SEEDS)
+@settings(max_examples=100, deadline=None)
+def test_folds_are_stratified_and_give_every_sample_one_place(labels, number, seed):
+    fold_of = order.folds(labels, number, seed)
+    assert fold_of.shape == labels.shape
+    assert set(fold_of.tolist()) <= set(range(number))
+    for label in np.unique(labels):
+        counts = np.bincount(fold_of[labels == label], minlength=number)
+        assert counts.max() - counts.min() <= 1
+    np.testing.assert_array_equal(fold_of, order.folds(labels, number, seed))
+
+
+def test_folds_differ_by_seed_and_are_not_the_holdout_again():
+    labels = np.repeat(np.arange(4, dtype=np.uint8), 100)
+    parts = [order.folds(labels, 5, seed) for seed in range(10)]
+    assert len({part.tobytes() for part in parts}) == 10
+    # By chance a fifth of the first fold is held out of training too.
+    first, held_out = np.flatnonzero(parts[0] == 0), order.holdout(labels, 0.2, 0)[1]
+    assert 0.05 < np.isin(first, held_out).mean() < 0.4
+
+
 def test_every_key_has_its_own_numbers():
     keys = [
         (seed, stream, epoch, batch)

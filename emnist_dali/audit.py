@@ -1,0 +1,185 @@
+"""Which labels of the training images look wrong: out-of-fold probabilities and confident learning (cleanlab).
+
+Northcutt, Jiang & Chuang 2021, «Confident Learning: Estimating Uncertainty in Dataset Labels», arXiv:1911.00068.
+"""
+
+import base64
+import csv
+import html
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from . import order
+from .config import Config
+from .device import autocast, resolve
+from .errors import UserError
+from .evaluation import evaluation_loader
+from .files import reason, write_json, write_whole
+from .metrics import predict
+from .prepare import prepare
+from .progress import say
+from .resume import FREE
+from .shards import Shards
+from .stats import statistics
+from .trainer import Trainer, training_loader, tune_device
+
+GALLERY = 500  # images
+
+
+def audit(config: Config, folds: int, out: Path) -> dict[str, Any]:
+    """Trains `folds` times on the rest and looks at each fold; writes issues.csv, gallery.html and summary.json.
+
+    A fold that `out` holds already is not trained again. The test split is not touched. Raises UserError where
+    cleanlab is missing, and where a fold there is of other data or settings.
+    """
+    try:
+        from cleanlab.filter import find_label_issues
+    except ImportError as error:
+        raise UserError(f"cleanlab could not be imported ({error}); pip install 'emnist-dali[audit]'.") from error
+    config = resolve(config)
+    tune_device(config)
+    folder = prepare(config.data.split, config.data.source, config.data.data_dir)
+    shards = Shards(folder, "train")
+    labels, classes = shards.labels(), shards.manifest.classes
+    fold_of = order.folds(labels, folds, config.training.seed)
+    about = _about(config, shards, folds)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} could not be made ({error.strerror}); name another --out.") from error
+    probabilities = np.empty((len(labels), len(classes)), np.float32)
+    for fold in range(folds):
+        members = np.flatnonzero(fold_of == fold)
+        path = out / f"fold-{fold}-of-{folds}.safetensors"
+        if not path.exists():
+            say(f"Fold {fold + 1} of {folds}: training on the other {len(labels) - len(members):,} images.")
+            found = _out_of_fold(config, shards, folder, np.flatnonzero(fold_of != fold), members)
+            write_whole(path, save({"probabilities": found}, metadata={"about": about}))
+        probabilities[members] = _kept(path, about)
+    # By rising probability of the given label.
+    issues = find_label_issues(
+        labels, probabilities, filter_by="confident_learning", return_indices_ranked_by="self_confidence", n_jobs=1
+    )
+    predicted = probabilities.argmax(1)
+    wrong = predicted != labels
+    summary = {
+        "data": str(shards.manifest),
+        "recipe": config.recipe,
+        "folds": folds,
+        "seed": config.training.seed,
+        "images": len(labels),
+        "out_of_fold_error": float(wrong.mean()),
+        "issues": len(issues),
+        "issues_share": len(issues) / len(labels),
+        "errors_that_are_issues": float(wrong[issues].sum() / max(wrong.sum(), 1)),
+    }
+    rows = [
+        (int(i), classes[labels[i]], classes[predicted[i]], probabilities[i, labels[i]], probabilities[i].max())
+        for i in issues
+    ]
+    _write_list(out / "issues.csv", rows)
+    _write_gallery(out / "gallery.html", rows[:GALLERY], shards, summary)
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _about(config: Config, shards: Shards, folds: int) -> str:
+    """What decides the probabilities of a fold."""
+    settings = {
+        part: {name: value for name, value in node.items() if name not in FREE}
+        for part, node in config.to_dict().items()
+        if isinstance(node, dict)
+    }
+    return json.dumps({"fingerprint": shards.manifest.fingerprint, "folds": folds, **settings})
+
+
+def _kept(path: Path, about: str) -> np.ndarray:
+    try:
+        with safe_open(path, framework="pt") as file:
+            probabilities, of = file.get_tensor("probabilities").numpy(), (file.metadata() or {}).get("about")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} holds no fold ({reason(error)}); remove it.") from error
+    if of != about:
+        raise UserError(f"{path} is of other data or settings; name another --out or remove it.")
+    return probabilities
+
+
+def _out_of_fold(
+    config: Config, shards: Shards, folder: Path, members: np.ndarray, held_out: np.ndarray
+) -> torch.Tensor:
+    """Probabilities (held_out, classes) after a training on `members`."""
+    stats = statistics(folder, config.data.image_size, config.data.equalize)
+    classes = shards.manifest.classes
+    counts = np.bincount(shards.labels(members), minlength=len(classes)).tolist()
+    with training_loader(config, shards, stats, members) as loader:
+        trainer = Trainer(config, loader, classes, counts)
+        for epoch in range(config.training.epochs):
+            if trainer.step == config.training.steps:
+                break
+            trainer.begin(epoch)
+            record = trainer.train_epoch()
+            say(f"epoch {epoch + 1}/{config.training.epochs}  loss {record['loss']:.4f}")
+    # No trial: every held-out image is looked at.
+    whole = replace(config, training=replace(config.training, steps=None))
+    with evaluation_loader(whole, shards, stats, held_out) as loader:
+        return predict(trainer.evaluated, loader, autocast(config), "fold").probabilities
+
+
+def _write_list(path: Path, rows: list[tuple]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "given", "predicted", "probability of the given", "probability of the predicted"))
+    writer.writerows((*row[:3], f"{row[3]:.4f}", f"{row[4]:.4f}") for row in rows)
+    write_whole(path, text.getvalue().encode())
+
+
+def _write_gallery(path: Path, rows: list[tuple], shards: Shards, summary: dict[str, Any]) -> None:
+    images = shards.images(np.array([row[0] for row in rows], np.int64))
+    figures = "\n".join(
+        f'<figure><img src="data:image/png;base64,{_png(image)}" alt=""><figcaption>given '
+        f"<b>{html.escape(given)}</b> {100 * own:.0f} %<br>looks like <b>{html.escape(looks)}</b> {100 * top:.0f} %"
+        f"<br><small>image {i:,}</small></figcaption></figure>"
+        for image, (i, given, looks, own, top) in zip(images, rows, strict=True)
+    )
+    page = f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Label issues</title>
+<style>
+body {{ font: 15px system-ui; margin: 1rem; color-scheme: light dark }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem }}
+figure {{ margin: 0 }} img {{ width: 100%; image-rendering: pixelated }}
+</style>
+<h1>Label issues</h1>
+<p>{html.escape(summary["data"])}. {summary["issues"]:,} of {summary["images"]:,} labels
+({100 * summary["issues_share"]:.2f} %) look wrong by confident learning; the out-of-fold error is
+{100 * summary["out_of_fold_error"]:.2f} %, and {100 * summary["errors_that_are_issues"]:.0f} % of it are such labels.
+The {len(rows)} least likely come first.</p>
+<main>
+{figures}
+</main></html>
+"""
+    write_whole(path, page.encode())
+
+
+def _png(image: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary as a line for people."""
+    return (
+        f"{summary['issues']:,} of {summary['images']:,} labels ({100 * summary['issues_share']:.2f} %) look wrong; "
+        f"the out-of-fold error is {100 * summary['out_of_fold_error']:.2f} %, and "
+        f"{100 * summary['errors_that_are_issues']:.0f} % of those errors are such labels."
+    )
