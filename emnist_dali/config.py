@@ -52,6 +52,7 @@ class Data:
     batch_size: int = option(512, "Images a micro-batch, all ranks together.")
     backend: Backend = option("auto", "Input pipeline; auto is dali with a GPU, cpu without.")
     verify_data: bool = option(False, "Check the hash of every shard first.")
+    equalize: bool = True
     affine: Affine | None = None
 
     def __post_init__(self) -> None:
@@ -68,11 +69,12 @@ class Mixing:
     cutmix_alpha: float
     probability: float  # that a batch is mixed at all
     switch: float  # that a mixed batch is cut rather than blended
+    until: float = 1.0  # share of the training after which no batch is mixed
 
     def __post_init__(self) -> None:
         for name in ("mixup_alpha", "cutmix_alpha"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("probability", "switch"):
+        for name in ("probability", "switch", "until"):
             _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
 
 
@@ -112,6 +114,8 @@ class Training:
     label_smoothing: float = 0.1
     class_weights: bool = False
     mixing: Mixing | None = None
+    erasing: float = 0.0  # probability that a box of an image is blanked
+    elastic: float = 0.0  # standard deviation of the displacements, pixels of the images that the model sees
     sync_bn: bool = option(False, "BatchNorm over the batches of all ranks; on GPUs only.")
     ema: float | None = None  # decay a step of the averaged weights; None trains without
     seed: int = option(0, "Seed of every random number.")
@@ -126,6 +130,8 @@ class Training:
         _check(self.restart_every >= 1, "restart_every", self.restart_every, "at least 1")
         _check(self.min_lr >= 0, "min_lr", self.min_lr, "0 or more")
         _check(self.clip > 0, "clip", self.clip, "above 0")
+        _check(0 <= self.erasing <= 1, "erasing", self.erasing, "from 0 to 1")
+        _check(0 <= self.elastic < inf, "elastic", self.elastic, "0 or more")
         _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
         _check(self.ema is None or 0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
         _check(0 <= self.seed < 2**63, "--seed", self.seed, "from 0 to 2⁶³ − 1")

@@ -45,7 +45,12 @@ class CpuFeed:
         self.position = self._ahead = first
         self._plan, self._device, self._half = plan, device, half
         self._preprocess = Preprocess(
-            plan.shards.shape, plan.size, stats.mean, stats.std, compressed=plan.shards.compressed
+            plan.shards.shape,
+            plan.size,
+            stats.mean,
+            stats.std,
+            compressed=plan.shards.compressed,
+            equalize=stats.equalize,
         )
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
         self._filling: deque[tuple[_Slot, Future]] = deque()
@@ -121,6 +126,7 @@ class DaliFeed:
                 mean=stats.mean,
                 std=stats.std,
                 half=half,
+                equalize=stats.equalize,
             )
         except RuntimeError as error:
             self._pool.shutdown(cancel_futures=True)

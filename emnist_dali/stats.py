@@ -22,6 +22,7 @@ class Stats:
 
     mean: float
     std: float
+    equalize: bool = True  # whether images are equalized first: they go with the statistics everywhere
 
     def __post_init__(self) -> None:
         if not (_is_number(self.mean) and _is_number(self.std) and 0 <= self.mean <= 1 and MIN_STD <= self.std <= 1):
@@ -32,18 +33,24 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def statistics(folder: Path, size: int) -> Stats:
-    """Of the whole train split at (size, size), through the fused kernel; kept in `stats-<size>.json`."""
-    path = folder / f"stats-{size}.json"
+def statistics(folder: Path, size: int, equalize: bool = True) -> Stats:
+    """Of the whole train split at (size, size), through the fused kernel; kept beside the manifest.
+
+    In `stats-<size>.json`, or without equalization in `stats-<size>-plain.json`.
+    """
+    path = folder / f"stats-{size}{'' if equalize else '-plain'}.json"
     if path.exists():
         try:
-            return Stats(**read_json(path))
+            stats = Stats(**read_json(path))
+            if stats.equalize is not equalize:
+                raise ValueError("of images that are equalized otherwise")
+            return stats
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"{path} holds no statistics ({reason(error)}); delete it: it is computed anew."
             ) from error
     shards = Shards(folder, "train")
-    preprocess = Preprocess(shards.shape, size, mean=0, std=1, compressed=shards.compressed)
+    preprocess = Preprocess(shards.shape, size, mean=0, std=1, compressed=shards.compressed, equalize=equalize)
     out = np.empty((_BATCH, size, size), np.float32)
     resize = np.empty((0, 2, 3), np.float32)
     total = squares = 0.0
@@ -59,7 +66,7 @@ def statistics(folder: Path, size: int) -> Stats:
     mean = float(total) / pixels
     std = float(np.sqrt(max(squares / pixels - mean**2, 0.0)))
     # Images of one grey level only: any scale does.
-    stats = Stats(mean, std if std >= MIN_STD else 1.0)
+    stats = Stats(mean, std if std >= MIN_STD else 1.0, equalize)
     with suppress(UserError):  # a data folder may be read-only; then every run computes them again
         write_json(path, asdict(stats))
     return stats

@@ -4,7 +4,7 @@ import math
 import signal
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -16,11 +16,11 @@ from .checkpoint import save_weights
 from .config import Config
 from .device import autocast, resolve
 from .errors import UserError
-from .evaluation import evaluate_run, evaluation_loader, summary
+from .evaluation import evaluation_loader, predict_run, summary
 from .files import reason
 from .interrupt import Interrupt, Stop
 from .loader import Loader
-from .metrics import evaluate
+from .metrics import evaluate, score
 from .prepare import prepare
 from .progress import say
 from .run_folder import RunFolder
@@ -40,7 +40,7 @@ def train(config: Config, state: dict[str, Any] | None = None, force: bool = Fal
     tune_device(config)
     with ranks.local_main_first():
         folder = prepare(config.data.split, config.data.source, config.data.data_dir, check=config.data.verify_data)
-        stats = statistics(folder, config.data.image_size)
+        stats = statistics(folder, config.data.image_size, config.data.equalize)
     shards = Shards(folder, "train")
     manifest, labels = shards.manifest, shards.labels()
     if len(set(ranks.gathered(manifest.fingerprint))) > 1:
@@ -163,7 +163,7 @@ class Session:
                 "validation",
                 self._stop_if_asked,
             )
-            record |= {f"val_{name}": result[name] for name in ("accuracy", "weighted_f1", "macro_f1")}
+            record |= {f"val_{name}": result[name] for name in ("accuracy", "weighted_f1", "macro_f1", "class_mean")}
             score = result["accuracy"]
         self.run.log({"kind": "epoch", **record})
         self.track.log(record, trainer.step)
@@ -171,7 +171,7 @@ class Session:
         if score > self.best:
             self.best = score
             stats = trainer.loader.stats
-            about = {"model": self.config.model.model, "classes": classes, "stats": (stats.mean, stats.std)}
+            about = {"model": self.config.model.model, "classes": classes, "stats": astuple(stats)}
             about |= {"image_size": self.config.data.image_size, "data": str(self.manifest)}
             about |= {name: value for name, value in record.items() if name not in TIMING}
             if ranks.main():
@@ -181,7 +181,11 @@ class Session:
 
     def _test(self) -> None:
         self.trainer.loader.plan.shards.check()  # the test opens the folder anew
-        results = evaluate_run(self.run.path, after_batch=self._stop_if_asked)
+        classes, predictions = predict_run(self.run.path, after_batch=self._stop_if_asked)
+        results = {}
+        for part, predicted in predictions.items():
+            self.run.save_predictions(part, predicted)
+            results[part] = score(predicted, classes)
         self.run.log(*({"kind": part, **result} for part, result in results.items()))
         for part, result in results.items():
             say(summary(part, result))

@@ -14,7 +14,7 @@ from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3, distribute_bn
 from torch.nn.parallel import DistributedDataParallel
 
-from . import mixing, order, ranks
+from . import augment, mixing, order, ranks
 from .config import Config
 from .device import autocast, compiled, half_images, keep_freed_memory
 from .errors import UserError
@@ -214,13 +214,28 @@ class Trainer:
         self.seconds += now - self._last
         self._last = now
 
+    def _augmented(self, images: torch.Tensor) -> torch.Tensor:
+        """Drawn for the batch of all ranks: an image's augmentation does not depend on their number."""
+        training, size, plan = self.config.training, images.shape[-1], self.loader.plan
+        own = slice(plan.rank * plan.share, (plan.rank + 1) * plan.share)
+        if training.elastic:
+            generator = order.generator(training.seed, order.Stream.ELASTIC, self.epoch, self.micro)
+            drawn = augment.displacements(generator, plan.batch_size, training.elastic)[own]
+            images = augment.elastic(images, torch.from_numpy(drawn).to(self.device, non_blocking=True))
+        if training.erasing:
+            generator = order.generator(training.seed, order.Stream.ERASING, self.epoch, self.micro)
+            drawn = augment.boxes(generator, plan.batch_size, size, training.erasing)[own]
+            background = -self.loader.stats.mean / self.loader.stats.std
+            images = augment.erase(images, torch.from_numpy(drawn).to(self.device, non_blocking=True), background)
+        return images
+
     def _mix(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         training = self.config.training
         how = mixing.Mix()
-        if training.mixing:
+        if training.mixing and self.step < training.mixing.until * training.epochs * self.steps_per_epoch:
             generator = order.generator(training.seed, order.Stream.MIXING, self.epoch, self.micro)
             how = mixing.draw(training.mixing, self.config.data.image_size, generator)
-        return mixing.mix(*batch, how, self.classes, training.label_smoothing)
+        return mixing.mix(self._augmented(batch.images), batch.labels, how, self.classes, training.label_smoothing)
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimizer)

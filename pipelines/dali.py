@@ -28,6 +28,7 @@ def preprocess(
     mean: float,
     std: float,
     half: bool,
+    equalize: bool,
 ) -> DataNode:
     """Blocks of records or of decoded images → normalized FCHW blocks, on the device of `records`.
 
@@ -39,7 +40,8 @@ def preprocess(
         images = fn.decoders.inflate(
             records, chunk_sizes=chunks, shape=(*shape, 1), layout="HWC", sequence_axis_name="F"
         )
-    images = fn.equalize(images)
+    if equalize:
+        images = fn.equalize(images)
     if matrices is None:
         images = fn.resize(
             images, size=(size, size), interp_type=types.INTERP_LINEAR, antialias=False, dtype=types.FLOAT
@@ -92,6 +94,7 @@ def build(
     mean: float,
     std: float,
     half: bool,
+    equalize: bool = True,
 ) -> Pipeline:
     """A built pipeline that makes one batch a run; `device_id` None puts the graph on the CPU.
 
@@ -105,7 +108,7 @@ def build(
         device_id is not None,
         compressed,
         warped,
-        {"shape": shape, "size": size, "mean": mean, "std": std, "half": half},
+        {"shape": shape, "size": size, "mean": mean, "std": std, "half": half, "equalize": equalize},
         batch_size=batch_size // block_size(batch_size),
         num_threads=threads,
         device_id=device_id,

@@ -410,7 +410,7 @@ def _warp(image, levels, background, matrix, padded, out):
 
 
 @njit(nogil=True, cache=True, fastmath={"contract", "nsz"})
-def _run(table, indices, compressed, height, width, scale, shift, axes, matrices, out):
+def _run(table, indices, compressed, equalize, height, width, scale, shift, axes, matrices, out):
     x0, x1, wx, y0, y1, wy = axes
     size = height * width
     padded_image = np.empty(size + SLACK, np.uint8)
@@ -421,13 +421,16 @@ def _run(table, indices, compressed, height, width, scale, shift, axes, matrices
     lines = np.empty((height, out.shape[2]), np.float32)
     padded = np.empty((height + 3, width + 3), np.float32)
     drawn = np.empty(out.shape[1:], np.float32)
+    for v in range(256):  # of an image that is not equalized
+        levels[v] = scale * np.float32(v) + shift
     streamed = drawn.nbytes >= STREAMED and out.shape[2] % 16 == 0 and out.ctypes.data % 64 == 0
     for i in range(indices.size):
         if i + 1 < indices.size:
             _prefetch(table, indices[i + 1])
         if not _read(table, indices[i], compressed, padded_image, size):
             return i
-        _equalized_levels(image, histograms, scale, shift, levels)
+        if equalize:
+            _equalized_levels(image, histograms, scale, shift, levels)
         target = out.ctypes.data + i * drawn.nbytes
         if matrices.shape[0]:
             picture = drawn if streamed else out[i]
@@ -471,11 +474,14 @@ class Preprocess:
     """Records → normalized float32 images, into memory that the caller owns.
 
     `shape` is (H, W) of the stored images, `size` the side of the output, `mean` and `std` are those of the
-    equalized and resized images on the scale 0 … 1. Safe to call from several threads at once.
+    equalized and resized images on the scale 0 … 1; `equalize` False leaves the grey levels as they are. Safe to
+    call from several threads at once.
     """
 
-    def __init__(self, shape: tuple[int, int], size: int, mean: float, std: float, compressed: bool) -> None:
-        self.shape, self.compressed = shape, compressed
+    def __init__(
+        self, shape: tuple[int, int], size: int, mean: float, std: float, compressed: bool, equalize: bool = True
+    ) -> None:
+        self.shape, self.compressed, self.equalize = shape, compressed, equalize
         self.scale, self.shift = np.float32(1 / (255 * std)), np.float32(-mean / std)
         self.axes = (*bilinear_axis(shape[1], size), *bilinear_axis(shape[0], size))
 
@@ -488,7 +494,17 @@ class Preprocess:
         """
         height, width = self.shape
         return _run(
-            records.table, indices, self.compressed, height, width, self.scale, self.shift, self.axes, matrices, out
+            records.table,
+            indices,
+            self.compressed,
+            self.equalize,
+            height,
+            width,
+            self.scale,
+            self.shift,
+            self.axes,
+            matrices,
+            out,
         )
 
 

@@ -8,12 +8,20 @@ import cv2
 import numpy as np
 
 
-def preprocess(image: np.ndarray, size: int, mean: float, std: float, matrix: np.ndarray | None = None) -> np.ndarray:
+def preprocess(
+    image: np.ndarray,
+    size: int,
+    mean: float,
+    std: float,
+    matrix: np.ndarray | None = None,
+    equalize: bool = True,
+) -> np.ndarray:
     """(H, W) uint8 → (size, size) float32: equalize, then resize or warp, then normalize.
 
     `matrix` (2, 3) is one of `affine.matrices`; `mean` and `std` are on the scale 0 … 1.
     """
-    equalized = cv2.equalizeHist(np.ascontiguousarray(image)).astype(np.float32)
+    image = np.ascontiguousarray(image)
+    equalized = (cv2.equalizeHist(image) if equalize else image).astype(np.float32)
     if matrix is None:
         resized = cv2.resize(equalized, (size, size), interpolation=cv2.INTER_LINEAR)
     else:

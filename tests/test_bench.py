@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import ablation
 import gpu_check
 import limits
 import peers
@@ -19,7 +20,8 @@ import throughput
 import time_to_accuracy
 import timing
 import variants
-from emnist_dali import recipes
+from emnist_dali import recipes, trainer
+from emnist_dali.config import from_dict
 from emnist_dali.device import resolve
 from emnist_dali.shards import Shards
 from emnist_dali.stats import Stats
@@ -196,6 +198,105 @@ def test_time_to_accuracy_trains_on_everything_and_tests_once_a_run(data_dir, mo
     assert document["accuracy"]["sd"] == pytest.approx(abs(one - other) / 2**0.5)
     assert document["reached"] == (document["accuracy"]["mean"] >= 0.2)
     assert min(run["seconds"] for run in document["runs"]) > 0
+
+
+@pytest.fixture(scope="module")
+def ablated(data_dir, tmp_path_factory):
+    """Two variants with two seeds: base config, run folders, document."""
+    data = {"data_dir": str(data_dir), "source": "glyphs", "batch_size": 64, "val_fraction": 0.2}
+    base = ablation.change(ablation.baseline("small", 1), data=data, run={"device": "cpu"})
+    out = tmp_path_factory.mktemp("ablation")
+    return base, out, ablation.measure(base, 2, ABLATED, out)
+
+
+ABLATED = (ablation.BASELINE, "no averaged weights")
+
+
+def test_an_ablation_compares_variants_at_equal_seeds(ablated):
+    _, out, document = ablated
+    assert tuple(document["variants"]) == tuple(document["runs"]) == ABLATED
+    base, other = (document["runs"][name] for name in ABLATED)
+    for runs in (base, other):
+        assert [run["seed"] for run in runs] == [0, 1]
+        assert [run["steps"] for run in runs] == [480 // 64] * 2
+        assert min(run["seconds"] for run in runs) > 0
+    for metric in ablation.METRICS:
+        found = document["variants"][ABLATED[1]][metric]
+        first, second = (run[metric] - of[metric] for run, of in zip(other, base, strict=True))
+        assert found["mean"] == pytest.approx(sum(run[metric] for run in other) / 2)
+        assert found["sd"] == pytest.approx(abs(other[0][metric] - other[1][metric]) / 2**0.5)
+        assert found["difference"] == pytest.approx((first + second) / 2)
+        assert found["half_interval"] == pytest.approx(12.7062 * abs(first - second) / 2, rel=1e-4)
+        assert "difference" not in document["variants"][ablation.BASELINE][metric]
+    names = {run["run"] for runs in document["runs"].values() for run in runs}
+    assert names == {"baseline-0", "baseline-1", "no-averaged-weights-0", "no-averaged-weights-1"}
+    assert names == {path.name for path in out.iterdir()}
+    assert json.loads(json.dumps(document))["runs"] == document["runs"]
+
+
+def test_an_ablation_that_is_there_is_not_trained_again(ablated, monkeypatch):
+    base, out, document = ablated
+
+    def trained(_: trainer.Trainer) -> dict:
+        raise AssertionError
+
+    monkeypatch.setattr(trainer.Trainer, "train_epoch", trained)
+    assert ablation.measure(base, 2, ABLATED, out)["runs"] == document["runs"]
+    alone = ablation.measure(base, 1, ABLATED[1:], out)
+    assert alone["runs"][ABLATED[1]] == document["runs"][ABLATED[1]][:1]
+    assert alone["variants"][ABLATED[1]]["accuracy"].keys() == {"mean", "sd"}  # there is no baseline to differ from
+
+
+def test_the_table_of_an_ablation_has_a_row_a_variant(ablated):
+    _, _, document = ablated
+    header, rule, *rows = ablation.table(document).splitlines()
+    assert header.count("|") == rule.count("|") == 7
+    assert [row.split("|")[1].strip() for row in rows] == list(ABLATED)
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    assert [len(row) for row in cells] == [6, 6]
+    assert (cells[0][2], cells[0][4]) == ("", "")
+    found = document["variants"][ABLATED[1]]["accuracy"]
+    assert cells[1][3] == f"{100 * found['mean']:.2f} ± {100 * found['sd']:.2f}"
+    assert cells[1][4] == f"{100 * found['difference']:+.2f} ± {100 * found['half_interval']:.2f}"
+
+
+def test_every_variant_of_the_ablation_differs_from_the_baseline_and_has_a_folder_of_its_own():
+    base = ablation.baseline("balanced", 5)
+    configs = {name: build(base) for name, build in ablation.VARIANTS.items()}
+    assert configs.pop(ablation.BASELINE) == base
+    for name, config in configs.items():
+        assert config != base, name
+        assert config.training.epochs == 5, name
+        assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
+        assert (config.model, config.data.batch_size, config.training.accumulation) == (
+            base.model, base.data.batch_size, 1,
+        )  # fmt: skip
+        of_seed_3 = ablation.VARIANTS[name](ablation.change(base, training={"seed": 3}))
+        assert of_seed_3 == ablation.change(config, training={"seed": 3}), name
+    assert len({json.dumps(config.to_dict()) for config in configs.values()}) == len(configs)
+    assert len({ablation._slug(name) for name in ablation.VARIANTS}) == len(ablation.VARIANTS)
+
+
+def test_the_interval_of_a_mean_is_students():
+    # Of 1, 2, 3, 4, 5: deviation √2.5, t = 2.7764 with 4 degrees of freedom.
+    assert ablation.half_interval([1, 2, 3, 4, 5]) == pytest.approx(2.7764 * (2.5 / 5) ** 0.5, rel=1e-4)
+    assert ablation.half_interval([0.1, 0.1, 0.1]) == pytest.approx(0)
+    assert ablation.half_interval([1]) is None
+
+
+def test_one_seed_has_no_spread():
+    run = {"seconds": 3.0, **dict.fromkeys(ablation.METRICS, 0.5)}
+    other = {"seconds": 4.0, **dict.fromkeys(ablation.METRICS, 0.25)}
+    row = ablation.summary([other], [run])
+    assert row["accuracy"] == {"mean": 0.25, "sd": None, "difference": -0.25, "half_interval": None}
+    assert "| alone | 25.00 | -25.00 | 25.00 | -25.00 | 4 |" in ablation.table({"variants": {"alone": row}})
+
+
+def test_an_ablation_without_data_is_one_sentence(tmp_path):
+    place = ["--split", "nonsense", "--data-dir", str(tmp_path), "--out", str(tmp_path / "runs")]
+    result = CliRunner().invoke(ablation.main, place)
+    assert (result.exit_code, type(result.exception)) == (1, SystemExit)
+    assert "no split 'nonsense'" in result.output
 
 
 def test_gpu_check_records_what_failed_and_what_was_found():

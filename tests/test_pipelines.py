@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emnist_dali.errors import UserError
+from emnist_dali.files import read_json, write_json
+from emnist_dali.loader import Loader
 from emnist_dali.pipelines import affine, dali, fused, reference
+from emnist_dali.shards import Shards
+from emnist_dali.stats import Stats, statistics
 
 RESIZE = np.empty((0, 2, 3), np.float32)
 AUGMENT = {"rotation": (0.3, 0.1), "scale": 0.2, "shear": 0.2, "translation": 0.15, "flip": 0.5}
@@ -28,16 +33,24 @@ def packed(images: np.ndarray, compressed: bool = True) -> tuple[np.ndarray, np.
 
 
 def run_fused(
-    images: np.ndarray, size: int, mean: float, std: float, matrices: np.ndarray = RESIZE, compressed: bool = True
+    images: np.ndarray,
+    size: int,
+    mean: float,
+    std: float,
+    matrices: np.ndarray = RESIZE,
+    compressed: bool = True,
+    equalize: bool = True,
 ) -> np.ndarray:
     records = fused.Records([packed(images, compressed)])
     out = np.full((len(images), size, size), np.nan, np.float32)
-    preprocess = fused.Preprocess(images.shape[1:], size, mean, std, compressed)
+    preprocess = fused.Preprocess(images.shape[1:], size, mean, std, compressed, equalize)
     assert preprocess.run(records, np.arange(len(images)), matrices, out) == fused.SOUND
     return out
 
 
-def run_dali(images: np.ndarray, size: int, mean: float, std: float, matrices: np.ndarray = RESIZE) -> np.ndarray:
+def run_dali(
+    images: np.ndarray, size: int, mean: float, std: float, matrices: np.ndarray = RESIZE, equalize: bool = True
+) -> np.ndarray:
     block = dali.block_size(len(images))
     blocks = images.reshape(-1, block, *images.shape[1:], 1)
     labels = np.arange(len(images)).reshape(-1, block)
@@ -54,6 +67,7 @@ def run_dali(images: np.ndarray, size: int, mean: float, std: float, matrices: n
         mean=mean,
         std=std,
         half=False,
+        equalize=equalize,
     )
     result, labels_out = dali.run(pipeline)
     assert labels_out.tolist() == list(range(len(images)))
@@ -62,10 +76,11 @@ def run_dali(images: np.ndarray, size: int, mean: float, std: float, matrices: n
 
 
 def run_reference(
-    images: np.ndarray, size: int, mean: float, std: float, matrices: np.ndarray = RESIZE
+    images: np.ndarray, size: int, mean: float, std: float, matrices: np.ndarray = RESIZE, equalize: bool = True
 ) -> np.ndarray:
     warps = matrices if len(matrices) else [None] * len(images)
-    return np.stack([reference.preprocess(i, size, mean, std, m) for i, m in zip(images, warps, strict=True)])
+    made = [reference.preprocess(i, size, mean, std, m, equalize) for i, m in zip(images, warps, strict=True)]
+    return np.stack(made)
 
 
 def draw_matrices(n: int, size: int, shape: tuple[int, int] = (28, 28)) -> np.ndarray:
@@ -122,19 +137,30 @@ def test_resize_is_opencvs_bilinear_within_a_level(run, size, images):
 
 
 @pytest.mark.parametrize("run", [run_fused, run_dali])
-def test_normalize_is_exact(run, odd_images):
+@pytest.mark.parametrize("equalize", [True, False])
+def test_normalize_is_exact(run, equalize, odd_images):
     mean, std = 0.1736, 0.3317
-    expected = (equalized(odd_images) / 255 - mean) / std
-    np.testing.assert_allclose(run(odd_images, 28, mean, std), expected, rtol=0, atol=1e-6)
+    expected = ((equalized(odd_images) if equalize else odd_images) / 255 - mean) / std
+    found = run(odd_images, 28, mean, std, equalize=equalize)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("run", [run_fused, run_dali])
+def test_grey_levels_stay_where_they_are_not_equalized(run, odd_images):
+    plain = run(odd_images, 28, 0, 1 / 255, equalize=False)
+    np.testing.assert_allclose(plain, odd_images, rtol=0, atol=1e-4)
+    assert np.abs(plain - equalized(odd_images)).max() > 100
 
 
 @pytest.mark.parametrize("size", [28, 32, 112])
 @pytest.mark.parametrize("warped", [False, True])
-def test_engines_agree_with_the_reference(size, warped, images):
+@pytest.mark.parametrize("equalize", [True, False])
+def test_engines_agree_with_the_reference(size, warped, equalize, images):
     matrices = draw_matrices(len(images), size) if warped else RESIZE
-    expected = run_reference(images, size, 0.2, 0.35, matrices)
+    expected = run_reference(images, size, 0.2, 0.35, matrices, equalize)
     for run in (run_fused, run_dali):
-        assert np.abs(run(images, size, 0.2, 0.35, matrices) - expected).max() <= LEVEL / 0.35
+        found = run(images, size, 0.2, 0.35, matrices, equalize=equalize)
+        assert np.abs(found - expected).max() <= LEVEL / 0.35
 
 
 def test_engines_agree_on_images_that_are_not_square():
@@ -146,8 +172,9 @@ def test_engines_agree_on_images_that_are_not_square():
 
 
 def test_raw_and_compressed_records_give_the_same(odd_images):
-    both = [run_fused(odd_images, 32, 0.1, 0.3, compressed=compressed) for compressed in (True, False)]
-    np.testing.assert_array_equal(*both)
+    for equalize in (True, False):
+        both = [run_fused(odd_images, 32, 0.1, 0.3, RESIZE, compressed, equalize) for compressed in (True, False)]
+        np.testing.assert_array_equal(*both)
 
 
 @pytest.mark.parametrize("size", [32, 63, 64, 112])
@@ -270,9 +297,10 @@ def test_matrices_stay_within_their_limits():
 
 @pytest.mark.parametrize("compressed", [True, False])
 @pytest.mark.parametrize("warped", [True, False])
-def test_graph_for_the_gpu_is_accepted_by_dali(compressed, warped):
+@pytest.mark.parametrize("equalize", [True, False])
+def test_graph_for_the_gpu_is_accepted_by_dali(compressed, warped, equalize):
     """DALI checks operators and arguments against their schemas when it serializes a graph: no GPU is needed."""
-    preprocessing = {"shape": (28, 28), "size": 112, "mean": 0.2, "std": 0.3, "half": True}
+    preprocessing = {"shape": (28, 28), "size": 112, "mean": 0.2, "std": 0.3, "half": True, "equalize": equalize}
     graphs = {
         on_gpu: dali._graph(
             lambda _: None, on_gpu, compressed, warped, preprocessing, batch_size=8, num_threads=1, device_id=None
@@ -281,7 +309,7 @@ def test_graph_for_the_gpu_is_accepted_by_dali(compressed, warped):
         if on_gpu or not compressed  # there is no inflate on the CPU
     }
     for graph in graphs.values():
-        assert b"Equalize" in graph
+        assert (b"Equalize" in graph) == equalize
         assert b"CropMirrorNormalize" in graph
         assert (b"decoders__Inflate" in graph) == compressed
         assert (b"WarpAffine" in graph) == warped
@@ -293,3 +321,50 @@ def test_graph_for_the_gpu_is_accepted_by_dali(compressed, warped):
 @pytest.mark.parametrize(("batch_size", "block"), [(512, 64), (100, 4), (96, 32), (64, 64), (7, 1)])
 def test_blocks_divide_the_batch(batch_size, block):
     assert dali.block_size(batch_size) == block
+
+
+@pytest.fixture
+def fresh_folder(folder, tmp_path):
+    """The prepared split, without the statistics that other tests have left."""
+    for path in folder.iterdir():
+        if not path.name.startswith("stats-"):
+            (tmp_path / path.name).symlink_to(path)
+    return tmp_path
+
+
+def test_statistics_of_both_kinds_lie_beside_each_other(fresh_folder, drawn):
+    both = {equalize: statistics(fresh_folder, 20, equalize) for equalize in (True, False)}
+    names = {True: "stats-20.json", False: "stats-20-plain.json"}
+    assert sorted(path.name for path in fresh_folder.glob("stats-*")) == sorted(names.values())
+    images = drawn.parts["train"].images
+    for equalize, stats in both.items():
+        made = run_reference(images, 20, 0, 1, equalize=equalize)
+        assert stats.mean == pytest.approx(made.mean(dtype=np.float64), abs=LEVEL / 10)
+        assert stats.std == pytest.approx(made.std(dtype=np.float64), abs=LEVEL / 10)
+        assert stats.equalize is equalize
+        assert read_json(fresh_folder / names[equalize])["equalize"] is equalize
+        assert statistics(fresh_folder, 20, equalize) == stats  # read again
+    assert abs(both[False].mean - both[True].mean) > 0.01
+
+
+def test_statistics_from_before_there_was_a_choice_are_of_equalized_images(fresh_folder):
+    write_json(fresh_folder / "stats-20.json", {"mean": 0.25, "std": 0.5})
+    assert statistics(fresh_folder, 20) == Stats(0.25, 0.5, equalize=True)
+
+
+def test_statistics_of_the_other_kind_are_one_sentence(fresh_folder):
+    for name, equalize in (("stats-20.json", True), ("stats-20-plain.json", False)):
+        write_json(fresh_folder / name, {"mean": 0.25, "std": 0.5, "equalize": not equalize})
+        with pytest.raises(UserError, match=rf"{name} holds no statistics.*delete it"):
+            statistics(fresh_folder, 20, equalize)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "dali"])
+def test_a_loader_equalizes_where_its_statistics_were_made_so(backend, folder, drawn):
+    shards, images = Shards(folder, "test"), drawn.parts["test"].images[:64]
+    for equalize in (True, False):
+        stats = Stats(0.2, 0.35, equalize)
+        with Loader(shards, batch_size=64, size=32, stats=stats, train=False, backend=backend) as loader:
+            found = next(iter(loader)).images[:, 0].numpy().copy()
+        expected = run_reference(images, 32, 0.2, 0.35, equalize=equalize)
+        assert np.abs(found - expected).max() <= LEVEL / 0.35

@@ -6,19 +6,22 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import ops
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import MetricCollection
 
-from emnist_dali import recipes, trainer
+from emnist_dali import evaluation, recipes, trainer
 from emnist_dali.checkpoint import load_state, load_weights
+from emnist_dali.config import Mixing
 from emnist_dali.device import autocast, resolve
 from emnist_dali.errors import UserError
-from emnist_dali.evaluation import evaluate_run, evaluation_loader
+from emnist_dali.evaluation import evaluate_runs, evaluation_loader
+from emnist_dali.feeds import Batch
 from emnist_dali.loader import Loader
 from emnist_dali.metrics import evaluate
 from emnist_dali.shards import Shards
-from emnist_dali.stats import statistics
+from emnist_dali.stats import Stats, statistics
 from emnist_dali.train import train
 
 from .runs import lines, small
@@ -49,7 +52,7 @@ def test_a_run_learns_and_its_folder_tells(run):
 
 
 def test_evaluation_gives_the_number_that_training_printed(run):
-    results = evaluate_run(run.path)
+    results = evaluate_runs([run.path])
     for record in lines(run)[6:]:
         assert results[record.pop("kind")] == record
 
@@ -60,6 +63,46 @@ def test_the_best_weights_are_those_of_the_best_validation(run):
     _, about = load_weights(run.best)
     assert about["epoch"] == best["epoch"]
     assert about["val_accuracy"] == best["val_accuracy"]
+
+
+def test_a_run_keeps_its_predictions_of_every_part(run, folder):
+    for record in lines(run)[6:]:
+        kept = load_file(run.predictions(record["kind"]))
+        labels = Shards(folder, record["kind"]).labels()
+        assert kept["labels"].tolist() == labels.tolist()
+        assert kept["predicted"].eq(kept["labels"]).double().mean().item() == pytest.approx(record["accuracy"])
+        assert (kept["probabilities"].dtype, kept["probabilities"].shape) == (torch.float16, (len(labels), 12))
+        torch.testing.assert_close(kept["probabilities"].float().sum(1), torch.ones(len(labels)), rtol=0, atol=5e-3)
+
+
+def test_a_run_without_equalization_is_evaluated_without_it(data_dir, folder, tmp_path, monkeypatch):
+    run = train(small(data_dir, tmp_path / "run", epochs=1, equalize=False))
+    plain = statistics(folder, 32, equalize=False)
+    assert load_weights(run.best)[1]["stats"] == [plain.mean, plain.std, False]
+    used = []
+    real = evaluation.evaluation_loader
+    monkeypatch.setattr(evaluation, "evaluation_loader", lambda *a: used.append(a[2]) or real(*a))
+    results = evaluate_runs([run.path])
+    assert used == [plain, plain]
+    assert results["test"].items() <= lines(run)[-2].items()
+    # Old weights tell two numbers: theirs are of equalized images.
+    assert Stats(*load_weights(run.best)[1]["stats"][:2]).equalize
+
+
+@pytest.mark.parametrize(("until", "last"), [(1.0, 17), (0.5, 8), (0.3, 5), (0.0, -1)])
+def test_mixing_ends_where_it_is_told_to(until, last, data_dir):
+    published = Mixing(mixup_alpha=5.0, cutmix_alpha=5.0, probability=1.0, switch=0.5, until=until)
+    loop = make_trainer(data_dir, mixing=published)
+    assert loop.config.training.epochs * loop.steps_per_epoch == 18
+    batch = Batch(torch.rand(64, 1, 32, 32), torch.arange(64) % 12)
+    mixed = []
+    for loop.step in range(18):
+        loop.epoch, loop.micro = divmod(loop.step, loop.steps_per_epoch)
+        images, targets = loop._mix(batch)
+        changed = not torch.equal(images, batch.images)
+        assert changed == (targets.topk(2).values[:, 1].max().item() > 0.01)
+        mixed += [loop.step] * changed
+    assert mixed == list(range(last + 1))
 
 
 class HostReads(TorchDispatchMode):

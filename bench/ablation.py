@@ -1,0 +1,213 @@
+#!/usr/bin/env python
+"""What each part of a recipe is worth: one change at a time, several seeds, the same number of steps.
+
+python bench/ablation.py --seeds 3
+
+Every run is a run folder of its own under --out; one that is there already is gone on with or taken as it is, so that
+the command can be stopped and repeated, and two of them with different --variant share the work. Variants are to be
+chosen by the validation part only; the test split is read once a run. The last line is a JSON document.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import click
+import torch
+from scipy.stats import t as student
+
+import stages
+from emnist_dali import recipes, resume
+from emnist_dali.checkpoint import load_state
+from emnist_dali.config import Affine, Config
+from emnist_dali.errors import UserError
+from emnist_dali.files import write_json
+from emnist_dali.prepare import prepare
+from emnist_dali.run_folder import environment
+from emnist_dali.shards import Shards
+from emnist_dali.train import train
+
+BASELINE = "baseline"
+METRICS = ("val_class_mean", "val_accuracy", "class_mean", "accuracy", "macro_f1")
+
+
+def baseline(split: str, epochs: int) -> Config:
+    """`fast` at its CPU size: everything is measured from here."""
+    config = recipes.fast(split, gpu=False)
+    return change(config, training={"epochs": epochs}, data={"val_fraction": 0.05})
+
+
+def change(config: Config, **parts: dict[str, Any]) -> Config:
+    return replace(config, **{part: replace(getattr(config, part), **values) for part, values in parts.items()})
+
+
+def starting(config: Config) -> Config:
+    """The published recipe on the same net, batch and steps; it ends as published at 0.15 of its peak rate."""
+    seed = recipes.seed("balanced")
+    epochs = config.training.epochs
+    training = replace(
+        seed.training,
+        epochs=epochs,
+        accumulation=1,
+        warmup=1,
+        restart_every=epochs - 1,
+        seed=config.training.seed,
+    )
+    return replace(change(config, data={"affine": seed.data.affine}), training=training)
+
+
+def mixed(config: Config, until: float) -> Config:
+    published = recipes.seed("balanced").training.mixing
+    return change(config, training={"mixing": replace(published, probability=0.5, until=until)})
+
+
+VARIANTS: dict[str, Callable[[Config], Config]] = {
+    BASELINE: lambda config: config,
+    "starting recipe": starting,
+    "no averaged weights": lambda config: change(config, training={"ema": None}),
+    "no warps": lambda config: change(config, data={"affine": None}),
+    "warps of half the size": lambda config: change(
+        config, data={"affine": Affine(rotation=(0.1,), scale=0.06, shear=0.075, translation=1 / 28)}
+    ),
+    "MixUp and CutMix on half of the batches": lambda config: mixed(config, 1.0),
+    "the same, not in the last tenth": lambda config: mixed(config, 0.9),
+    "erasing a box of a quarter of the images": lambda config: change(config, training={"erasing": 0.25}),
+    "elastic distortion, 0.7 pixels": lambda config: change(config, training={"elastic": 0.7}),
+    "no label smoothing": lambda config: change(config, training={"label_smoothing": 0.0}),
+    "no equalization": lambda config: change(config, data={"equalize": False}),
+    "no class weights": lambda config: change(config, training={"class_weights": False}),
+    "AdamW": lambda config: change(config, training={"optimizer": "adamw", "lr": 4e-3}),
+    # A fifth of AdamW's rate and five times its decay.
+    "Lion": lambda config: change(config, training={"optimizer": "lion", "lr": 8e-4, "weight_decay": 0.25}),
+    "cosine that ends at 0.15 of the peak": lambda config: change(
+        config, training={"min_lr": 0.15 * config.training.lr}
+    ),
+}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--split", default="balanced", show_default=True)
+@click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
+@click.option("--source", help="As of emnist-dali prepare.")
+@click.option("--epochs", type=click.IntRange(2), default=5, show_default=True, help="Of every variant.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="0, 1, 2, …")
+@click.option("--variant", "names", multiple=True, type=click.Choice([*VARIANTS]), help="Only these; repeatable.")
+@click.option("--out", type=click.Path(path_type=Path), default="runs/ablation", show_default=True)
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Write the JSON document there too.")
+def main(
+    split: str,
+    data_dir: str,
+    source: str | None,
+    epochs: int,
+    seeds: int,
+    names: tuple[str, ...],
+    out: Path,
+    path: Path | None,
+) -> None:
+    """What each part of a recipe is worth: one change at a time, several seeds, the same number of steps."""
+    base = change(baseline(split, epochs), data={"data_dir": data_dir, "source": source})
+    try:
+        document = measure(base, seeds, names or tuple(VARIANTS), out)
+        if path:
+            write_json(path, document)
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(table(document))
+    click.echo(json.dumps(document, ensure_ascii=False))
+
+
+def measure(base: Config, seeds: int, names: Sequence[str], out: Path) -> dict[str, Any]:
+    """The document of the variants `names` of `base`, with seeds from 0, in run folders under `out`."""
+    folder = prepare(base.data.split, base.data.source, base.data.data_dir)
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(seeds):  # a whole table after each
+        for name in names:
+            config = VARIANTS[name](change(base, training={"seed": seed}))
+            runs.setdefault(name, []).append(one_run(config, out / f"{_slug(name)}-{seed}"))
+    return {
+        "benchmark": "ablation",
+        "machine": environment(),
+        "data": stages.data(Shards(folder, "train")),
+        "baseline": base.to_dict(),
+        "variants": {name: summary(records, runs.get(BASELINE)) for name, records in runs.items()},
+        "runs": runs,
+    }
+
+
+def one_run(config: Config, path: Path) -> dict[str, Any]:
+    """Trains in `path`, goes on there, or takes what is there."""
+    torch.manual_seed(config.training.seed)
+    config = config.override({"out": str(path)})
+    found = resume.find("auto", str(path))
+    state = load_state(found) if found else None
+    run = train(config, state)
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    best = max(epochs, key=lambda line: line["val_accuracy"])
+    test = next(line for line in lines if line["kind"] == "test")
+    return {
+        "run": run.path.name,
+        "seed": config.training.seed,
+        "steps": epochs[-1]["step"],
+        "seconds": sum(line["seconds"] for line in epochs),
+        **{name: best[name] for name in METRICS if name in best},
+        **{name: test[name] for name in METRICS if name in test},
+    }
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower())
+
+
+def summary(runs: list[dict[str, Any]], against: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """Mean and standard deviation, and with the baseline's runs the difference of equal seeds with its interval."""
+    result: dict[str, Any] = {"seconds": mean(run["seconds"] for run in runs)}
+    for name in METRICS:
+        values = [run[name] for run in runs]
+        result[name] = {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None}
+        if against and against is not runs:
+            pairs = [run[name] - base[name] for run, base in zip(runs, against, strict=False)]
+            result[name] |= {"difference": mean(pairs), "half_interval": half_interval(pairs)}
+    return result
+
+
+def half_interval(values: list[float]) -> float | None:
+    """Half of Student's 95 % interval of a mean."""
+    if len(values) < 2:
+        return None
+    return float(student.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))
+
+
+def table(document: dict[str, Any]) -> str:
+    """Percent, mean and standard deviation over the seeds; differences in points with their 95 % interval."""
+    lines = [
+        "| variant | validation, mean of classes | difference | test accuracy | difference | s |",
+        "|---" * 6 + "|",
+    ]
+    for name, row in document["variants"].items():
+        cells = [f"| {name}"]
+        for metric in ("val_class_mean", "accuracy"):
+            cells += [_percent(row[metric]), _difference(row[metric])]
+        lines.append(" | ".join([*cells, f"{row['seconds']:.0f} |"]))
+    return "\n".join(lines)
+
+
+def _percent(values: dict[str, float]) -> str:
+    spread = f" ± {100 * values['sd']:.2f}" if values["sd"] is not None else ""
+    return f"{100 * values['mean']:.2f}{spread}"
+
+
+def _difference(values: dict[str, float]) -> str:
+    if "difference" not in values:
+        return ""
+    half = values["half_interval"]
+    return f"{100 * values['difference']:+.2f}" + (f" ± {100 * half:.2f}" if half is not None else "")
+
+
+if __name__ == "__main__":
+    main()
