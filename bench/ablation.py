@@ -2,6 +2,7 @@
 """What each part of a recipe is worth: one change at a time, several seeds, the same number of steps.
 
 python bench/ablation.py --seeds 3
+python bench/ablation.py --recipe seed --recipe best --seeds 2
 
 Every run is a run folder of its own under --out; one that is there already is gone on with or taken as it is, so that
 the command can be stopped and repeated, and two of them with different --variant share the work. Variants are to be
@@ -10,7 +11,7 @@ chosen by the validation part only; the test split is read once a run. The last 
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
@@ -94,25 +95,37 @@ VARIANTS: dict[str, Callable[[Config], Config]] = {
 @click.option("--split", default="balanced", show_default=True)
 @click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
 @click.option("--source", help="As of emnist-dali prepare.")
-@click.option("--epochs", type=click.IntRange(2), default=5, show_default=True, help="Of every variant.")
+@click.option("--epochs", type=click.IntRange(2), help="Of each.  [default: 5 of a variant, its own of a recipe]")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="0, 1, 2, …")
 @click.option("--variant", "names", multiple=True, type=click.Choice([*VARIANTS]), help="Only these; repeatable.")
+@click.option("--recipe", "whole", multiple=True, type=click.Choice([*recipes.RECIPES]), help="Recipes instead.")
+@click.option("--pretrained/--no-pretrained", default=None, help="Of --recipe.  [default: the recipe's]")
+@click.option("--device", help="cuda, cuda:1, cpu.  [default: auto]")
 @click.option("--out", type=click.Path(path_type=Path), default="runs/ablation", show_default=True)
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the JSON document there too.")
 def main(
     split: str,
     data_dir: str,
     source: str | None,
-    epochs: int,
+    epochs: int | None,
     seeds: int,
     names: tuple[str, ...],
+    whole: tuple[str, ...],
+    pretrained: bool | None,
+    device: str | None,
     out: Path,
     path: Path | None,
 ) -> None:
     """What each part of a recipe is worth: one change at a time, several seeds, the same number of steps."""
-    base = change(baseline(split, epochs), data={"data_dir": data_dir, "source": source})
+    if whole:
+        given = {"epochs": epochs, "pretrained": pretrained}
+        configs = {name: recipes.RECIPES[name](split).override(given) for name in whole}
+    else:
+        base = baseline(split, epochs or 5)
+        configs = {name: VARIANTS[name](base) for name in names or VARIANTS}
+    place = {"data_dir": data_dir, "source": source, "device": device}
     try:
-        document = measure(base, seeds, names or tuple(VARIANTS), out)
+        document = measure({name: config.override(place) for name, config in configs.items()}, seeds, out)
         if path:
             write_json(path, document)
     except UserError as error:
@@ -121,20 +134,22 @@ def main(
     click.echo(json.dumps(document, ensure_ascii=False))
 
 
-def measure(base: Config, seeds: int, names: Sequence[str], out: Path) -> dict[str, Any]:
-    """The document of the variants `names` of `base`, with seeds from 0, in run folders under `out`."""
-    folder = prepare(base.data.split, base.data.source, base.data.data_dir)
+def measure(configs: dict[str, Config], seeds: int, out: Path) -> dict[str, Any]:
+    """The document of `configs` with seeds from 0, in run folders under `out`; differences are to the first."""
+    first = next(iter(configs.values()))
+    folder = prepare(first.data.split, first.data.source, first.data.data_dir)
     runs: dict[str, list[dict[str, Any]]] = {}
     for seed in range(seeds):  # a whole table after each
-        for name in names:
-            config = VARIANTS[name](change(base, training={"seed": seed}))
-            runs.setdefault(name, []).append(one_run(config, out / f"{_slug(name)}-{seed}"))
+        for name, config in configs.items():
+            seeded = change(config, training={"seed": seed})
+            runs.setdefault(name, []).append(one_run(seeded, out / f"{_slug(name)}-{seed}"))
+    against = next(iter(runs.values()))
     return {
         "benchmark": "ablation",
         "machine": environment(),
         "data": stages.data(Shards(folder, "train")),
-        "baseline": base.to_dict(),
-        "variants": {name: summary(records, runs.get(BASELINE)) for name, records in runs.items()},
+        "configs": {name: config.to_dict() for name, config in configs.items()},
+        "variants": {name: summary(records, against) for name, records in runs.items()},
         "runs": runs,
     }
 
@@ -164,13 +179,13 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.lower())
 
 
-def summary(runs: list[dict[str, Any]], against: list[dict[str, Any]] | None) -> dict[str, Any]:
-    """Mean and standard deviation, and with the baseline's runs the difference of equal seeds with its interval."""
+def summary(runs: list[dict[str, Any]], against: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation, and the difference to the runs of equal seeds in `against` with its interval."""
     result: dict[str, Any] = {"seconds": mean(run["seconds"] for run in runs)}
     for name in METRICS:
         values = [run[name] for run in runs]
         result[name] = {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None}
-        if against and against is not runs:
+        if against is not runs:
             pairs = [run[name] - base[name] for run, base in zip(runs, against, strict=False)]
             result[name] |= {"difference": mean(pairs), "half_interval": half_interval(pairs)}
     return result

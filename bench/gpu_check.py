@@ -51,14 +51,22 @@ def parts(data: list[str], device: str, scratch: Path) -> dict[str, list[str]]:
     }
 
 
+def accuracy(data: list[str], device: str) -> dict[str, list[str]]:
+    """The starting recipe against `best`, both whole; the run folders stay, so that it can be gone on with."""
+    recipes = ["--recipe", "seed", "--recipe", "best", "--no-pretrained", "--device", device, *data]
+    command = [sys.executable, str(ROOT / "bench" / "ablation.py"), *recipes, "--seeds", "2"]
+    return {"accuracy": [*command, "--out", str(ROOT / "runs" / "accuracy")]}
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
 @click.option("--source", help="Where to prepare Balanced from, if it is not there; drawn glyphs without.")
 @click.option("--device", default="cuda", show_default=True)
+@click.option("--accuracy", "whole", is_flag=True, help="Also train `seed` and `best`, twice each: hours.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=ROOT / "bench" / "records", help="Folder of the records."
 )
-def main(data_dir: str, source: str | None, device: str, out: Path) -> None:
+def main(data_dir: str, source: str | None, device: str, whole: bool, out: Path) -> None:
     """Tests, benchmark and short trainings on this machine's GPU; one JSON and one Markdown record."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise click.ClickException("torch sees no GPU here; --device cpu rehearses without one.")
@@ -72,6 +80,8 @@ def main(data_dir: str, source: str | None, device: str, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="emnist-dali-check-") as scratch:
             results = {name: run(name, command) for name, command in parts(data, device, Path(scratch)).items()}
+        if whole:
+            results |= {name: run(name, command, None) for name, command in accuracy(data, device).items()}
         machine = environment()
         document = {"benchmark": "gpu_check", "machine": machine, "parts": results}
         name = re.sub(r"[^a-z0-9]+", "-", (machine["gpu"] or machine["cpu"]).lower()).strip("-")
@@ -85,14 +95,14 @@ def main(data_dir: str, source: str | None, device: str, out: Path) -> None:
         raise click.ClickException(f"{', '.join(failed)} failed; the record holds the end of the output.")
 
 
-def run(name: str, command: list[str]) -> dict[str, Any]:
+def run(name: str, command: list[str], limit: float | None = LIMIT) -> dict[str, Any]:
     """One part: its exit code (124: too slow), seconds, the end of its output, and the document it printed last."""
     click.echo(f"… {name}: {' '.join(command)}", err=True)
     started = perf_counter()
     try:
         # One stream: what failed stands where it happened.
         done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"}, timeout=LIMIT, text=True,
+            command, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"}, timeout=limit, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         code, output = done.returncode, done.stdout

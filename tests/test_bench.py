@@ -202,11 +202,12 @@ def test_time_to_accuracy_trains_on_everything_and_tests_once_a_run(data_dir, mo
 
 @pytest.fixture(scope="module")
 def ablated(data_dir, tmp_path_factory):
-    """Two variants with two seeds: base config, run folders, document."""
+    """Two variants with two seeds: configs, run folders, document."""
     data = {"data_dir": str(data_dir), "source": "glyphs", "batch_size": 64, "val_fraction": 0.2}
     base = ablation.change(ablation.baseline("small", 1), data=data, run={"device": "cpu"})
     out = tmp_path_factory.mktemp("ablation")
-    return base, out, ablation.measure(base, 2, ABLATED, out)
+    configs = {name: ablation.VARIANTS[name](base) for name in ABLATED}
+    return configs, out, ablation.measure(configs, 2, out)
 
 
 ABLATED = (ablation.BASELINE, "no averaged weights")
@@ -235,14 +236,14 @@ def test_an_ablation_compares_variants_at_equal_seeds(ablated):
 
 
 def test_an_ablation_that_is_there_is_not_trained_again(ablated, monkeypatch):
-    base, out, document = ablated
+    configs, out, document = ablated
 
     def trained(_: trainer.Trainer) -> dict:
         raise AssertionError
 
     monkeypatch.setattr(trainer.Trainer, "train_epoch", trained)
-    assert ablation.measure(base, 2, ABLATED, out)["runs"] == document["runs"]
-    alone = ablation.measure(base, 1, ABLATED[1:], out)
+    assert ablation.measure(configs, 2, out)["runs"] == document["runs"]
+    alone = ablation.measure({ABLATED[1]: configs[ABLATED[1]]}, 1, out)
     assert alone["runs"][ABLATED[1]] == document["runs"][ABLATED[1]][:1]
     assert alone["variants"][ABLATED[1]]["accuracy"].keys() == {"mean", "sd"}  # there is no baseline to differ from
 
@@ -320,7 +321,8 @@ def test_gpu_check_records_what_failed_and_what_was_found():
 
 def test_gpu_check_names_commands_that_exist(tmp_path):
     for device in ("cpu", "cuda"):
-        for command in gpu_check.parts(["--data-dir", "data"], device, tmp_path).values():
+        data = ["--data-dir", "data"]
+        for command in (gpu_check.parts(data, device, tmp_path) | gpu_check.accuracy(data, device)).values():
             files = [word for word in command if word.endswith(".py")]
             assert all(Path(file).is_file() for file in files)
             assert all(word.startswith(("-", "/")) or "/" not in word for word in command)
