@@ -19,7 +19,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import click
-import torch
 from scipy.stats import t as student
 
 import stages
@@ -29,6 +28,7 @@ from emnist_dali.config import Affine, Config
 from emnist_dali.errors import UserError
 from emnist_dali.files import write_json
 from emnist_dali.prepare import prepare
+from emnist_dali.run_folder import METRICS as METRICS_FILE
 from emnist_dali.run_folder import environment
 from emnist_dali.shards import Shards
 from emnist_dali.train import train
@@ -156,23 +156,27 @@ def measure(configs: dict[str, Config], seeds: int, out: Path) -> dict[str, Any]
 
 def one_run(config: Config, path: Path) -> dict[str, Any]:
     """Trains in `path`, goes on there, or takes what is there."""
-    torch.manual_seed(config.training.seed)
-    config = config.override({"out": str(path)})
-    found = resume.find("auto", str(path))
-    state = load_state(found) if found else None
-    run = train(config, state)
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = _lines(path)
+    if not any(line["kind"] == "test" for line in lines):
+        found = resume.find("auto", str(path))
+        train(config.override({"out": str(path)}), load_state(found) if found else None)
+        lines = _lines(path)
     epochs = [line for line in lines if line["kind"] == "epoch"]
     best = max(epochs, key=lambda line: line["val_accuracy"])
     test = next(line for line in lines if line["kind"] == "test")
     return {
-        "run": run.path.name,
+        "run": path.name,
         "seed": config.training.seed,
         "steps": epochs[-1]["step"],
         "seconds": sum(line["seconds"] for line in epochs),
         **{name: best[name] for name in METRICS if name in best},
         **{name: test[name] for name in METRICS if name in test},
     }
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    metrics = path / METRICS_FILE
+    return [json.loads(line) for line in metrics.read_text("utf-8").splitlines()] if metrics.exists() else []
 
 
 def _slug(name: str) -> str:

@@ -27,6 +27,8 @@ from emnist_dali.model import build_model
 from emnist_dali.shards import Shards
 from emnist_dali.stats import statistics
 
+from .runs import TINY
+
 # Against hangs only.
 SECONDS = 120
 
@@ -97,7 +99,7 @@ def command(*arguments: str) -> None:
 
 def make_trainer(data_dir: Path, **options: Any) -> trainer.Trainer:
     given = {"source": "glyphs", "data_dir": str(data_dir), "device": "cpu", "batch_size": 16}
-    config = resolve(recipes.cpu("small").override({**given, **options}))
+    config = resolve(recipes.cpu("small").override({**TINY, "stem_stride": 1, **given, **options}))
     folder = data_dir / "demo" / "small"
     shards = Shards(folder, "train")
     loader = trainer.training_loader(config, shards, statistics(folder, config.data.image_size))
@@ -131,7 +133,7 @@ def _batches(data_dir: Path, backend: str) -> dict[str, Any]:
 
 def _evaluation(data_dir: Path, images: int) -> dict[str, Any]:
     """Batches of 16: 108 and 37 images leave a part of one, and with 3 most ranks have none."""
-    config = resolve(recipes.cpu("small").override({"device": "cpu", "batch_size": 16}))
+    config = resolve(recipes.cpu("small").override({**TINY, "stem_stride": 1, "device": "cpu", "batch_size": 16}))
     folder = data_dir / "demo" / "small"
     shards = Shards(folder, "test")
     torch.manual_seed(0)

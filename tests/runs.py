@@ -17,10 +17,18 @@ from emnist_dali.run_folder import RunFolder
 from emnist_dali.train import Session, train
 from emnist_dali.trainer import TIMING
 
+# Tests do not depend on what the recipe trains best, nor on whether this CPU multiplies bf16.
+TINY = {"model": "test_efficientnet", "optimizer": "adamw", "lr": 0.004, "amp": "off", "image_size": 32}
+
+
+def flags(**options: Any) -> list[Any]:
+    """The same for the command line."""
+    return [word for name, value in {**TINY, **options}.items() for word in (f"--{name.replace('_', '-')}", value)]
+
 
 def small(data_dir: Path, out: Path | str | None, **options: Any) -> Config:
     given = {"source": "glyphs", "data_dir": str(data_dir), "batch_size": 64, "epochs": 2, "device": "cpu"}
-    return recipes.cpu("small").override({**given, "out": str(out), **options})
+    return recipes.cpu("small").override({**TINY, **given, "out": str(out), **options})
 
 
 def quick(data_dir: Path, out: Path | str | None, **options: Any) -> Config:

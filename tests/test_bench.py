@@ -26,13 +26,15 @@ from emnist_dali.device import resolve
 from emnist_dali.shards import Shards
 from emnist_dali.stats import Stats
 
+from .runs import TINY
+
 SECONDS = 0.01
 
 
 @pytest.fixture
 def setup(folder) -> stages.Setup:
     options = {"batch_size": 64, "device": "cpu", "split": "small"}
-    config = resolve(recipes.cpu("small").override(options))
+    config = resolve(recipes.cpu("small").override({**TINY, **options}))
     shards, stats = Shards(folder, "train"), Stats(0.17, 0.33)
     return stages.Setup(config=config, shards=shards, stats=stats, batch_size=64, threads=2, seconds=SECONDS)
 
@@ -80,7 +82,7 @@ def test_training_costs_what_its_layers_cost(setup):
     # AdamW keeps 2 numbers a weight, and the average is a third.
     assert cost.bytes == 2 * 4 * weights * 5 / 64 + 4 * 32 * 32
     # A product does two operations a weight, forward once and backward twice, at each of the patches.
-    patches = trainer.model.patch_embed.num_patches + 1
+    patches = (32 // 16) ** 2 + 1
     matrices = sum(m.weight.numel() for m in trainer.model.modules() if isinstance(m, torch.nn.Linear))
     assert cost.operations > 0.9 * 6 * matrices * patches
 
@@ -145,7 +147,7 @@ def test_the_command_ends_with_its_document(data_dir, tmp_path):
     assert document == json.loads((tmp_path / "t.json").read_text())
     assert document["stages"].keys() == {"read", "mix"}
     assert document["machine"]["packages"]["torch"]
-    assert document["config"]["model"]["model"] == "test_efficientnet"
+    assert document["config"]["model"]["model"] == "emnist_fast_small"
 
 
 def test_scale_tells_each_size_batch_and_thread_count(setup, data_dir, monkeypatch):

@@ -25,6 +25,7 @@ from emnist_dali.source import Part
 from emnist_dali.trainer import TIMING
 
 from .rank_jobs import SECONDS, Job, Rank, checks, command
+from .runs import flags
 
 ENDED = "ends because another rank has ended"
 # Sums over slices round in other places: after 50 steps the weights differ by 0.8 to 1.7 · 10⁻⁵ of their norm.
@@ -69,7 +70,10 @@ def test_evaluation_counts_each_image_once_on_all_ranks(seen, world, images):
     assert expected["images"] == images
     assert len(np.flatnonzero(np.sum(expected["confusion"], 0))) > 1  # predictions differ
     for rank in seen[world]:
-        assert rank["evaluation"][images] == expected
+        found = rank["evaluation"][images]
+        # Probabilities depend on the slice in the last digit.
+        error = pytest.approx(found["calibration_error"], abs=1e-6)
+        assert {**found, "calibration_error": error} == expected
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -133,7 +137,8 @@ def arguments(data_dir: Path | str, out: Path | str, *more: str) -> list[str]:
     """A training of 36 steps, 9 an epoch, that leaves a checkpoint every 4."""
     given = {"split": "small", "source": "glyphs", "data-dir": data_dir, "recipe": "cpu", "device": "cpu", "out": out}
     given |= {"batch-size": 64, "epochs": 4, "checkpoint-every": 4, "keep": 1000}
-    return ["train", *(word for name, value in given.items() for word in (f"--{name}", str(value))), *more]
+    # At 32×32 the last layers see one pixel, whose normalization magnifies what rounding makes.
+    return ["train", *map(str, flags(image_size=64, **given)), *more]
 
 
 def run(folder: Path, world: int, *words: str) -> list[Rank]:

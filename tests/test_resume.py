@@ -18,7 +18,7 @@ from emnist_dali.shards import pack
 from emnist_dali.source import Part
 from emnist_dali.train import Session, train
 
-from .runs import assert_same, at_step, go_on, kept, lines, quick, stopped, untimed
+from .runs import assert_same, at_step, flags, go_on, kept, lines, quick, stopped, untimed
 
 LAST = 18  # steps of two epochs
 STOPS = {
@@ -98,7 +98,7 @@ def invoke(*arguments):
 def test_auto_starts_and_goes_on(whole, data_dir, tmp_path, monkeypatch):
     out = tmp_path / "run"
     command = ["--split", "small", "--source", "glyphs", "--recipe", "cpu", "--data-dir", data_dir, "--device", "cpu"]
-    command += ["--image-size", 16, "--batch-size", 64, "--epochs", 2, "--out", out, "--resume", "auto"]
+    command += [*flags(image_size=16), "--batch-size", 64, "--epochs", 2, "--out", out, "--resume", "auto"]
     with monkeypatch.context() as patch:
         patch.setattr(Session, "_test", lambda session: 1 / 0)
         assert isinstance(invoke(*command).exception, ZeroDivisionError)
@@ -288,9 +288,7 @@ def test_pretrained_weights_are_asked_for_once(data_dir, tmp_path, monkeypatch):
     path = stopped(monkeypatch, config, *at_step(2))
     go_on(path)
     assert asked == ["test_efficientnet"]
-    assert RunFolder(path).config().model == config_module.Model(
-        model="test_efficientnet", pretrained=True, stem_stride=1
-    )
+    assert RunFolder(path).config().model == config_module.Model(model="test_efficientnet", pretrained=True)
 
 
 def test_wandb_goes_on_with_the_same_run(data_dir, tmp_path, monkeypatch):

@@ -286,7 +286,7 @@ def test_on_a_cpu_large_batches_are_cut_into_micro_batches(data_dir):
     assert (seed.data.batch_size, seed.training.accumulation) == (64, 16)
     cpu = resolve(recipes.cpu("balanced").override({"device": "cpu"}))
     assert (cpu.data.batch_size, cpu.training.accumulation) == (256, 1)
-    assert (cpu.data.backend, cpu.run.amp) == ("cpu", "off")
+    assert cpu.data.backend == "cpu"
     with pytest.raises(UserError, match="no device 'tpu'"):
         resolve(recipes.cpu("balanced").override({"device": "tpu"}))
 

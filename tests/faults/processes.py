@@ -11,6 +11,8 @@ import torch
 
 from emnist_dali import cli
 
+from ..runs import flags
+
 # Against hangs only.
 SECONDS = 120
 
@@ -43,4 +45,4 @@ def _main(output: Path, arguments: Sequence[str]) -> None:
 def training(data_dir: Path, *options: Any) -> tuple[Any, ...]:
     """A command: a small run on the data of the fixture `data_dir`."""
     given = ("--source", "glyphs", "--data-dir", data_dir, "--recipe", "cpu", "--device", "cpu", "--batch-size", 64)
-    return ("train", "--split", "small", *given, "--image-size", 16, *options)
+    return ("train", "--split", "small", *given, *flags(image_size=16), *options)
