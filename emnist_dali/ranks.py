@@ -78,23 +78,16 @@ def joined() -> Iterator[None]:
 def local_main_first() -> Iterator[None]:
     """The first rank of each machine goes through the block before the others of that machine."""
     if local_rank():
-        _barrier()
+        any_rank(False)
     yield
     if not local_rank():
-        _barrier()
-
-
-def _barrier() -> None:
-    if world() > 1:
-        _any_rank_of([False])
+        any_rank(False)
 
 
 def any_rank(*flags: bool) -> list[bool]:
     """Each flag, or-ed over the ranks. The host waits for the other hosts, and for no device."""
-    return list(flags) if world() == 1 else _any_rank_of(flags)
-
-
-def _any_rank_of(flags) -> list[bool]:
+    if world() == 1:
+        return list(flags)
     import torch
     from torch import distributed
 

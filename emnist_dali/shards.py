@@ -26,7 +26,7 @@ CODECS = ("lz4", "raw")
 MANIFEST = "manifest.json"
 # 131,072 EMNIST images are 48 MB of LZ4: a shard is held in memory while it is written.
 SHARD_SAMPLES = 1 << 17
-# Shards of larger images hold fewer: four times this is taken while one is written.
+# Shards of larger images hold fewer: several times this is taken while one is written.
 SHARD_BYTES = 100 * 2**20
 PARTS = ("train", "test", "unseen")
 # Of one part; a billion images of EMNIST would be 400 GB.
