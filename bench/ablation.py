@@ -1,12 +1,15 @@
 #!/usr/bin/env python
 """What each part of a recipe is worth: one change at a time, several seeds, the same number of steps.
 
-python bench/ablation.py --seeds 3
+python bench/ablation.py --seeds 3 --json bench/records/ablation.json
 python bench/ablation.py --recipe seed --recipe best --seeds 2
+python bench/ablation.py --split byclass --recipe cpu --variant baseline --variant "class weights"
 
 Every run is a run folder of its own under --out; one that is there already is gone on with or taken as it is, so that
-the command can be stopped and repeated, and two of them with different --variant share the work. Variants are to be
-chosen by the validation part only; the test split is read once a run. The last line is a JSON document.
+the command can be stopped and repeated, and two of them with different --variant share the work. The record at --json
+is written after each run, and what it holds of the same data and settings is not run again: the work can be spread
+over machines that keep nothing else. Variants are to be chosen by the validation part only; the test split is read
+once a run. The last line is a JSON document.
 """
 
 import json
@@ -24,9 +27,9 @@ from scipy.stats import t as student
 import stages
 from emnist_dali import recipes, resume
 from emnist_dali.checkpoint import load_state
-from emnist_dali.config import Affine, Config
+from emnist_dali.config import Affine, Config, from_dict
 from emnist_dali.errors import UserError
-from emnist_dali.files import write_json
+from emnist_dali.files import read_json, write_json
 from emnist_dali.prepare import prepare
 from emnist_dali.run_folder import METRICS as METRICS_FILE
 from emnist_dali.run_folder import environment
@@ -81,6 +84,7 @@ VARIANTS: dict[str, Callable[[Config], Config]] = {
     "elastic distortion, 0.7 pixels": lambda config: change(config, training={"elastic": 0.7}),
     "no label smoothing": lambda config: change(config, training={"label_smoothing": 0.0}),
     "no equalization": lambda config: change(config, data={"equalize": False}),
+    "class weights": lambda config: change(config, training={"class_weights": True}),
     "no class weights": lambda config: change(config, training={"class_weights": False}),
     "AdamW": lambda config: change(config, training={"optimizer": "adamw", "lr": 4e-3}),
     # A fifth of AdamW's rate and five times its decay.
@@ -98,11 +102,17 @@ VARIANTS: dict[str, Callable[[Config], Config]] = {
 @click.option("--epochs", type=click.IntRange(2), help="Of each.  [default: 5 of a variant, its own of a recipe]")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="0, 1, 2, …")
 @click.option("--variant", "names", multiple=True, type=click.Choice([*VARIANTS]), help="Only these; repeatable.")
-@click.option("--recipe", "whole", multiple=True, type=click.Choice([*recipes.RECIPES]), help="Recipes instead.")
+@click.option(
+    "--recipe",
+    "whole",
+    multiple=True,
+    type=click.Choice([*recipes.RECIPES]),
+    help="Recipes instead of fast's small net; with --variant, these of each.",
+)
 @click.option("--pretrained/--no-pretrained", default=None, help="Of --recipe.  [default: the recipe's]")
 @click.option("--device", help="cuda, cuda:1, cpu.  [default: auto]")
 @click.option("--out", type=click.Path(path_type=Path), default="runs/ablation", show_default=True)
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Write the JSON document there too.")
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Record to write, and to go on with.")
 def main(
     split: str,
     data_dir: str,
@@ -117,40 +127,76 @@ def main(
     path: Path | None,
 ) -> None:
     """What each part of a recipe is worth: one change at a time, several seeds, the same number of steps."""
-    if whole:
-        given = {"epochs": epochs, "pretrained": pretrained}
-        configs = {name: recipes.RECIPES[name](split).override(given) for name in whole}
-    else:
-        base = baseline(split, epochs or 5)
-        configs = {name: VARIANTS[name](base) for name in names or VARIANTS}
+    given = {"epochs": epochs, "pretrained": pretrained}
+    bases = {name: recipes.RECIPES[name](split).override(given) for name in whole}
+    bases = bases or {"": baseline(split, epochs or 5)}
+    chosen = names or ((BASELINE,) if whole else tuple(name for name in VARIANTS if name != "class weights"))
+    configs = {
+        _name(recipe, variant): VARIANTS[variant](base) for recipe, base in bases.items() for variant in chosen
+    }
     place = {"data_dir": data_dir, "source": source, "device": device}
     try:
-        document = measure({name: config.override(place) for name, config in configs.items()}, seeds, out)
-        if path:
-            write_json(path, document)
+        document = measure({name: config.override(place) for name, config in configs.items()}, seeds, out, path)
     except UserError as error:
         raise click.ClickException(str(error)) from error
     click.echo(table(document))
     click.echo(json.dumps(document, ensure_ascii=False))
 
 
-def measure(configs: dict[str, Config], seeds: int, out: Path) -> dict[str, Any]:
-    """The document of `configs` with seeds from 0, in run folders under `out`; differences are to the first."""
+def _name(recipe: str, variant: str) -> str:
+    return variant if not recipe else recipe if variant == BASELINE else f"{recipe}, {variant}"
+
+
+def measure(configs: dict[str, Config], seeds: int, out: Path, record: Path | None = None) -> dict[str, Any]:
+    """The document of `configs` with seeds from 0, in run folders under `out`; differences are to the first.
+
+    Runs that `record` holds are taken from there, and it is written after each run.
+    """
     first = next(iter(configs.values()))
     folder = prepare(first.data.split, first.data.source, first.data.data_dir)
-    runs: dict[str, list[dict[str, Any]]] = {}
+    shards = Shards(folder, "train")
+    document = {
+        "benchmark": "ablation",
+        "machine": environment(),
+        "data": stages.data(shards),
+        "fingerprint": shards.manifest.fingerprint,
+        "configs": {name: config.to_dict() for name, config in configs.items()},
+    }
+    known = _known(record, document) if record else {}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in configs}
     for seed in range(seeds):  # a whole table after each
         for name, config in configs.items():
             seeded = change(config, training={"seed": seed})
-            runs.setdefault(name, []).append(one_run(seeded, out / f"{_slug(name)}-{seed}"))
-    against = next(iter(runs.values()))
+            done = known.get((name, seed)) or one_run(seeded, out / f"{_slug(name)}-{seed}")
+            runs[name].append(done)
+            against = next(iter(runs.values()))
+            document["variants"] = {name: summary(of, against) for name, of in runs.items() if of}
+            document["runs"] = {name: of for name, of in runs.items() if of}
+            if record:
+                write_json(record, document)
+    return document
+
+
+def _known(record: Path, now: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    """The runs of a record by variant and seed: those of the data and the settings of `now`."""
+    if not record.exists():
+        return {}
+    before = read_json(record)
+    if before.get("benchmark") != "ablation" or before.get("fingerprint") != now["fingerprint"]:
+        raise UserError(f"{record} is no ablation on these data; name another --json.")
+    same = [name for name, of in now["configs"].items() if _deciding(before["configs"].get(name)) == _deciding(of)]
+    return {(name, run["seed"]): run for name in same for run in before["runs"].get(name, ())}
+
+
+def _deciding(config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The settings that decide a result, but for the seed; one that is younger than a record was at its default."""
+    if config is None:
+        return None
+    free = {*resume.FREE, "seed"}
+    parts = from_dict(config).to_dict()
     return {
-        "benchmark": "ablation",
-        "machine": environment(),
-        "data": stages.data(Shards(folder, "train")),
-        "configs": {name: config.to_dict() for name, config in configs.items()},
-        "variants": {name: summary(records, against) for name, records in runs.items()},
-        "runs": runs,
+        part: {name: value for name, value in parts[part].items() if name not in free}
+        for part in ("data", "model", "training", "run")
     }
 
 

@@ -112,7 +112,7 @@ class Training:
     min_lr: float = 0.0  # end of each cosine
     clip: float = 1.0  # largest norm of the gradient
     label_smoothing: float = 0.1
-    class_weights: bool = False
+    class_weights: bool = option(False, "Weight the loss by the classes' inverse frequency.")
     mixing: Mixing | None = None
     erasing: float = 0.0  # probability that a box of an image is blanked
     elastic: float = 0.0  # standard deviation of the displacements, pixels of the images that the model sees

@@ -23,6 +23,7 @@ import variants
 from emnist_dali import recipes, trainer
 from emnist_dali.config import from_dict
 from emnist_dali.device import resolve
+from emnist_dali.errors import UserError
 from emnist_dali.shards import Shards
 from emnist_dali.stats import Stats
 
@@ -250,6 +251,38 @@ def test_an_ablation_that_is_there_is_not_trained_again(ablated, monkeypatch):
     assert alone["variants"][ABLATED[1]]["accuracy"].keys() == {"mean", "sd"}  # there is no baseline to differ from
 
 
+def test_an_ablation_goes_on_with_its_record_where_the_run_folders_are_gone(ablated, tmp_path, monkeypatch):
+    configs, _, document = ablated
+    record = tmp_path / "record.json"
+    first = {ABLATED[0]: configs[ABLATED[0]]}
+    ran = []
+
+    def run(config, path):
+        ran.append(path.name)
+        return document["runs"][ABLATED[path.name.startswith("no")]][config.training.seed]
+
+    monkeypatch.setattr(ablation, "one_run", run)
+    ablation.measure(first, 1, tmp_path, record)
+    assert ablation.measure(configs, 2, tmp_path, record)["runs"] == document["runs"]
+    assert ran == ["baseline-0", "no-averaged-weights-0", "baseline-1", "no-averaged-weights-1"]
+    assert json.loads(record.read_text())["variants"] == document["variants"]
+    elsewhere = {name: config.override({"out": "other", "seed": 7}) for name, config in configs.items()}
+    ablation.measure(elsewhere, 2, tmp_path, record)
+    assert len(ran) == 4
+    longer = {name: config.override({"epochs": 2}) for name, config in configs.items()}
+    ablation.measure(longer, 1, tmp_path, record)
+    assert ran[4:] == ["baseline-0", "no-averaged-weights-0"]
+    record.write_text(json.dumps({**document, "fingerprint": "of other data"}))
+    with pytest.raises(UserError, match="no ablation on these data"):
+        ablation.measure(configs, 1, tmp_path, record)
+
+
+def test_variants_of_a_recipe_are_named_after_both():
+    assert ablation._name("cpu", ablation.BASELINE) == "cpu"
+    assert ablation._name("cpu", "class weights") == "cpu, class weights"
+    assert ablation._name("", ablation.BASELINE) == ablation.BASELINE
+
+
 def test_the_table_of_an_ablation_has_a_row_a_variant(ablated):
     _, _, document = ablated
     header, rule, *rows = ablation.table(document).splitlines()
@@ -266,7 +299,8 @@ def test_the_table_of_an_ablation_has_a_row_a_variant(ablated):
 def test_every_variant_of_the_ablation_differs_from_the_baseline_and_has_a_folder_of_its_own():
     base = ablation.baseline("balanced", 5)
     configs = {name: build(base) for name, build in ablation.VARIANTS.items()}
-    assert configs.pop(ablation.BASELINE) == base
+    assert configs.pop(ablation.BASELINE) == configs.pop("class weights") == base
+    assert ablation.VARIANTS["class weights"](ablation.baseline("byclass", 5)) != ablation.baseline("byclass", 5)
     for name, config in configs.items():
         assert config != base, name
         assert config.training.epochs == 5, name
