@@ -3,7 +3,6 @@
 Northcutt, Jiang & Chuang 2021, «Confident Learning: Estimating Uncertainty in Dataset Labels», arXiv:1911.00068.
 """
 
-import base64
 import csv
 import html
 import io
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -25,6 +23,7 @@ from .errors import UserError
 from .evaluation import evaluation_loader
 from .files import reason, write_json, write_whole
 from .metrics import predict
+from .page import gallery, page
 from .prepare import prepare
 from .progress import say
 from .resume import FREE
@@ -144,36 +143,20 @@ def _write_list(path: Path, rows: list[tuple]) -> None:
 
 def _write_gallery(path: Path, rows: list[tuple], shards: Shards, summary: dict[str, Any]) -> None:
     images = shards.images(np.array([row[0] for row in rows], np.int64))
-    figures = "\n".join(
-        f'<figure><img src="data:image/png;base64,{_png(image)}" alt=""><figcaption>given '
-        f"<b>{html.escape(given)}</b> {100 * own:.0f} %<br>looks like <b>{html.escape(looks)}</b> {100 * top:.0f} %"
-        f"<br><small>image {i:,}</small></figcaption></figure>"
-        for image, (i, given, looks, own, top) in zip(images, rows, strict=True)
-    )
-    page = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Label issues</title>
-<style>
-body {{ font: 15px system-ui; margin: 1rem; color-scheme: light dark }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem }}
-figure {{ margin: 0 }} img {{ width: 100%; image-rendering: pixelated }}
-</style>
-<h1>Label issues</h1>
-<p>{html.escape(summary["data"])}. {summary["issues"]:,} of {summary["images"]:,} labels
+    body = f"""<p>{html.escape(summary["data"])}. {summary["issues"]:,} of {summary["images"]:,} labels
 ({100 * summary["issues_share"]:.2f} %) look wrong by confident learning; the out-of-fold error is
 {100 * summary["out_of_fold_error"]:.2f} %, and {100 * summary["errors_that_are_issues"]:.0f} % of it are such labels.
 The {len(rows)} least likely come first.</p>
-<main>
-{figures}
-</main></html>
 """
-    write_whole(path, page.encode())
-
-
-def _png(image: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    body += gallery(
+        (
+            image,
+            f"given <b>{html.escape(given)}</b> {100 * own:.0f} %<br>looks like <b>{html.escape(looks)}</b> "
+            f"{100 * top:.0f} %<br><small>image {i:,}</small>",
+        )
+        for image, (i, given, looks, own, top) in zip(images, rows, strict=True)
+    )
+    write_whole(path, page("Label issues", body).encode())
 
 
 def table(summary: dict[str, Any]) -> str:

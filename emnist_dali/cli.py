@@ -15,6 +15,10 @@ from .errors import UserError
 from .recipes import RECIPES, choose
 from .splits import SPLITS
 
+_RUN = click.Path(exists=True, file_okay=False, path_type=Path)
+_MODEL = click.Path(exists=True, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
 
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
@@ -58,15 +62,20 @@ def prepare(split: str, source: str | None, data_dir: str, size: int, verify: bo
     prepare(split, source, data_dir, size=size, check=verify, force=force)
 
 
-def _config_options(command: Callable) -> Callable:
-    for name, kind, field in reversed(list(_options())):
-        flag = "--" + name.replace("_", "-")
-        if kind is bool:
-            flag += "/--no-" + name.replace("_", "-")
-        help = field.metadata["help"]
-        type_ = click.Choice(get_args(kind)) if get_origin(kind) is Literal else kind
-        command = click.option(flag, name, default=None, type=type_, help=help)(command)
-    return command
+def _config_options(*without: str) -> Callable[[Callable], Callable]:
+    def add(command: Callable) -> Callable:
+        for name, kind, field in reversed(list(_options())):
+            if name in without:
+                continue
+            flag = "--" + name.replace("_", "-")
+            if kind is bool:
+                flag += "/--no-" + name.replace("_", "-")
+            help = field.metadata["help"]
+            type_ = click.Choice(get_args(kind)) if get_origin(kind) is Literal else kind
+            command = click.option(flag, name, default=None, type=type_, help=help)(command)
+        return command
+
+    return add
 
 
 def _options() -> Iterator[tuple[str, Any, Field]]:
@@ -94,7 +103,7 @@ def _options() -> Iterator[tuple[str, Any, Field]]:
     "starts there otherwise.",
 )
 @click.option("--resume-force", is_flag=True, help="Also where that changes the result.")
-@_config_options
+@_config_options()
 def train(split: str | None, recipe: str | None, resume: str | None, resume_force: bool, **options: Any) -> None:
     """Train, validate each epoch, test once at the end.
 
@@ -120,7 +129,7 @@ def train(split: str | None, recipe: str | None, resume: str | None, resume_forc
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=_RUN)
 @click.option("--split", help="Another split with the same classes.  [default: the run's]")
 @click.option("--data-dir", help="Folder of the prepared splits.  [default: the run's]")
 @click.option("--json", "as_json", is_flag=True, help="Print the test metrics as a JSON object in the last line.")
@@ -142,8 +151,8 @@ def evaluate(runs: tuple[Path, ...], split: str | None, data_dir: str | None, as
 
 
 @main.command()
-@click.argument("first", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("second", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("first", type=_RUN)
+@click.argument("second", type=_RUN)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object in the last line.")
 def compare(first: Path, second: Path, as_json: bool) -> None:
     """Tell whether two runs differ on the same test images: intervals and McNemar's test.
@@ -184,6 +193,152 @@ def audit(split: str, recipe: str, folds: int, out: Path | None, **options: Any)
     out = out or Path("runs") / f"audit-{split}"
     say(table(audit(config.override(options), folds, out)))
     say(f"{out / 'gallery.html'} shows them, {out / 'issues.csv'} lists them.")
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=_RUN)
+@click.option("--out", type=_FILE, help="File to write.  [default: report.html in the first run's folder]")
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write one HTML page on a run, or on several side by side; it opens from disk, without network.
+
+    \b
+    emnist-dali report runs/a runs/b --out report.html
+    """
+    from .report import write_report
+
+    click.echo(write_report(runs, out))
+
+
+@main.command()
+@click.option("--split", default="balanced", show_default=True, help="Split, or the name of your own images.")
+@click.option("--class", "character", help="Only this class.")
+@click.option("--augment", is_flag=True, help="Also warp and mix the images, as the recipe does in training.")
+@click.option("--recipe", type=click.Choice(["auto", *RECIPES]), default="auto", show_default=True)
+@click.option("--image-size", type=int, help="[default: the recipe's]")
+@click.option("--source", help="As of prepare.")
+@click.option("--data-dir", help="Folder of the prepared splits.  [default: data]")
+@click.option("--seed", type=int, help="[default: 0]")
+@click.option("--out", type=_FILE, help="HTML file to write.  [default: runs/inspect-<split>.html]")
+def inspect(split: str, character: str | None, augment: bool, recipe: str, out: Path | None, **options: Any) -> None:
+    """Show what is in the shards and what the model sees of it, stage by stage, on one HTML page.
+
+    \b
+    emnist-dali inspect --split balanced --class A --augment
+    """
+    from .inspection import write_page
+
+    config, _ = _chosen(recipe, split, "cpu")
+    out = out or Path("runs") / f"inspect-{split}.html"
+    click.echo(write_page(config.override({**options, "device": "cpu"}), character, augment, out))
+
+
+@main.command()
+@click.argument("model", type=_MODEL)
+@click.argument("images", nargs=-1, required=True)
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Answers an image.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array, an object an image.")
+@click.option("--show", type=_FILE, help="PNG file: each picture, what was made of it, and the answer.")
+def predict(model: Path, images: tuple[str, ...], top: int, as_json: bool, show: Path | None) -> None:
+    """Read characters: MODEL is a run folder or an exported .onnx; images are files, folders or globs, one character
+    each, dark on light or light on dark.
+
+    \b
+    emnist-dali predict runs/balanced-cpu-20261122-160000 photo.jpg scans/
+    """
+    from .predict import predict, table
+
+    answers, failed = predict(model, images, top, show)
+    click.echo(json.dumps(answers, ensure_ascii=False) if as_json else table(answers))
+    for message in failed:
+        click.echo(message, err=True)
+    if failed:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.argument("run", type=_RUN)
+@click.option(
+    "--format", "kind", type=click.Choice(["onnx", "pt2", "safetensors"]), default="onnx", show_default=True
+)
+@click.option("--output", type=_FILE, help="File to write.  [default: model.<format> in the run's folder]")
+def export(run: Path, kind: str, output: Path | None) -> None:
+    """Write a run's best weights for others, checked against the trainer; ONNX and pt2 take raw uint8 images.
+
+    Needs pip install 'emnist-dali[export]' for ONNX.
+
+    \b
+    emnist-dali export runs/balanced-cpu-20261122-160000 --format onnx
+    """
+    from .export import export
+
+    for line in export(run, kind, output):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("model", type=_MODEL)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+def serve(model: Path, port: int) -> None:
+    """Draw characters in the browser, or POST them: a page on 127.0.0.1. Needs pip install 'emnist-dali[serve]'.
+
+    \b
+    emnist-dali serve runs/balanced-cpu-20261122-160000
+    """
+    from .serve import serve
+
+    serve(model, port)
+
+
+@main.command()
+@click.option("--split", default="balanced", show_default=True, help=f"One of {', '.join(SPLITS)}, or your own.")
+@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Of the whole sweep.")
+@click.option("--recipe", type=click.Choice(["auto", *RECIPES]), default="auto", show_default=True)
+@click.option("--space", multiple=True, help="What is searched; repeatable.  [default: all]")
+@click.option(
+    "--storage", default="sqlite:///sweep.db", show_default=True, help="Database that all workers of a sweep share."
+)
+@click.option("--name", help="Of the sweep in its storage.  [default: <split>-<recipe>]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the trials.  [default: runs/sweep-<name>]")
+@_config_options("out")
+def sweep(
+    split: str,
+    trials: int,
+    recipe: str,
+    space: tuple[str, ...],
+    storage: str,
+    name: str | None,
+    out: Path | None,
+    **options: Any,
+) -> None:
+    """Search a recipe's settings by validation accuracy; run it again, or beside itself, to go on.
+
+    Needs pip install 'emnist-dali[sweep]'.
+
+    \b
+    emnist-dali sweep --split balanced --trials 50 --epochs 3
+    """
+    from .progress import say
+    from .sweep import sweep
+
+    config, why = _chosen(recipe, split, options["device"])
+    say(why)
+    name = name or f"{split}-{config.recipe}"
+    say(sweep(config.override(options), trials, space, storage, name, out or Path("runs") / f"sweep-{name}"))
+
+
+@main.command()
+@click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def doctor(data_dir: str, as_json: bool) -> None:
+    """Tell what this machine can do and what is missing, with a line of advice for each problem.
+
+    \b
+    emnist-dali doctor
+    """
+    from .doctor import examine, table
+
+    found = examine(Path(data_dir))
+    click.echo(json.dumps(found, ensure_ascii=False) if as_json else table(found))
 
 
 def _chosen(recipe: str, split: str, device: str | None) -> tuple[Config, str]:

@@ -1,7 +1,6 @@
 """From a run's weights to its metrics: what `evaluate` prints, and training at its end."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +8,16 @@ import numpy as np
 import torch
 
 from . import ranks
-from .checkpoint import load_weights
 from .config import Config
-from .device import autocast, compiled, half_images, own_device, resolve
+from .device import autocast, compiled, half_images
 from .errors import UserError
-from .files import reason
 from .loader import Loader
 from .metrics import Predictions, confusions, predict, score
-from .model import build_model
 from .prepare import split_folder
 from .progress import say
-from .run_folder import RunFolder
 from .shards import Shards
 from .stats import Stats
+from .trained import Trained
 
 # A run with --steps is a trial: it is evaluated on this many images.
 TRIAL_IMAGES = 2048
@@ -62,36 +58,24 @@ def predict_run(
     `split` and `data_dir` default to the run's own. Raises UserError where the run has no weights yet or the
     split has other classes.
     """
-    run = RunFolder(path)
-    config = own_device(ranks.from_main(run.config))
-    if config.run.device.startswith("cuda") and not torch.cuda.is_available():
-        auto = {"device": "auto", "amp": "auto", "backend": "auto"}
-        say(f"{path} was trained on {config.run.device}, which is not here: evaluating on the CPU.")
-        config = resolve(config.override(auto))
-    weights, about = ranks.from_main(lambda: load_weights(run.best))
+    trained = Trained(path)
+    config = trained.config
     folder = split_folder(data_dir or config.data.data_dir, split or config.data.split, config.data.source)
     shards = Shards(folder, "test")
     manifest = shards.manifest
-    if list(manifest.classes) != about["classes"]:
+    if manifest.classes != trained.classes:
         raise UserError(
-            f"{folder} has {len(manifest.classes)} classes and {path} was trained on {len(about['classes'])} others; "
+            f"{folder} has {len(manifest.classes)} classes and {path} was trained on {len(trained.classes)} others; "
             "name a split with the run's own classes."
         )
-    model = build_model(replace(config.model, pretrained=False, weights=None), len(manifest.classes))
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"{run.best} does not fit the model of {path} ({reason(error)}); name another run."
-        ) from error
-    model = compiled(model.to(config.run.device), config)
+    model = compiled(trained.model, config)
     say(f"Evaluating on {manifest}.")
     if config.training.steps:
         say(f"This is a trial with --steps: at most {TRIAL_IMAGES:,} images of each part.")
     predictions = {}
     for part in (name for name in manifest.shards if name != "train"):
         shards = Shards(folder, part)
-        with evaluation_loader(config, shards, Stats(*about["stats"]), np.arange(len(shards))) as loader:
+        with evaluation_loader(config, shards, trained.stats, np.arange(len(shards))) as loader:
             predictions[part] = predict(model, loader, autocast(config), part, after_batch)
     return manifest.classes, predictions
 

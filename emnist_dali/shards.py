@@ -69,6 +69,11 @@ class Manifest:
         return f"{self.split} from {self.origin} ({'' if self.official else 'not '}the official split)"
 
     @property
+    def converted(self) -> bool:
+        """Whether the images are EMNIST's or drawn like them, and not a folder of images, named by its parts."""
+        return not any(file["name"] in PARTS for file in self.files)
+
+    @property
     def fingerprint(self) -> str:
         """sha256 over the shards' hashes: equal for equal data."""
         hashes = [shard.sha256 for part in sorted(self.shards) for shard in self.shards[part]]

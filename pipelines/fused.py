@@ -58,6 +58,12 @@ class Records:
             labels=addresses[:, 2].copy(),
         )
 
+    @classmethod
+    def of_images(cls, images: np.ndarray) -> "Records":
+        """Images (n, H, W) uint8 in memory as raw records with label 0."""
+        offsets = np.arange(len(images) + 1, dtype=np.int64) * images[:1].size
+        return cls([(np.ascontiguousarray(images).reshape(-1), offsets, np.zeros(len(images), np.uint8))])
+
     def __len__(self) -> int:
         return int(self.table.starts[-1])
 

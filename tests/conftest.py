@@ -1,9 +1,12 @@
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from emnist_dali import glyphs, idx
+from emnist_dali import glyphs, idx, recipes
 from emnist_dali.shards import pack
 from emnist_dali.source import Part, Source
 from emnist_dali.splits import file_name
@@ -32,6 +35,33 @@ def data_dir(drawn: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def folder(data_dir: Path) -> Path:
     return data_dir / "demo" / "small"
+
+
+@pytest.fixture(scope="session")
+def trained_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a complete run on «small», which reads most characters; not to be written to."""
+    from emnist_dali.train import train
+
+    config = recipes.cpu("small").override(
+        {
+            "data_dir": str(data_dir), "source": "glyphs", "batch_size": 32, "epochs": 8, "device": "cpu",
+            "amp": "off", "out": str(tmp_path_factory.mktemp("trained") / "run"),
+        }
+    )  # fmt: skip
+    return train(config).path
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, through playwright: `browser.new_page(viewport={"width": 390, "height": 800})`."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -e '.[dev]'")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no Chromium: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield running
+        running.close()
 
 
 @pytest.fixture(scope="session")

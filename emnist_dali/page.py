@@ -1,0 +1,92 @@
+"""HTML pages that need nothing but themselves: no network, light and dark, readable on a phone."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884 }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 75rem }
+body { overflow-wrap: anywhere }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.5rem } small { color: #888 }
+table { border-collapse: collapse } .wide { overflow-x: auto }
+th, td { border-bottom: 1px solid var(--line); padding: .25rem .75rem .25rem 0 }
+th, td { text-align: left; vertical-align: top }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: 1rem }
+figure { margin: 0 } figcaption { font-size: .85rem; line-height: 1.3 }
+figure img { width: 100%; image-rendering: pixelated }
+"""
+
+
+def page(title: str, body: str, *, charts: bool = False) -> str:
+    """A whole document around `body`, which is HTML; with `charts` it holds the 4.7 MB of plotly.js once."""
+    script = ""
+    if charts:
+        from plotly.offline import get_plotlyjs
+
+        script = f"<script>{get_plotlyjs()}</script>"
+    return (
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n{script}\n"
+        f"<h1>{html.escape(title)}</h1>\n{body}\n</html>\n"
+    )
+
+
+def chart(figure: "Figure", height: int = 360) -> str:
+    """A plotly figure as part of a page with `charts`: as wide as its place, in colours for light and dark."""
+    figure.update_layout(
+        height=height,
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": "#888"},
+        margin={"l": 50, "r": 10, "t": 40, "b": 40},
+    )
+    figure.update_xaxes(gridcolor="rgba(128,128,128,.25)", zerolinecolor="rgba(128,128,128,.5)", automargin=True)
+    figure.update_yaxes(gridcolor="rgba(128,128,128,.25)", zerolinecolor="rgba(128,128,128,.5)", automargin=True)
+    config = {"displaylogo": False, "responsive": True}
+    return figure.to_html(full_html=False, include_plotlyjs=False, config=config)
+
+
+def need_plotly() -> None:
+    """Raises UserError where plotly is missing, before any work is done for a page with charts."""
+    try:
+        import plotly  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"plotly could not be imported ({error}); pip install plotly for pages with charts."
+        ) from error
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Cells are HTML; a table that is too wide for its page scrolls alone."""
+    head = "".join(f"<th>{cell}" for cell in header)
+    body = "\n".join("<tr>" + "".join(f"<td>{cell}" for cell in row) for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def gallery(pictures: Iterable[tuple[np.ndarray, str]]) -> str:
+    """Images (H, W) uint8, each with the HTML below it."""
+    figures = "\n".join(
+        f'<figure><img src="{png(image)}" alt=""><figcaption>{caption}</figcaption></figure>'
+        for image, caption in pictures
+    )
+    return f'<div class="gallery">\n{figures}\n</div>'
+
+
+def png(image: np.ndarray) -> str:
+    """(H, W) uint8 as a data: address."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
