@@ -20,6 +20,16 @@ _MODEL = click.Path(exists=True, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
+class _Recipe(click.Choice):
+    """A recipe's name, or a .json file with a config: a sweep's best.json, a run's config.json."""
+
+    def __init__(self) -> None:
+        super().__init__(["auto", *RECIPES])
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value if value.endswith(".json") else super().convert(value, param, ctx)
+
+
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -93,8 +103,8 @@ def _options() -> Iterator[tuple[str, Any, Field]]:
 @click.option("--split", help=f"One of {', '.join(SPLITS)}, or your own.  [default: balanced]")
 @click.option(
     "--recipe",
-    type=click.Choice(["auto", *RECIPES]),
-    help="Named config; every other option overrides it.  [default: auto]",
+    type=_Recipe(),
+    help="Named config, or a .json file; every other option overrides it.  [default: auto]",
 )
 @click.option(
     "--resume",
@@ -122,7 +132,7 @@ def train(split: str | None, recipe: str | None, resume: str | None, resume_forc
         if checkpoint:
             config, state = ranks.from_main(lambda: load(checkpoint, recipe, {"split": split, **options}))
         else:
-            config, why = _chosen(recipe or "auto", split or "balanced", options["device"])
+            config, why = _chosen(recipe or "auto", split, options["device"])
             config, state = config.override(options), None
             say(why)
         train(config, state, resume_force)
@@ -170,7 +180,7 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
 
 @main.command()
 @click.option("--split", default="balanced", show_default=True, help="Its training images are looked at.")
-@click.option("--recipe", type=click.Choice(["auto", *RECIPES]), default="auto", show_default=True)
+@click.option("--recipe", type=_Recipe(), default="auto", show_default=True)
 @click.option(
     "--folds", type=click.IntRange(2, 20), default=4, show_default=True, help="Trainings, each on the rest."
 )
@@ -213,7 +223,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 @click.option("--split", default="balanced", show_default=True, help="Split, or the name of your own images.")
 @click.option("--class", "character", help="Only this class.")
 @click.option("--augment", is_flag=True, help="Also warp and mix the images, as the recipe does in training.")
-@click.option("--recipe", type=click.Choice(["auto", *RECIPES]), default="auto", show_default=True)
+@click.option("--recipe", type=_Recipe(), default="auto", show_default=True)
 @click.option("--image-size", type=int, help="[default: the recipe's]")
 @click.option("--source", help="As of prepare.")
 @click.option("--data-dir", help="Folder of the prepared splits.  [default: data]")
@@ -292,7 +302,7 @@ def serve(model: Path, port: int) -> None:
 @main.command()
 @click.option("--split", default="balanced", show_default=True, help=f"One of {', '.join(SPLITS)}, or your own.")
 @click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Of the whole sweep.")
-@click.option("--recipe", type=click.Choice(["auto", *RECIPES]), default="auto", show_default=True)
+@click.option("--recipe", type=_Recipe(), default="auto", show_default=True)
 @click.option("--space", multiple=True, help="What is searched; repeatable.  [default: all]")
 @click.option(
     "--storage", default="sqlite:///sweep.db", show_default=True, help="Database that all workers of a sweep share."
@@ -341,7 +351,7 @@ def doctor(data_dir: str, as_json: bool) -> None:
     click.echo(json.dumps(found, ensure_ascii=False) if as_json else table(found))
 
 
-def _chosen(recipe: str, split: str, device: str | None) -> tuple[Config, str]:
+def _chosen(recipe: str, split: str | None, device: str | None) -> tuple[Config, str]:
     import torch
 
     on_cpu = (device or "auto").startswith("cpu") or not torch.cuda.is_available()

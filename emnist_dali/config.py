@@ -145,6 +145,7 @@ class Run:
     profile: bool = option(False, "Write a trace of ten steps for Perfetto; print the ten costliest operators.")
     out: str | None = option(None, "Run folder.  [default: runs/<split>-<recipe>-<time>]")
     wandb: Wandb = option("disabled", "Weights & Biases tracking.")
+    wandb_group: str | None = option(None, "W&B group of runs that belong together.")
     checkpoint_every: str = option("600s", "Steps, or seconds with an s, between checkpoints.")
     keep: int = option(1, "Newest checkpoints to keep.")
 

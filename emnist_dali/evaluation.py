@@ -24,11 +24,16 @@ TRIAL_IMAGES = 2048
 DETAILS = ("top2", "top3", "class_mean", "calibration_error", "case_merged", "shape_merged")
 
 
-def evaluation_loader(config: Config, shards: Shards, stats: Stats, members: np.ndarray) -> Loader:
-    """`members` of `shards` in their order, unwarped; evenly thinned to TRIAL_IMAGES where the run has --steps."""
+def evaluated_members(config: Config, members: np.ndarray) -> np.ndarray:
+    """`members`, evenly thinned to TRIAL_IMAGES where the run has --steps."""
     if config.training.steps and len(members) > TRIAL_IMAGES:
-        members = members[np.linspace(0, len(members) - 1, TRIAL_IMAGES).round().astype(int)]
-    data = config.data
+        return members[np.linspace(0, len(members) - 1, TRIAL_IMAGES).round().astype(int)]
+    return members
+
+
+def evaluation_loader(config: Config, shards: Shards, stats: Stats, members: np.ndarray) -> Loader:
+    """The `evaluated_members` of `shards` in their order, unwarped."""
+    members, data = evaluated_members(config, members), config.data
     backend = data.backend
     if backend == "synthetic":  # of use in training only
         backend = "dali" if config.run.device.startswith("cuda") else "cpu"

@@ -120,6 +120,13 @@ def confusions(result: dict[str, Any], most: int = 10) -> list[tuple[str, str, i
     return rows
 
 
+def mistakes(predictions: Predictions, most: int) -> torch.Tensor:
+    """Places of at most so many images that were read wrongly, the most confident first."""
+    confidence, predicted = predictions.probabilities.max(-1)
+    wrong = (predicted != predictions.labels).nonzero().flatten()
+    return wrong[confidence[wrong].argsort(descending=True, stable=True)][:most]
+
+
 def evaluate(
     model: torch.nn.Module,
     loader: Loader,

@@ -82,7 +82,7 @@ def _from_hub(model: Model, classes: int) -> torch.nn.Module:
 
     offline = constants.HF_HUB_OFFLINE
     # Without network the hub's client retries for 47 s; offline it looks into its cache and fails at once.
-    constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = offline or not reachable(constants.ENDPOINT)
     try:
         return timm.create_model(model.model, pretrained=True, in_chans=1, num_classes=classes)
     except Exception as error:
@@ -98,7 +98,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__} {error}".splitlines()[0].strip()
 
 
-def _reachable(url: str) -> bool:
+def reachable(url: str) -> bool:
     import requests
 
     try:

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from .config import Affine, Config, Data, Mixing, Model, Run, Training
+from .config import Affine, Config, Data, Mixing, Model, Run, Training, from_dict
+from .files import read_json
 
 # Radians; ±2 of 28 pixels.
 _WARPS = Affine(rotation=(0.2,), scale=0.12, shear=0.15, translation=2 / 28)
@@ -136,8 +137,16 @@ def _multiplies_bf16() -> bool:
 RECIPES = {"best": best, "seed": seed, "fast": fast, "cpu": cpu}
 
 
-def choose(name: str, split: str, gpu: bool) -> tuple[Config, str]:
-    """The recipe of that name, or for `auto` the best there is for the machine, with one sentence on why."""
+def choose(name: str, split: str | None, gpu: bool) -> tuple[Config, str]:
+    """The recipe of that name or in that .json file, or for `auto` the best there is for the machine; and why.
+
+    `split` None is Balanced, or the file's own. Raises UserError where the file holds no config.
+    """
+    if name.endswith(".json"):
+        config = from_dict(read_json(Path(name)), name)
+        config = replace(config, run=replace(config.run, out=None))  # another run's folder
+        return config.override({"split": split}), f"Recipe {config.recipe} of {name}, as asked."
+    split = split or "balanced"
     if name == "fast":
         return fast(split, gpu), f"Recipe fast, as asked, at its size for {'a GPU' if gpu else 'a CPU'}."
     if name != "auto":

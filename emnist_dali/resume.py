@@ -16,7 +16,10 @@ from .run_folder import LAST, is_run
 from .shards import Manifest
 
 # Settings that cannot change a result.
-FREE = {"data_dir", "source", "verify_data", "device", "profile", "out", "wandb", "checkpoint_every", "keep"}
+FREE = {
+    "data_dir", "source", "verify_data", "device", "profile", "out", "wandb", "wandb_group", "checkpoint_every",
+    "keep",
+}  # fmt: skip
 
 # What a checkpoint holds beside the trainer's state.
 KEYS = {"best", "wandb", "facts", "config", "asked", "log"}
@@ -50,7 +53,7 @@ def load(path: Path, recipe: str | None, options: dict[str, Any]) -> tuple[Confi
     if not isinstance(state, dict) or KEYS - state.keys():
         raise UserError(f"{path} is no checkpoint of this version; start the run anew.")
     config = from_dict(state["asked"], str(path))
-    if recipe not in (None, "auto", config.recipe):
+    if recipe not in (None, "auto", config.recipe) and not recipe.endswith(".json"):  # settings are checked anyway
         raise UserError(f"{path} is of recipe {config.recipe}, not {recipe}; start another run for that.")
     return config.override({**options, "out": str(path.parent.parent)}), state
 

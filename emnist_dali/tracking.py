@@ -1,11 +1,24 @@
 """Weights & Biases, or nothing in its place."""
 
-from pathlib import Path
-from typing import Any
+import os
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from . import ranks
 from .config import Config
 from .errors import UserError
+from .run_folder import CONFIG, RunFolder
+
+
+class Sample(NamedTuple):
+    """A test image (H, W) uint8, its true and predicted class, and the probability of the predicted one."""
+
+    image: np.ndarray
+    true: str
+    predicted: str
+    probability: float
 
 
 class NoTracking:
@@ -16,20 +29,23 @@ class NoTracking:
     def log(self, values: dict[str, Any], step: int) -> None:
         pass
 
-    def finish(self, classes: tuple[str, ...], results: dict[str, dict[str, Any]]) -> None:
+    def finish(self, classes: tuple[str, ...], results: dict[str, dict[str, Any]], samples: Iterable[Sample]) -> None:
         pass
 
 
 class WandbTracking:
-    def __init__(self, config: Config, folder: Path, data: str, id: str | None) -> None:
+    """A W&B run; its project is emnist-dali unless WANDB_PROJECT names another."""
+
+    def __init__(self, config: Config, run: RunFolder, data: str, id: str | None) -> None:
         import wandb
 
-        self._wandb = wandb
+        self._wandb, self._folder = wandb, run
         try:
             self._run = wandb.init(
-                project="emnist-dali",
-                name=folder.name,
-                dir=folder,
+                project=os.environ.get("WANDB_PROJECT", "emnist-dali"),
+                name=run.path.name,
+                group=config.run.wandb_group,
+                dir=run.path,
                 mode=config.run.wandb,
                 id=id,
                 resume="allow" if id else None,
@@ -44,8 +60,12 @@ class WandbTracking:
     def log(self, values: dict[str, Any], step: int) -> None:
         self._run.log(values, step=step)
 
-    def finish(self, classes: tuple[str, ...], results: dict[str, dict[str, Any]]) -> None:
-        """`results` as of `metrics.evaluate`, by part; the test part's confusion matrix goes with it."""
+    def finish(self, classes: tuple[str, ...], results: dict[str, dict[str, Any]], samples: Iterable[Sample]) -> None:
+        """`results` as of `metrics.evaluate`, by part; confusion matrix and `samples` are the test part's.
+
+        The best weights go along as an artifact of type model.
+        """
+        wandb = self._wandb
         for part, result in results.items():
             scalars = {name: value for name, value in result.items() if isinstance(value, int | float)}
             self._run.summary.update({f"{part}/{name}": value for name, value in scalars.items()})
@@ -54,14 +74,20 @@ class WandbTracking:
             for true, row in enumerate(results["test"]["confusion"])
             for predicted, count in enumerate(row)
         ]
-        table = self._wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=cells)
+        counts = wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=cells)
         fields = {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"}
-        plot = self._wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": "test"})
-        self._run.log({"test/confusion": plot})
+        plot = wandb.plot_table("wandb/confusion_matrix/v1", counts, fields, {"title": "test"})
+        rows = [(wandb.Image(sample.image), *sample[1:]) for sample in samples]
+        predictions = wandb.Table(columns=["image", "true", "predicted", "probability"], data=rows)
+        self._run.log({"test/confusion": plot, "test/predictions": predictions})
+        model = wandb.Artifact(f"model-{self.id}", "model", metadata={"test_accuracy": results["test"]["accuracy"]})
+        for path in (self._folder.best, self._folder.path / CONFIG):
+            model.add_file(str(path))
+        self._run.log_artifact(model)
         self._run.finish()
 
 
-def start(config: Config, folder: Path, data: str, id: str | None) -> NoTracking | WandbTracking:
+def start(config: Config, run: RunFolder, data: str, id: str | None) -> NoTracking | WandbTracking:
     """Tracking on rank 0, where the config asks for it; with `id` it goes on with that W&B run."""
     asked = config.run.wandb != "disabled" and ranks.main()
-    return WandbTracking(config, folder, data, id) if asked else NoTracking()
+    return WandbTracking(config, run, data, id) if asked else NoTracking()

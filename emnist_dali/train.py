@@ -3,6 +3,7 @@
 import math
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -10,17 +11,18 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
+import torch
 
 from . import order, profiling, ranks, resume, tracking
 from .checkpoint import save_weights
 from .config import Config
 from .device import autocast, resolve
 from .errors import UserError
-from .evaluation import evaluation_loader, predict_run, summary
+from .evaluation import evaluated_members, evaluation_loader, predict_run, summary
 from .files import reason
 from .interrupt import Interrupt, Stop
 from .loader import Loader
-from .metrics import evaluate, score
+from .metrics import Predictions, evaluate, mistakes, score
 from .prepare import prepare
 from .progress import say
 from .run_folder import RunFolder
@@ -28,9 +30,22 @@ from .shards import Manifest, Shards
 from .stats import statistics
 from .trainer import TIMING, DivergedError, Trainer, training_loader, tune_device
 
+# Images of each kind in W&B's table.
+SAMPLES = 50
 
-def train(config: Config, state: dict[str, Any] | None = None, force: bool = False) -> RunFolder:
-    """Trains as `config` says, reads the test split once at the end, returns the run folder.
+
+def train(
+    config: Config,
+    state: dict[str, Any] | None = None,
+    force: bool = False,
+    *,
+    test: bool = True,
+    after_epoch: Callable[[int, float], None] = lambda epoch, score: None,
+) -> RunFolder:
+    """Trains as `config` says, with `test` reads the test split once at the end, returns the run folder.
+
+    `after_epoch` gets each epoch, from 0, and its validation accuracy, once the checkpoint behind it is written; what
+    it raises ends the run.
 
     `state`, a checkpoint of the run in `config.run.out`, is where it goes on; with `force` also where that changes
     the result. Raises UserError for what a user can cause (data, device, weights, folders, a loss that is not
@@ -64,7 +79,7 @@ def train(config: Config, state: dict[str, Any] | None = None, force: bool = Fal
         run = RunFolder(Path(config.run.out))
     else:
         run = RunFolder.make(config)
-    session = Session(config, asked, trainer, validation_loader, run, manifest, facts)
+    session = Session(config, asked, trainer, validation_loader, run, manifest, facts, test, after_epoch)
     if state:
         if session.done and any(line["kind"] == "test" for line in state["log"]):
             say(f"{run.path} is complete.")
@@ -72,7 +87,7 @@ def train(config: Config, state: dict[str, Any] | None = None, force: bool = Fal
         # Best weights from after the checkpoint may be those of a course that is given up.
         session.best = -math.inf if ranks.from_main(run.best_step) > state["step"] else state["best"]
         run.go_on(config, state)
-    session.track = tracking.start(config, run.path, str(manifest), state and state["wandb"])
+    session.track = tracking.start(config, run, str(manifest), state and state["wandb"])
     if not state:
         run.begin(config, session.state())
     profiler = profiling.start(config, run.path)
@@ -99,8 +114,11 @@ class Session:
         run: RunFolder,
         manifest: Manifest,
         facts: dict[str, Any],
+        test: bool,
+        after_epoch: Callable[[int, float], None],
     ) -> None:
         self.config, self.asked, self.facts = config, asked, facts
+        self.test, self.after_epoch = test, after_epoch
         self.trainer, self.validation, self.run, self.manifest = trainer, validation, run, manifest
         self.track: tracking.NoTracking | tracking.WandbTracking = tracking.NoTracking()
         self.best = -math.inf
@@ -122,12 +140,13 @@ class Session:
                 self._compile()
                 while not self.done:
                     self._epoch()
-                self._test()
+                if self.test:
+                    self._test()
             except Stop:
                 self._save()
                 self._exit()
         except DivergedError as error:
-            raise UserError(
+            raise DivergedError(
                 f"{error} {self.run.last} is from before: `emnist-dali train --resume {self.run.path} "
                 f"--resume-force --lr {self.config.training.lr / 3:.1g}` goes on from there."
             ) from error
@@ -179,6 +198,7 @@ class Session:
                 save_weights(self.run.best, trainer.trained, about)
         trainer.begin(trainer.epoch + 1)
         self._save()
+        self.after_epoch(record["epoch"], score)
 
     def _test(self) -> None:
         self.trainer.loader.plan.shards.check()  # the test opens the folder anew
@@ -191,7 +211,18 @@ class Session:
         for part, result in results.items():
             say(summary(part, result))
         self._save()  # tells that the run is complete
-        self.track.finish(self.manifest.classes, results)
+        self.track.finish(classes, results, self._samples(predictions["test"]))
+
+    def _samples(self, predictions: Predictions) -> Iterator[tracking.Sample]:
+        """The most confident mistakes of the test, and as many images spread over it."""
+        spread = torch.linspace(0, len(predictions.labels) - 1, min(SAMPLES, len(predictions.labels))).long()
+        places = torch.cat([mistakes(predictions, SAMPLES), spread])
+        shards = Shards(self.trainer.loader.plan.shards.folder, "test")
+        members = evaluated_members(self.config, np.arange(len(shards)))
+        confidence, predicted = predictions.probabilities.max(-1)
+        for place, image in zip(places.tolist(), shards.images(members[places.numpy()]), strict=True):
+            classes = (self.manifest.classes[label[place]] for label in (predictions.labels, predicted))
+            yield tracking.Sample(image, *classes, confidence[place].item())
 
     def _after_step(self) -> None:
         stop, due = ranks.any_rank(self.interrupt.signum is not None, ranks.main() and self._due())

@@ -145,7 +145,7 @@ def test_without_network_both_ways_out_are_named_at_once(tmp_path, monkeypatch, 
         raise OSError("a test must not use the network")
 
     monkeypatch.setattr("socket.getaddrinfo", no_network)
-    monkeypatch.setattr(model_file, "_reachable", lambda url: False)
+    monkeypatch.setattr(model_file, "reachable", lambda url: False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     message = refused(Model(model=NAME))
@@ -164,6 +164,6 @@ def test_an_unreachable_hub_is_found_out(monkeypatch):
         raise requests.ConnectionError
 
     monkeypatch.setattr(requests, "head", fail)
-    assert not model_file._reachable("https://hub.invalid")
+    assert not model_file.reachable("https://hub.invalid")
     monkeypatch.setattr(requests, "head", lambda *_, **__: None)
-    assert model_file._reachable("https://hub.invalid")
+    assert model_file.reachable("https://hub.invalid")

@@ -307,6 +307,40 @@ def test_wandb_offline_needs_no_network(data_dir, tmp_path, monkeypatch):
     assert load_state(run.last)["wandb"]
 
 
+def test_wandb_gets_settings_curves_confusions_predictions_and_the_model(data_dir, tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logged, kept, asked, init = [], [], {}, wandb.init
+
+    def spied(real, into):
+        return lambda what, **options: into.append(what) or real(what, **options)
+
+    def start(**options):
+        asked.update(options)
+        run = init(**options)
+        for name, into in (("log", logged), ("log_artifact", kept)):
+            monkeypatch.setattr(run, name, spied(getattr(run, name), into))
+        return run
+
+    monkeypatch.setattr(wandb, "init", start)
+    run = train(small(data_dir, tmp_path / "run", wandb="offline", wandb_group="together"))
+    assert (asked["group"], asked["config"]["training"]["epochs"]) == ("together", 2)
+    *epochs, test = logged
+    assert [values["epoch"] for values in epochs] == [0, 1]
+    assert all("val_accuracy" in values for values in epochs)
+    assert test.keys() == {"test/confusion", "test/predictions"}
+    rows = test["test/predictions"].data
+    predictions = load_file(run.predictions("test"))
+    wrong = int((predictions["predicted"] != predictions["labels"]).sum())
+    assert len(rows) == min(wrong, 50) + 50
+    assert all(row[1] != row[2] for row in rows[: min(wrong, 50)])
+    sureness = [row[3] for row in rows[: min(wrong, 50)]]
+    assert sureness == sorted(sureness, reverse=True)
+    (model,) = (artifact for artifact in kept if artifact.type == "model")
+    assert set(model.manifest.entries) == {"best.safetensors", "config.json"}
+
+
 def test_wandb_that_cannot_start_is_one_sentence(data_dir, tmp_path, monkeypatch):
     import wandb
 
