@@ -5,7 +5,7 @@ BIN := .venv/bin
 # A GPU machine without network has no .venv: it runs its own Python, in which the project is importable.
 GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test fuzz faults bench gpu-check lint clean
+.PHONY: demo test test-docs fuzz faults bench gpu-check lint clean
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -30,6 +30,9 @@ bench: .venv/installed  ## where the time goes on this machine; options in ARGS
 
 gpu-check:  ## all that only a GPU can show, in ten minutes; ARGS="--source FOLDER" names idx files
 	$(GPU_PYTHON) bench/gpu_check.py $(ARGS)
+
+test-docs: .venv/installed  ## every command and every piece of Python that README and docs/ show
+	$(BIN)/python -m pytest docs
 
 lint: .venv/installed
 	$(BIN)/ruff check .

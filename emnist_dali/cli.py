@@ -31,6 +31,9 @@ class _Recipe(click.Choice):
 
 
 class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of the work, not of the alphabet
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -100,6 +103,29 @@ def _options() -> Iterator[tuple[str, Any, Field]]:
 
 
 @main.command()
+@click.option("--split", default="balanced", show_default=True, help="Split, or the name of your own images.")
+@click.option("--class", "character", help="Only this class.")
+@click.option("--augment", is_flag=True, help="Also warp and mix the images, as the recipe does in training.")
+@click.option("--recipe", type=_Recipe(), default="auto", show_default=True)
+@click.option("--image-size", type=int, help="[default: the recipe's]")
+@click.option("--source", help="As of prepare.")
+@click.option("--data-dir", help="Folder of the prepared splits.  [default: data]")
+@click.option("--seed", type=int, help="[default: 0]")
+@click.option("--out", type=_FILE, help="HTML file to write.  [default: runs/inspect-<split>.html]")
+def inspect(split: str, character: str | None, augment: bool, recipe: str, out: Path | None, **options: Any) -> None:
+    """Show what is in the shards and what the model sees of it, stage by stage, on one HTML page.
+
+    \b
+    emnist-dali inspect --split balanced --class A --augment
+    """
+    from .inspection import write_page
+
+    config, _ = _chosen(recipe, split, "cpu")
+    out = out or Path("runs") / f"inspect-{split}.html"
+    click.echo(write_page(config.override({**options, "device": "cpu"}), character, augment, out))
+
+
+@main.command()
 @click.option("--split", help=f"One of {', '.join(SPLITS)}, or your own.  [default: balanced]")
 @click.option(
     "--recipe",
@@ -124,6 +150,7 @@ def train(split: str | None, recipe: str | None, resume: str | None, resume_forc
     """
     from . import ranks
     from .progress import say
+    from .report import write_report
     from .resume import find, load
     from .train import train
 
@@ -135,15 +162,26 @@ def train(split: str | None, recipe: str | None, resume: str | None, resume_forc
             config, why = _chosen(recipe or "auto", split, options["device"])
             config, state = config.override(options), None
             say(why)
-        train(config, state, resume_force)
+        run = train(config, state, resume_force)
+        if ranks.main():
+            try:
+                say(f"Report: {write_report([run.path], None)}")
+            except UserError as error:  # the training itself is safe
+                say(f"No report: {error}")
 
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=_RUN)
 @click.option("--split", help="Another split with the same classes.  [default: the run's]")
 @click.option("--data-dir", help="Folder of the prepared splits.  [default: the run's]")
-@click.option("--json", "as_json", is_flag=True, help="Print the test metrics as a JSON object in the last line.")
-def evaluate(runs: tuple[Path, ...], split: str | None, data_dir: str | None, as_json: bool) -> None:
+@click.option(
+    "--views", type=click.IntRange(1), default=1, show_default=True, help="Mean over the image and warps of it."
+)
+@click.option("--validation", is_flag=True, help="The run's held-out images instead of the test.")
+@click.option("--json", "as_json", is_flag=True, help="Print the metrics as a JSON object in the last line.")
+def evaluate(
+    runs: tuple[Path, ...], split: str | None, data_dir: str | None, views: int, validation: bool, as_json: bool
+) -> None:
     """Print the metrics of a run's best weights, or of the mean of several runs' probabilities.
 
     \b
@@ -151,13 +189,14 @@ def evaluate(runs: tuple[Path, ...], split: str | None, data_dir: str | None, as
     """
     from .evaluation import DETAILS, details, evaluate_runs, summary
 
-    results = evaluate_runs(runs, split, data_dir)
+    results = evaluate_runs(runs, split, data_dir, views, validation)
     for part, result in results.items():
         click.echo(summary(part, result))
         click.echo(details(result))
     if as_json:
         names = ("accuracy", "weighted_f1", "macro_f1", "per_class", "images", *DETAILS)
-        click.echo(json.dumps({name: results["test"][name] for name in names}, ensure_ascii=False))
+        result = results["validation" if validation else "test"]
+        click.echo(json.dumps({name: result[name] for name in names}, ensure_ascii=False))
 
 
 @main.command()
@@ -179,33 +218,6 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--split", default="balanced", show_default=True, help="Its training images are looked at.")
-@click.option("--recipe", type=_Recipe(), default="auto", show_default=True)
-@click.option(
-    "--folds", type=click.IntRange(2, 20), default=4, show_default=True, help="Trainings, each on the rest."
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: runs/audit-<split>]")
-@click.option("--source", help="As of prepare.")
-@click.option("--data-dir", help="Folder of the prepared splits.  [default: data]")
-@click.option("--epochs", type=int, help="[default: the recipe's]")
-@click.option("--device", help="cuda, cuda:1, cpu.  [default: auto]")
-def audit(split: str, recipe: str, folds: int, out: Path | None, **options: Any) -> None:
-    """List the training images whose labels look wrong, with a gallery. Needs pip install 'emnist-dali[audit]'.
-
-    \b
-    emnist-dali audit --split balanced
-    """
-    from .audit import audit, table
-    from .progress import say
-
-    config, why = _chosen(recipe, split, options["device"])
-    say(why)
-    out = out or Path("runs") / f"audit-{split}"
-    say(table(audit(config.override(options), folds, out)))
-    say(f"{out / 'gallery.html'} shows them, {out / 'issues.csv'} lists them.")
-
-
-@main.command()
 @click.argument("runs", nargs=-1, required=True, type=_RUN)
 @click.option("--out", type=_FILE, help="File to write.  [default: report.html in the first run's folder]")
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
@@ -217,29 +229,6 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     from .report import write_report
 
     click.echo(write_report(runs, out))
-
-
-@main.command()
-@click.option("--split", default="balanced", show_default=True, help="Split, or the name of your own images.")
-@click.option("--class", "character", help="Only this class.")
-@click.option("--augment", is_flag=True, help="Also warp and mix the images, as the recipe does in training.")
-@click.option("--recipe", type=_Recipe(), default="auto", show_default=True)
-@click.option("--image-size", type=int, help="[default: the recipe's]")
-@click.option("--source", help="As of prepare.")
-@click.option("--data-dir", help="Folder of the prepared splits.  [default: data]")
-@click.option("--seed", type=int, help="[default: 0]")
-@click.option("--out", type=_FILE, help="HTML file to write.  [default: runs/inspect-<split>.html]")
-def inspect(split: str, character: str | None, augment: bool, recipe: str, out: Path | None, **options: Any) -> None:
-    """Show what is in the shards and what the model sees of it, stage by stage, on one HTML page.
-
-    \b
-    emnist-dali inspect --split balanced --class A --augment
-    """
-    from .inspection import write_page
-
-    config, _ = _chosen(recipe, split, "cpu")
-    out = out or Path("runs") / f"inspect-{split}.html"
-    click.echo(write_page(config.override({**options, "device": "cpu"}), character, augment, out))
 
 
 @main.command()
@@ -334,6 +323,33 @@ def sweep(
     say(why)
     name = name or f"{split}-{config.recipe}"
     say(sweep(config.override(options), trials, space, storage, name, out or Path("runs") / f"sweep-{name}"))
+
+
+@main.command()
+@click.option("--split", default="balanced", show_default=True, help="Its training images are looked at.")
+@click.option("--recipe", type=_Recipe(), default="auto", show_default=True)
+@click.option(
+    "--folds", type=click.IntRange(2, 20), default=4, show_default=True, help="Trainings, each on the rest."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: runs/audit-<split>]")
+@click.option("--source", help="As of prepare.")
+@click.option("--data-dir", help="Folder of the prepared splits.  [default: data]")
+@click.option("--epochs", type=int, help="[default: the recipe's]")
+@click.option("--device", help="cuda, cuda:1, cpu.  [default: auto]")
+def audit(split: str, recipe: str, folds: int, out: Path | None, **options: Any) -> None:
+    """List the training images whose labels look wrong, with a gallery. Needs pip install 'emnist-dali[audit]'.
+
+    \b
+    emnist-dali audit --split balanced
+    """
+    from .audit import audit, table
+    from .progress import say
+
+    config, why = _chosen(recipe, split, options["device"])
+    say(why)
+    out = out or Path("runs") / f"audit-{split}"
+    say(table(audit(config.override(options), folds, out)))
+    say(f"{out / 'gallery.html'} shows them, {out / 'issues.csv'} lists them.")
 
 
 @main.command()

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import ranks
-from .config import Config
+from . import order, ranks
+from .config import Affine, Config
 from .device import autocast, compiled, half_images
 from .errors import UserError
 from .loader import Loader
@@ -21,6 +21,8 @@ from .trained import Trained
 
 # A run with --steps is a trial: it is evaluated on this many images.
 TRIAL_IMAGES = 2048
+# Of test-time augmentation: half of the recipes' warps, and never a flip. Radians; ±1 of 28 pixels.
+VIEWS = Affine(rotation=(0.1,), scale=0.06, shear=0.075, translation=1 / 28)
 DETAILS = ("top2", "top3", "class_mean", "calibration_error", "case_merged", "shape_merged")
 
 
@@ -31,8 +33,10 @@ def evaluated_members(config: Config, members: np.ndarray) -> np.ndarray:
     return members
 
 
-def evaluation_loader(config: Config, shards: Shards, stats: Stats, members: np.ndarray) -> Loader:
-    """The `evaluated_members` of `shards` in their order, unwarped."""
+def evaluation_loader(
+    config: Config, shards: Shards, stats: Stats, members: np.ndarray, affine: Affine | None = None
+) -> Loader:
+    """The `evaluated_members` of `shards` in their order, warped by `affine` only."""
     members, data = evaluated_members(config, members), config.data
     backend = data.backend
     if backend == "synthetic":  # of use in training only
@@ -44,6 +48,8 @@ def evaluation_loader(config: Config, shards: Shards, stats: Stats, members: np.
         batch_size=data.batch_size,
         size=data.image_size,
         stats=stats,
+        affine=affine,
+        seed=config.training.seed,
         backend=backend,
         device=config.run.device,
         half=half_images(config),
@@ -57,11 +63,14 @@ def predict_run(
     split: str | None = None,
     data_dir: str | None = None,
     after_batch: Callable[[], None] = lambda: None,
+    views: int = 1,
+    validation: bool = False,
 ) -> tuple[tuple[str, ...], dict[str, Predictions]]:
     """The classes, and what a run's best weights make of every part that was not trained on, test first.
 
-    `split` and `data_dir` default to the run's own. Raises UserError where the run has no weights yet or the
-    split has other classes.
+    `split` and `data_dir` default to the run's own. With several `views` probabilities are means over the image and
+    warps of it by at most VIEWS. With `validation` the part is the run's own held-out images, and no other is read.
+    Raises UserError where the run has no weights yet, held nothing out, or the split has other classes.
     """
     trained = Trained(path)
     config = trained.config
@@ -78,18 +87,32 @@ def predict_run(
     if config.training.steps:
         say(f"This is a trial with --steps: at most {TRIAL_IMAGES:,} images of each part.")
     predictions = {}
-    for part in (name for name in manifest.shards if name != "train"):
-        shards = Shards(folder, part)
-        with evaluation_loader(config, shards, trained.stats, np.arange(len(shards))) as loader:
-            predictions[part] = predict(model, loader, autocast(config), part, after_batch)
+    for part in ("validation",) if validation else (name for name in manifest.shards if name != "train"):
+        shards = Shards(folder, "train" if validation else part)
+        members = np.arange(len(shards))
+        if validation:
+            members = order.holdout(shards.labels(), config.data.val_fraction, config.training.seed)[1]
+            if not len(members):
+                raise UserError(f"{path} held out no validation images; evaluate it without --validation.")
+        seen = []
+        with evaluation_loader(config, shards, trained.stats, members) as plain:
+            seen.append(predict(model, plain, autocast(config), part, after_batch))
+        if views > 1:
+            with evaluation_loader(config, shards, trained.stats, members, VIEWS) as warped:
+                seen += [predict(model, warped, autocast(config), part, after_batch) for _ in range(views - 1)]
+        predictions[part] = Predictions(torch.stack([view.probabilities for view in seen]).mean(0), seen[0].labels)
     return manifest.classes, predictions
 
 
 def evaluate_runs(
-    paths: Sequence[Path], split: str | None = None, data_dir: str | None = None
+    paths: Sequence[Path],
+    split: str | None = None,
+    data_dir: str | None = None,
+    views: int = 1,
+    validation: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of a run by part, or of the mean of several runs' probabilities."""
-    everybody = [predict_run(path, split, data_dir) for path in paths]
+    """Metrics of a run by part, or of the mean of several runs' probabilities; the rest as of `predict_run`."""
+    everybody = [predict_run(path, split, data_dir, views=views, validation=validation) for path in paths]
     classes, first = everybody[0]
     results = {}
     for part in first:

@@ -12,8 +12,11 @@ from emnist_dali.checkpoint import load_weights
 from emnist_dali.cli import main
 from emnist_dali.evaluation import DETAILS, predict_run
 from emnist_dali.files import read_json, write_json
+from emnist_dali.run_folder import RunFolder
 from emnist_dali.shards import pack
 from emnist_dali.source import Part
+
+from .runs import lines
 
 CLASSES = "0123456789Aa"
 
@@ -22,11 +25,13 @@ def invoke(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("command", [(), ("prepare",), ("train",), ("evaluate",), ("compare",), ("audit",)])
+@pytest.mark.parametrize("command", [(), *((name,) for name in main.commands)])
 def test_help(command):
     result = invoke(*command, "--help")
     assert result.exit_code == 0
     assert "Usage:" in result.output
+    if command:
+        assert f"  emnist-dali {command[0]}" in result.output  # an example
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def test_train_tells_what_it_took_and_what_it_got(run):
         assert word in output
     assert "test: accuracy" in output
     assert "unseen (faces that training never sees): accuracy" in output
-    assert output.splitlines()[-1] == f"Run folder: {out}"
+    assert output.splitlines()[-2:] == [f"Run folder: {out}", f"Report: {out / 'report.html'}"]
 
 
 def test_evaluate_prints_the_same_metrics(run, data_dir):
@@ -77,6 +82,23 @@ def test_evaluate_tells_the_most_frequent_confusions(run, data_dir):
     assert first[0] in CLASSES
     assert first[1] in CLASSES
     assert float(first[3]) == pytest.approx(100 * int(first[2]) / 9, abs=0.05)
+
+
+def test_evaluate_reads_the_held_out_images_and_means_over_views(run):
+    out, _ = run
+    plain = json.loads(invoke("evaluate", out, "--validation", "--json").output.splitlines()[-1])
+    told = lines(RunFolder(out))[0]
+    assert plain["accuracy"] == pytest.approx(told["val_accuracy"], abs=1e-6)
+    assert plain["images"] == 24  # 5 % of 50 a class, rounded
+    result = invoke("evaluate", out, "--views", 3, "--json")
+    assert result.exit_code == 0, result.output
+    one, three = (predict_run(out, views=views)[1]["test"] for views in (1, 3))
+    assert three.labels.equal(one.labels)
+    apart = (three.probabilities - one.probabilities).abs().amax(1)
+    assert (apart > 1e-4).float().mean() > 0.9
+    assert apart.max() < 1
+    accuracy = (three.probabilities.argmax(1) == three.labels).double().mean().item()
+    assert json.loads(result.output.splitlines()[-1])["accuracy"] == pytest.approx(accuracy)
 
 
 @pytest.fixture(scope="module")
