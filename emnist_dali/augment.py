@@ -7,10 +7,41 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from . import order
+from .config import Training
+from .stats import Stats
+
 # Of the image's area, and height over width: Zhong et al. 2017, arXiv:1708.04896.
 ERASED, ASPECT = (0.02, 0.33), (0.3, 3.3)
 # Displacements are drawn on a grid of so many points a side; between them they are interpolated.
 GRID = 4
+
+
+def distorted(
+    images: torch.Tensor, training: Training, epoch: int, batch: int, batch_size: int, own: slice | np.ndarray
+) -> torch.Tensor:
+    """`images`, which are the places `own` of a batch of all ranks, distorted as the recipe says.
+
+    Drawn for the whole batch: an image's augmentation does not depend on the number of ranks.
+    """
+    generator = order.generator(training.seed, order.Stream.ELASTIC, epoch, batch)
+    drawn = displacements(generator, batch_size, training.elastic)[own]
+    return elastic(images, torch.from_numpy(drawn).to(images.device, non_blocking=True))
+
+
+def erased(
+    images: torch.Tensor,
+    training: Training,
+    stats: Stats,
+    epoch: int,
+    batch: int,
+    batch_size: int,
+    own: slice | np.ndarray,
+) -> torch.Tensor:
+    """The same for erasing, to the background of images normalized by `stats`."""
+    generator = order.generator(training.seed, order.Stream.ERASING, epoch, batch)
+    drawn = boxes(generator, batch_size, images.shape[-1], training.erasing)[own]
+    return erase(images, torch.from_numpy(drawn).to(images.device, non_blocking=True), -stats.mean / stats.std)
 
 
 def boxes(generator: np.random.Generator, samples: int, size: int, probability: float) -> np.ndarray:

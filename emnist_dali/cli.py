@@ -292,7 +292,12 @@ def serve(model: Path, port: int) -> None:
 @click.option("--split", default="balanced", show_default=True, help=f"One of {', '.join(SPLITS)}, or your own.")
 @click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Of the whole sweep.")
 @click.option("--recipe", type=_Recipe(), default="auto", show_default=True)
-@click.option("--space", multiple=True, help="What is searched; repeatable.  [default: all]")
+@click.option(
+    "--space",
+    multiple=True,
+    help="Searched: optimizer, lr, weight-decay, schedule, mixing or image-size; repeatable.  "
+    "[default: all that no option fixes]",
+)
 @click.option(
     "--storage", default="sqlite:///sweep.db", show_default=True, help="Database that all workers of a sweep share."
 )
@@ -322,7 +327,8 @@ def sweep(
     config, why = _chosen(recipe, split, options["device"])
     say(why)
     name = name or f"{split}-{config.recipe}"
-    say(sweep(config.override(options), trials, space, storage, name, out or Path("runs") / f"sweep-{name}"))
+    given = {option for option, value in options.items() if value is not None}
+    say(sweep(config.override(options), trials, space, storage, name, out or Path("runs") / f"sweep-{name}", given))
 
 
 @main.command()

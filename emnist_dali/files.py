@@ -25,9 +25,12 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes to a temporary file beside `path`, syncs and renames: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
+def write_whole(path: Path, content: bytes, *, shared: bool = False) -> None:
+    """Writes to a temporary file beside `path`, syncs and renames: a reader sees the old file or the new one.
+
+    With `shared` other processes may be writing the same; what a kill leaves is not overwritten then.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp" if shared else f"{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -42,8 +45,8 @@ def write_whole(path: Path, content: bytes) -> None:
         ) from error
 
 
-def write_json(path: Path, content: Any) -> None:
-    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+def write_json(path: Path, content: Any, *, shared: bool = False) -> None:
+    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(), shared=shared)
 
 
 def read_json(path: Path) -> Any:

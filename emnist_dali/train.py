@@ -198,6 +198,7 @@ class Session:
                 save_weights(self.run.best, trainer.trained, about)
         trainer.begin(trainer.epoch + 1)
         self._save()
+        self._stop_if_asked()  # without a test nothing else would hear it after the last epoch
         self.after_epoch(record["epoch"], score)
 
     def _test(self) -> None:

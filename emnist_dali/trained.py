@@ -19,7 +19,7 @@ from .run_folder import RunFolder
 from .stats import Stats
 
 if TYPE_CHECKING:
-    from .export import Exported
+    from .onnx_model import Exported
 
 _BATCH = 256
 
@@ -79,7 +79,7 @@ def load(path: Path) -> "Trained | Exported":
     """What takes images, from a run folder or an exported .onnx: both have `name`, `classes`, `shape`, `converted`
     and `probabilities`."""
     if path.suffix == ".onnx":
-        from .export import Exported
+        from .onnx_model import Exported
 
         return Exported(path)
     return Trained(path)

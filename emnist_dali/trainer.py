@@ -215,18 +215,13 @@ class Trainer:
         self._last = now
 
     def _augmented(self, images: torch.Tensor) -> torch.Tensor:
-        """Drawn for the batch of all ranks: an image's augmentation does not depend on their number."""
-        training, size, plan = self.config.training, images.shape[-1], self.loader.plan
+        training, plan = self.config.training, self.loader.plan
         own = slice(plan.rank * plan.share, (plan.rank + 1) * plan.share)
+        place = (self.epoch, self.micro, plan.batch_size, own)
         if training.elastic:
-            generator = order.generator(training.seed, order.Stream.ELASTIC, self.epoch, self.micro)
-            drawn = augment.displacements(generator, plan.batch_size, training.elastic)[own]
-            images = augment.elastic(images, torch.from_numpy(drawn).to(self.device, non_blocking=True))
+            images = augment.distorted(images, training, *place)
         if training.erasing:
-            generator = order.generator(training.seed, order.Stream.ERASING, self.epoch, self.micro)
-            drawn = augment.boxes(generator, plan.batch_size, size, training.erasing)[own]
-            background = -self.loader.stats.mean / self.loader.stats.std
-            images = augment.erase(images, torch.from_numpy(drawn).to(self.device, non_blocking=True), background)
+            images = augment.erased(images, training, self.loader.stats, *place)
         return images
 
     def _mix(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
