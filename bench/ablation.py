@@ -31,8 +31,7 @@ from emnist_dali.config import Affine, Config, from_dict
 from emnist_dali.errors import UserError
 from emnist_dali.files import read_json, write_json
 from emnist_dali.prepare import prepare
-from emnist_dali.run_folder import METRICS as METRICS_FILE
-from emnist_dali.run_folder import environment
+from emnist_dali.run_folder import RunFolder, environment
 from emnist_dali.shards import Shards
 from emnist_dali.train import train
 
@@ -202,11 +201,11 @@ def _deciding(config: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def one_run(config: Config, path: Path) -> dict[str, Any]:
     """Trains in `path`, goes on there, or takes what is there."""
-    lines = _lines(path)
+    lines = RunFolder(path).logged()
     if not any(line["kind"] == "test" for line in lines):
         found = resume.find("auto", str(path))
         train(config.override({"out": str(path)}), load_state(found) if found else None)
-        lines = _lines(path)
+        lines = RunFolder(path).logged()
     epochs = [line for line in lines if line["kind"] == "epoch"]
     best = max(epochs, key=lambda line: line["val_accuracy"])
     test = next(line for line in lines if line["kind"] == "test")
@@ -218,11 +217,6 @@ def one_run(config: Config, path: Path) -> dict[str, Any]:
         **{name: best[name] for name in METRICS if name in best},
         **{name: test[name] for name in METRICS if name in test},
     }
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    metrics = path / METRICS_FILE
-    return [json.loads(line) for line in metrics.read_text("utf-8").splitlines()] if metrics.exists() else []
 
 
 def _slug(name: str) -> str:

@@ -32,7 +32,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         "runs": [str(first), str(second)],
         "images": n,
         "accuracy": [right.double().mean().item(), other.double().mean().item()],
-        "interval": [_wilson(right), _wilson(other)],
+        "interval": [wilson(int(mask.sum()), n) for mask in (right, other)],
         "difference": difference,
         "difference_interval": [difference - spread, difference + spread],
         "only_first_right": only_first,
@@ -56,9 +56,10 @@ def _right(run: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return predicted == labels, labels
 
 
-def _wilson(right: torch.Tensor) -> list[float]:
-    interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-    return [interval.low, interval.high]
+def wilson(right: int, images: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    interval = binomtest(right, images).proportion_ci(method="wilson")
+    return interval.low, interval.high
 
 
 def table(result: dict[str, Any]) -> str:

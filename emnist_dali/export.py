@@ -21,7 +21,7 @@ from .model_card import model_card
 from .onnx_model import Exported
 from .prepare import split_folder
 from .raw_model import RawModel
-from .run_folder import METRICS
+from .run_folder import RunFolder
 from .shards import Shards
 from .trained import Trained
 
@@ -44,7 +44,8 @@ def export(run: Path, kind: str, output: Path | None = None) -> list[str]:
         raise UserError(f"{output} does not end in .{kind}; name a file that does with --output.")
     if kind == "onnx":
         _need_onnx()
-    trained, results = Trained(run), _results(run / METRICS)
+    trained = Trained(run)
+    results = {line["kind"]: line for line in RunFolder(run).logged() if line["kind"] in ("test", "unseen")}
     facts = _facts(trained, results)
     content, probabilities = _FORMATS[kind](trained, facts, output)
     checked = _check(trained, probabilities, output)
@@ -64,15 +65,6 @@ def _need_onnx() -> None:
         raise UserError(
             f"{error.name} could not be imported ({error}); pip install 'emnist-dali[export]' for --format onnx."
         ) from error
-
-
-def _results(path: Path) -> dict[str, dict[str, Any]]:
-    """The results of `metrics.score` by part, test first; none where the run is not at its end."""
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {line["kind"]: line for line in lines if line["kind"] in ("test", "unseen")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no metrics ({reason(error)}); name another run.") from error
 
 
 def _facts(trained: Trained, results: dict[str, dict[str, Any]]) -> dict[str, Any]:

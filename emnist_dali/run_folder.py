@@ -18,7 +18,7 @@ from . import ranks
 from .checkpoint import load_weights, save_state
 from .config import Config, from_dict
 from .errors import UserError
-from .files import read_json, write_json, write_whole
+from .files import read_json, reason, write_json, write_whole
 from .loader import available_cpus
 from .metrics import Predictions
 
@@ -92,6 +92,17 @@ class RunFolder:
     def config(self) -> Config:
         path = self.path / CONFIG
         return from_dict(read_json(path), str(path))
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, none where it is missing; UserError where it holds something else."""
+        path = self.path / METRICS
+        try:
+            lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+            if not all(isinstance(line, dict) and "kind" in line for line in lines):
+                raise ValueError("its lines are no records")
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} could not be read ({reason(error)}); name another run.") from error
+        return lines
 
     def log(self, *records: dict[str, Any]) -> None:
         """Appends a line each to metrics.jsonl."""

@@ -192,7 +192,7 @@ class Session:
             stats = trainer.loader.stats
             about = {"model": self.config.model.model, "classes": classes, "stats": astuple(stats)}
             about |= {"image_size": self.config.data.image_size, "data": str(self.manifest)}
-            about |= {"shape": self.manifest.shape, "converted": self.manifest.converted}
+            about |= {name: getattr(self.manifest, name) for name in ("shape", "converted", "fingerprint")}
             about |= {name: value for name, value in record.items() if name not in TIMING}
             if ranks.main():
                 save_weights(self.run.best, trainer.trained, about)
