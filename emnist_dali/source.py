@@ -4,7 +4,8 @@ import hashlib
 import io
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -237,27 +238,35 @@ def _read_images(folder: Path, classes: tuple[str, ...], size: int) -> tuple[Par
         )
     images = np.empty((len(paths), size, size), np.uint8)
     digest, total = hashlib.sha256(), 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for i, path in enumerate(progress(paths, description=f"reading {folder.name}", unit=" images")):
-            try:
-                content = _content(path)
-                images[i] = _grey(content, size)
-            except UnidentifiedImageError as error:
-                raise UserError(
-                    f"{path} is not an image of a known format ({', '.join(IMAGE_FORMATS)}); convert or remove it."
-                ) from error
-            # Pillow's decoders raise whatever a broken file makes them stumble over.
-            except Exception as error:
-                raise UserError(f"{path} cannot be read as an image ({reason(error)}); mend or remove it.") from error
-            name = path.relative_to(folder).as_posix().encode()
-            digest.update(len(name).to_bytes(8, "big") + name + len(content).to_bytes(8, "big") + content)
-            total += len(content)
+    for i, path in enumerate(progress(paths, description=f"reading {folder.name}", unit=" images")):
+        with readable(path):
+            content = read(path)
+            images[i] = grey(open_image(content), (size, size))
+        name = path.relative_to(folder).as_posix().encode()
+        digest.update(len(name).to_bytes(8, "big") + name + len(content).to_bytes(8, "big") + content)
+        total += len(content)
     return Part(images, np.array(labels, np.uint8)), SourceFile(folder.name, total, digest.hexdigest(), False)
 
 
-def _content(path: Path) -> bytes:
+@contextmanager
+def readable(name: Path | str) -> Iterator[None]:
+    """Turns whatever goes wrong inside, where an image is read, into a UserError that names it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            yield
+        except UnidentifiedImageError as error:
+            raise UserError(
+                f"{name} is not an image of a known format ({', '.join(IMAGE_FORMATS)}); convert or remove it."
+            ) from error
+        # Pillow's decoders raise whatever a broken file makes them stumble over.
+        except Exception as error:
+            raise UserError(f"{name} cannot be read as an image ({reason(error)}); mend or remove it.") from error
+
+
+def read(path: Path) -> bytes:
+    """The bytes of an image file of at most MAX_FILE_BYTES; ValueError for anything else."""
     if not path.is_file():  # a pipe or a device would be read for ever
         raise ValueError("it is no file")
     if path.stat().st_size > MAX_FILE_BYTES:
@@ -265,8 +274,11 @@ def _content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _grey(content: bytes, size: int) -> np.ndarray:
-    """An image file as (size, size) uint8, polarity kept; what is transparent becomes black, EMNIST's background."""
+def open_image(content: bytes) -> Image.Image:
+    """The picture in an image file of at most MAX_PIXELS, turned as its EXIF says, with 8 bits a channel.
+
+    Whatever Pillow raises, and ValueError where the pixels' range is unknown or they are too many.
+    """
     with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as opened:
         if opened.width * opened.height > MAX_PIXELS:
             raise ValueError(f"its {opened.width:,} × {opened.height:,} pixels are more than {MAX_PIXELS:,}")
@@ -275,14 +287,19 @@ def _grey(content: bytes, size: int) -> np.ndarray:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65_535:
             raise ValueError("its pixels exceed 16 bits")
-        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
-    elif image.mode == "F":
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
-    elif "A" in image.getbands() or "transparency" in image.info:
+    return image
+
+
+def grey(image: Image.Image, shape: tuple[int, int]) -> np.ndarray:
+    """A picture as (H, W) uint8, polarity kept; what is transparent becomes black, EMNIST's background."""
+    if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         alpha = image.getchannel("A").getextrema()
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("L")
         darkest, brightest = image.getextrema()
         if darkest == brightest and alpha[0] != alpha[1]:
             raise ValueError("it is black on a transparent background, which is taken as black")
-    return np.asarray(image.convert("L").resize((size, size), Image.Resampling.BILINEAR))
+    return np.asarray(image.convert("L").resize(shape[::-1], Image.Resampling.BILINEAR))
