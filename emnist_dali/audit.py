@@ -22,12 +22,13 @@ from .device import autocast, resolve
 from .errors import UserError
 from .evaluation import evaluation_loader
 from .files import reason, write_json, write_whole
-from .metrics import predict
+from .metrics import groups, predict
 from .page import gallery, page
 from .prepare import prepare
 from .progress import say
 from .resume import FREE
 from .shards import Shards
+from .splits import CASE_ALIKE, SHAPE_ALIKE
 from .stats import statistics
 from .trainer import Trainer, training_loader, tune_device
 
@@ -70,6 +71,8 @@ def audit(config: Config, folds: int, out: Path) -> dict[str, Any]:
     )
     predicted = probabilities.argmax(1)
     wrong = predicted != labels
+    group = np.array(groups(CASE_ALIKE | SHAPE_ALIKE, classes))
+    apart = int((group[labels[issues]] != group[predicted[issues]]).sum())
     summary = {
         "data": str(shards.manifest),
         "recipe": config.recipe,
@@ -79,6 +82,8 @@ def audit(config: Config, folds: int, out: Path) -> dict[str, Any]:
         "out_of_fold_error": float(wrong.mean()),
         "issues": len(issues),
         "issues_share": len(issues) / len(labels),
+        "issues_apart": apart,
+        "issues_apart_share": apart / len(labels),
         "errors_that_are_issues": float(wrong[issues].sum() / max(wrong.sum(), 1)),
     }
     rows = [
@@ -146,7 +151,8 @@ def _write_gallery(path: Path, rows: list[tuple], shards: Shards, summary: dict[
     body = f"""<p>{html.escape(summary["data"])}. {summary["issues"]:,} of {summary["images"]:,} labels
 ({100 * summary["issues_share"]:.2f} %) look wrong by confident learning; the out-of-fold error is
 {100 * summary["out_of_fold_error"]:.2f} %, and {100 * summary["errors_that_are_issues"]:.0f} % of it are such labels.
-The {len(rows)} least likely come first.</p>
+{summary["issues_apart"]:,} ({100 * summary["issues_apart_share"]:.2f} %) are between characters that can be told
+apart without context, unlike 0 and O or 1, I and L. The {len(rows)} least likely come first.</p>
 """
     body += gallery(
         (
@@ -164,5 +170,7 @@ def table(summary: dict[str, Any]) -> str:
     return (
         f"{summary['issues']:,} of {summary['images']:,} labels ({100 * summary['issues_share']:.2f} %) look wrong; "
         f"the out-of-fold error is {100 * summary['out_of_fold_error']:.2f} %, and "
-        f"{100 * summary['errors_that_are_issues']:.0f} % of those errors are such labels."
+        f"{100 * summary['errors_that_are_issues']:.0f} % of those errors are such labels. "
+        f"{summary['issues_apart']:,} ({100 * summary['issues_apart_share']:.2f} %) are not between 0 and O, 1, I "
+        "and L or two cases of a shape."
     )

@@ -89,8 +89,8 @@ def score(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
     confidence = probabilities.amax(-1).clamp(max=1 - 2**-24)
     calibration = BinaryCalibrationError(n_bins=CALIBRATION_BINS, norm="l1", validate_args=False)
     result["calibration_error"] = calibration(confidence, (predicted == labels).int()).item()
-    for name, alike in (("case_merged", CASE_ALIKE), ("shape_merged", {**CASE_ALIKE, **SHAPE_ALIKE})):
-        group = torch.tensor([_group(character, alike, classes) for character in classes])
+    for name, alike in (("case_merged", CASE_ALIKE), ("shape_merged", CASE_ALIKE | SHAPE_ALIKE)):
+        group = torch.tensor(groups(alike, classes))
         result[name] = (group[predicted] == group[labels]).float().mean().item()
     there = labels.bincount(minlength=n) > 0
     result["class_mean"] = torch.tensor(result["per_class"])[there].mean().item()
@@ -98,11 +98,14 @@ def score(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
     return {**result, "images": len(labels)}
 
 
-def _group(character: str, alike: dict[str, str], classes: list[str]) -> int:
-    """The label of the character that this one is merged into, followed to the end."""
-    while alike.get(character) in classes:
-        character = alike[character]
-    return classes.index(character)
+def groups(alike: dict[str, str], classes: Sequence[str]) -> list[int]:
+    """For each class the label of the character that it is merged into, followed to the end."""
+    labels = []
+    for character in classes:
+        while alike.get(character) in classes:
+            character = alike[character]
+        labels.append(classes.index(character))
+    return labels
 
 
 def confusions(result: dict[str, Any], most: int = 10) -> list[tuple[str, str, int, float]]:

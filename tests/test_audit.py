@@ -84,6 +84,8 @@ def test_its_files_are_written(audited):
     assert summary["issues_share"] == len(listed(out)) / 600
     assert 0.05 <= summary["out_of_fold_error"] < 0.5
     assert 0 < summary["errors_that_are_issues"] <= 1
+    # Of the 12 classes none is like another: A and a differ.
+    assert summary["issues_apart"] == summary["issues"]
     assert table(summary).startswith(f"{len(listed(out))} of 600 labels ({100 * summary['issues_share']:.2f} %)")
 
 
@@ -172,6 +174,8 @@ SUMMARY = {
     "issues_share": 0.0,
     "out_of_fold_error": 0.0,
     "errors_that_are_issues": 0.0,
+    "issues_apart": 0,
+    "issues_apart_share": 0.0,
 }
 
 
