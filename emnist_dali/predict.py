@@ -17,7 +17,7 @@ from .progress import progress
 from .source import IGNORED, grey, open_image, read, readable
 
 if TYPE_CHECKING:
-    from .export import Exported
+    from .onnx_model import Exported
 
 SHOWN = 100  # pictures
 _COLUMNS = 5
@@ -50,7 +50,7 @@ def predict(
         return [], failed
     probabilities = classifier.probabilities(np.stack(glyphs))
     answers = [
-        {"path": str(path), **_answer(row, classifier.classes, top)}
+        {"path": str(path), **answer(row, classifier.classes, top)}
         for path, row in zip(paths, probabilities, strict=True)
     ]
     if show:
@@ -97,7 +97,8 @@ def _read(path: Path, classifier: "trained.Trained | Exported") -> np.ndarray:
     return prepared(content, classifier, path)
 
 
-def _answer(probabilities: np.ndarray, classes: Sequence[str], top: int) -> dict[str, Any]:
+def answer(probabilities: np.ndarray, classes: Sequence[str], top: int) -> dict[str, Any]:
+    """`character`, `probability` and the `top` likeliest of one image's probabilities (classes,)."""
     best = [
         {"character": classes[i], "probability": float(probabilities[i])}
         for i in np.argsort(-probabilities, kind="stable")[:top]

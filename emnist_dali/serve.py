@@ -9,12 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from . import trained
 from .errors import UserError
 from .page import png
-from .predict import prepared
+from .predict import answer, prepared
 from .progress import say
 
 if TYPE_CHECKING:
@@ -90,11 +88,7 @@ def app(classifier: "trained.Trained | Exported") -> "flask.Flask":
         top = _top(request.args.get("top", "5"))
         image = prepared(_content(request), classifier)
         probabilities = model.submit(classifier.probabilities, image[None]).result()[0]
-        best = [
-            {"character": classifier.classes[i], "probability": float(probabilities[i])}
-            for i in np.argsort(-probabilities, kind="stable")[:top]
-        ]
-        return {**best[0], "top": best, "seen": png(image)}
+        return {**answer(probabilities, classifier.classes, top), "seen": png(image)}
 
     @app.errorhandler(UserError)
     def wrong(error: UserError) -> tuple[dict[str, str], int]:
