@@ -207,7 +207,8 @@ def draw(page, *points):
     page.mouse.up()
 
 
-STROKE = [(0.5, 0.2), (0.5, 0.8)]
+# With its serifs: to a run of so few images a bare stroke is a 1 or a 0, depending on torch's threads.
+ONE = [(0.38, 0.32), (0.5, 0.2), (0.5, 0.8), (0.36, 0.8), (0.64, 0.8)]
 CIRCLE = [(0.5 + 0.2 * np.sin(angle), 0.5 - 0.3 * np.cos(angle)) for angle in np.linspace(0, 2 * np.pi, 17)]
 
 
@@ -215,8 +216,8 @@ def read(page, character):
     page.wait_for_function("character => document.querySelector('#answer').textContent === character", arg=character)
 
 
-def test_a_drawn_stroke_is_a_one_and_a_circle_a_zero(page):
-    draw(page, *STROKE)
+def test_a_drawn_one_is_read_and_a_circle_is_a_zero(page):
+    draw(page, *ONE)
     read(page, "1")
     page.click("#clear")
     draw(page, *CIRCLE)
@@ -340,7 +341,11 @@ def test_the_command_prints_its_address_and_ends_quietly_at_ctrl_c(trained_run, 
         threading.Thread(target=visit, args=[line]).start()
 
     monkeypatch.setattr(serve, "say", say)
-    result = invoke(trained_run, "--port", 0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell put the tests behind
+    try:
+        result = invoke(trained_run, "--port", 0)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.exit_code == 0
     assert result.exception is None
     assert result.output == ""
