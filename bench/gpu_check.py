@@ -53,16 +53,30 @@ def parts(data: list[str], device: str, scratch: Path) -> dict[str, list[str]]:
 
 def accuracy(data: list[str], device: str) -> dict[str, list[str]]:
     """The starting recipe against `best`, both whole; the run folders stay, so that it can be gone on with."""
-    recipes = ["--recipe", "seed", "--recipe", "best", "--no-pretrained", "--device", device, *data]
-    command = [sys.executable, str(ROOT / "bench" / "ablation.py"), *recipes, "--seeds", "2"]
-    return {"accuracy": [*command, "--out", str(ROOT / "runs" / "accuracy")]}
+    command = [sys.executable, str(ROOT / "bench" / "ablation.py"), "--recipe", "seed", "--recipe", "best"]
+    command += ["--no-pretrained", "--device", device, *data]
+    runs = ROOT / "runs"
+    return {
+        "accuracy": [*command, "--seeds", "2", "--out", str(runs / "accuracy")],
+        "accuracy on ByClass": [
+            *command,
+            "--split",
+            "byclass",
+            "--seeds",
+            "1",
+            "--out",
+            str(runs / "accuracy-byclass"),
+        ],
+    }
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
 @click.option("--source", help="Where to prepare Balanced from, if it is not there; drawn glyphs without.")
 @click.option("--device", default="cuda", show_default=True)
-@click.option("--accuracy", "whole", is_flag=True, help="Also train `seed` and `best`, twice each: hours.")
+@click.option(
+    "--accuracy", "whole", is_flag=True, help="Also train `seed` and `best`, whole: hours; ByClass as prepared."
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), default=ROOT / "bench" / "records", help="Folder of the records."
 )
