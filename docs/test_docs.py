@@ -26,7 +26,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in Path(__file__).parent.glob("*.md"))]
 # Pages that show what to do with a run that another page has trained.
 WITH_RUN = ("docs/api.md",)
-BLOCK = re.compile(r"(?:<!-- not run: (?P<why>.+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.S)
+BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^\n]+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.S)
 LIMIT = 600  # seconds a block
 
 
