@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """One sentence: what is wrong, where, and what to do. The command line prints it; exit code 1."""
+
+
+class InUseError(UserError):
+    """Another process works in that folder."""

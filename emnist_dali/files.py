@@ -1,12 +1,16 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and never in the place of somebody else's."""
 
 import hashlib
 import json
+import mmap
 import os
+import re
+import secrets
 import unicodedata
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import UserError
 
@@ -14,6 +18,10 @@ from .errors import UserError
 MAX_JSON = 16 * 2**20
 MAX_NAME = 4096
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, line and paragraph separators
+# What every file holds that this project writes where a user asked for it: such a file may be replaced.
+MARK = "emnist-dali:generated"
+# The name of a file that is being written; a kill leaves it behind.
+_TEMPORARY = re.compile(r"\..{1,80}\.[0-9a-f]{16}\.emnist-dali-tmp", re.DOTALL)
 
 
 def sha256(path: Path) -> str:
@@ -25,32 +33,95 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_whole(path: Path, content: bytes, *, shared: bool = False) -> None:
-    """Writes to a temporary file beside `path`, syncs and renames: a reader sees the old file or the new one.
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that gets the name `path` once the block has ended well: a reader sees the old file or the new one.
 
-    With `shared` other processes may be writing the same; what a kill leaves is not overwritten then.
+    It is made under a name of its own that nothing else has, synced and renamed. Raises OSError.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp" if shared else f"{path.name}.tmp")
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.emnist-dali-tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
+        with open(descriptor, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except BaseException:
         with suppress(OSError):
             temporary.unlink()
+        raise
+
+
+def is_temporary(name: str) -> bool:
+    """Whether `replacing` gives such names."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what killed processes left in `folder`, which this one holds the lock of."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if is_temporary(path.name):
+                path.unlink()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """`content` as `path`, whole or not at all, in the place of what was there; UserError where that fails.
+
+    For files whose names are this project's own, in folders that it has claimed; what a user names is for
+    `write_output`.
+    """
+    try:
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
         raise UserError(
             f"{path} could not be written ({error.strerror}); free space there or name another folder."
         ) from error
 
 
-def write_json(path: Path, content: Any, *, shared: bool = False) -> None:
-    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(), shared=shared)
+def check_output(path: Path) -> None:
+    """UserError where `path` is there and was not written by this project, before any work is done for it."""
+    try:
+        if not os.path.lexists(path) or (path.is_file() and _is_marked(path)):
+            return
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); name another file.") from error
+    raise UserError(f"{path} is there and was not written by emnist-dali; name another file, or remove it.")
 
 
-def read_json(path: Path) -> Any:
-    """Raises UserError where the file is missing, longer than MAX_JSON bytes, nested too deeply, or not JSON."""
+def _is_marked(path: Path) -> bool:
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return True  # there is nothing to lose
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(MARK.encode()) >= 0
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """A file that a user named, with its folder; `content` holds MARK. Raises UserError as `check_output` does."""
+    check_output(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent} could not be made ({error.strerror}); name another file.") from error
+    write_whole(path, content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """An object gets the sha256 of the rest of it as its last member, which `read_json` checks."""
+    if isinstance(content, dict):
+        content = {**content, "sha256": _digest(content)}
+    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, edited: bool = False) -> Any:
+    """What `write_json` wrote, without its sha256; files from before there was one are taken as they are.
+
+    Raises UserError where the file is missing, longer than MAX_JSON bytes, nested too deeply, or not JSON, and where
+    its sha256 is not that of the rest, unless it may have been `edited`.
+    """
     if not path.exists():
         raise UserError(f"{path} is missing.")
     try:
@@ -58,9 +129,24 @@ def read_json(path: Path) -> Any:
             raise ValueError("it is no file")
         if path.stat().st_size > MAX_JSON:
             raise ValueError(f"it has more than {MAX_JSON:,} bytes")
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        content = parse_json(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and "sha256" in content:
+            given = content.pop("sha256")
+            if not edited and given != _digest(content):
+                raise ValueError("it was damaged or changed after it was written: its sha256 is of something else")
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} could not be read as JSON ({reason(error)}).") from error
+    return content
+
+
+def parse_json(text: str) -> Any:
+    """ValueError also for NaN and Infinity, which are no JSON; RecursionError where it is nested too deeply."""
+    return json.loads(text, parse_constant=_no_constant)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _no_constant(name: str) -> None:
@@ -73,10 +159,41 @@ def reason(error: BaseException) -> str:
     return (said if said.isprintable() else ascii(said))[:200]
 
 
+def printable(text: str) -> str:
+    """`text` with control characters, line breaks and lone surrogates as escapes, which no terminal obeys."""
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in _UNPRINTABLE else character
+        for character in text
+    )
+
+
+# Password of a user in an address; secrets in its query.
+_SECRETS = ((re.compile(r"(\w://[^\s/@:]*):[^\s@]+@"), r"\1:***@"),
+            (re.compile(r"(?i)((?:password|passwd|pwd|token|secret|api_?key)=)[^\s&;]+"), r"\1***"))  # fmt: skip
+
+
+def masked(text: str) -> str:
+    """`text` without the passwords of addresses in it."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
 def is_plain(name: Any) -> bool:
     """Whether it is text that UTF-8 holds and a line shows, of at most MAX_NAME characters."""
     return (
         isinstance(name, str)
         and len(name) <= MAX_NAME
         and not any(unicodedata.category(character) in _UNPRINTABLE for character in name)
+    )
+
+
+def is_component(name: Any) -> bool:
+    """Whether it can name one folder in another: plain, of at most 200 bytes, not hidden, and no way elsewhere."""
+    return (
+        is_plain(name)
+        and 0 < len(name.encode()) <= 200
+        and not name.startswith(".")
+        and not any(separator in name for separator in "/\\")
+        and name == name.strip()
     )

@@ -13,8 +13,9 @@ from . import trained
 from .conversion import SIZE, convert, flatten
 from .errors import UserError
 from .files import is_plain, write_whole
+from .image_files import grey, open_image, read, readable
 from .progress import progress
-from .source import IGNORED, grey, open_image, read, readable
+from .source import IGNORED
 
 if TYPE_CHECKING:
     from .onnx_model import Exported

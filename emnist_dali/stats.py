@@ -68,5 +68,5 @@ def statistics(folder: Path, size: int, equalize: bool = True) -> Stats:
     # Images of one grey level only: any scale does.
     stats = Stats(mean, std if std >= MIN_STD else 1.0, equalize)
     with suppress(UserError):  # a data folder may be read-only; then every run computes them again
-        write_json(path, asdict(stats), shared=True)
+        write_json(path, asdict(stats))
     return stats

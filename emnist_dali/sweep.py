@@ -297,8 +297,8 @@ def _finish(study: "Study", trials: int, tried: Space, out: Path) -> str:
     best = tried.settings(done[0].params)
     best = replace(best, run=replace(best.run, out=None, wandb=Run().wandb, wandb_group=None))
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "best.json", best.to_dict(), shared=True)
-    write_whole(out / "sweep.html", _page(study, trials, rows).encode(), shared=True)
+    write_json(out / "best.json", best.to_dict())
+    write_whole(out / "sweep.html", _page(study, trials, rows).encode())
     lines.append(
         f"Best of {len(done)}: trial {done[0].number}, validation accuracy {rows[0][1]} with {rows[0][4]}.\n"
         f"{out / 'sweep.html'} shows the trials; `emnist-dali train --recipe {out / 'best.json'}` trains the best."

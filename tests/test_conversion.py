@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from emnist_dali.conversion import convert
-from emnist_dali.source import open_image
+from emnist_dali.image_files import open_image
 
 
 def written(character: str, ink: int = 0, paper: int = 255, size: int = 120) -> Image.Image:
