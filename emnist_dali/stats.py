@@ -27,6 +27,8 @@ class Stats:
     def __post_init__(self) -> None:
         if not (_is_number(self.mean) and _is_number(self.std) and 0 <= self.mean <= 1 and MIN_STD <= self.std <= 1):
             raise ValueError("no mean and standard deviation on the scale 0 … 1")
+        if not isinstance(self.equalize, bool):
+            raise ValueError("equalize is neither true nor false")
 
 
 def _is_number(value: object) -> bool:
