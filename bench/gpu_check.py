@@ -26,9 +26,9 @@ import torch
 import throughput
 from emnist_dali.errors import UserError
 from emnist_dali.files import write_json, write_whole
+from emnist_dali.manifest import MANIFEST
 from emnist_dali.prepare import prepare, split_folder
 from emnist_dali.run_folder import environment
-from emnist_dali.shards import MANIFEST
 
 ROOT = Path(__file__).resolve().parent.parent
 # Seconds; a part that takes longer hangs.

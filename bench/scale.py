@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 import stages
-from emnist_dali import shards as shard_files
+from emnist_dali import pack as packing
 from emnist_dali.errors import UserError
 from emnist_dali.files import write_json
 from emnist_dali.loader import Loader
-from emnist_dali.shards import MANIFEST, Shards, pack
+from emnist_dali.manifest import MANIFEST
+from emnist_dali.pack import pack
+from emnist_dali.shards import Shards
 from emnist_dali.source import Part, Source
 from emnist_dali.stats import Stats
 from stages import Setup
@@ -85,11 +87,11 @@ def _by_records(setup: Setup) -> list[dict[str, Any]]:
 
 def _grow(shards: Shards, folder: Path, records: int) -> None:
     """A folder of `records` records made of those of `shards`, again and again, in files of their own."""
-    whole, rest = divmod(records, shard_files.SHARD_SAMPLES)
-    files: list[shard_files.ShardFile] = []
+    whole, rest = divmod(records, packing.SHARD_SAMPLES)
+    files: list[packing.ShardFile] = []
     manifest = None
     folder.mkdir()
-    for samples, copies in ((shard_files.SHARD_SAMPLES, whole), (rest, 1)):
+    for samples, copies in ((packing.SHARD_SAMPLES, whole), (rest, 1)):
         if not samples or not copies:
             continue
         indices = np.resize(np.arange(len(shards)), samples)

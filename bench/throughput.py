@@ -30,10 +30,11 @@ from emnist_dali.device import AMP_DTYPES, half_images, resolve
 from emnist_dali.errors import UserError
 from emnist_dali.files import write_json
 from emnist_dali.loader import available_cpus
+from emnist_dali.manifest import MANIFEST
 from emnist_dali.prepare import prepare, split_folder
 from emnist_dali.recipes import choose
 from emnist_dali.run_folder import environment
-from emnist_dali.shards import MANIFEST, Shards
+from emnist_dali.shards import Shards
 from emnist_dali.stats import statistics
 from emnist_dali.trainer import tune_device
 from limits import Cost, Machine

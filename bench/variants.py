@@ -27,9 +27,10 @@ from emnist_dali import feeds
 from emnist_dali.config import Affine
 from emnist_dali.errors import UserError
 from emnist_dali.files import write_json
+from emnist_dali.pack import pack
 from emnist_dali.pipelines import dali
 from emnist_dali.run_folder import environment
-from emnist_dali.shards import Shards, pack
+from emnist_dali.shards import Shards
 from emnist_dali.source import Part, Source
 from stages import Setup
 from throughput import load

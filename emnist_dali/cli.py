@@ -1,7 +1,11 @@
 """The command line: options and nothing else. torch and DALI are imported in the bodies, so --help is quick."""
 
+import errno
 import json
-from collections.abc import Callable, Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import Field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -11,13 +15,27 @@ import click
 
 from . import __version__
 from .config import Config, Data, Model, Run, Training
-from .errors import UserError
+from .errors import UserError, is_out_of_memory
+from .files import is_plain, masked, printable
 from .recipes import RECIPES, choose
 from .splits import SPLITS
 
-_RUN = click.Path(exists=True, file_okay=False, path_type=Path)
-_MODEL = click.Path(exists=True, path_type=Path)
-_FILE = click.Path(dir_okay=False, path_type=Path)
+
+class _Path(click.Path):
+    """A path whose name no terminal obeys."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not is_plain(os.fspath(value)):
+            self.fail(
+                f"{printable(os.fspath(value))} has control characters in its name, or is not in UTF-8.", param, ctx
+            )
+        return super().convert(value, param, ctx)
+
+
+_RUN = _Path(exists=True, file_okay=False, path_type=Path)
+_MODEL = _Path(exists=True, path_type=Path)
+_FILE = _Path(dir_okay=False, path_type=Path)
+_FOLDER = _Path(path_type=Path)
 
 
 class _Recipe(click.Choice):
@@ -34,11 +52,46 @@ class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of the work, not of the alphabet
 
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")  # a console may not have every character
+        if args is None:
+            args, sys.argv[1:] = sys.argv[1:], map(masked, sys.argv[1:])  # for whoever keeps the command
+        return super().main(args, *rest, **options)
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        with _sentences():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _sentences():
             return super().invoke(ctx)
-        except UserError as error:
-            raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """What a user can cause ends in one line on stderr, without anything that a terminal would obey."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = printable(error.message)
+        raise
+    except UserError as error:
+        raise click.ClickException(printable(masked(str(error)))) from error
+    except OSError as error:
+        if error.errno == errno.EPIPE or error.strerror is None:  # a reader that has enough; no error of the system
+            raise
+        where = printable(str(error.filename)) if error.filename else "A file"
+        raise click.ClickException(
+            f"{where} cannot be used ({error.strerror}); look at its permissions and the free space."
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise click.ClickException(
+            "The memory is not enough; lower --batch-size or --image-size, or end other programs."
+        ) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -58,13 +111,11 @@ def main() -> None:
 @click.option(
     "--size",
     type=click.IntRange(8, 1024),
-    default=28,
-    show_default=True,
-    help="Side to which a folder of images is resized, in pixels.",
+    help="Side to which a folder of images is resized, in pixels.  [default: 28]",
 )
-@click.option("--verify", is_flag=True, help="Check the hash of every shard.")
-@click.option("--force", is_flag=True, help="Pack again, from another source too.")
-def prepare(split: str, source: str | None, data_dir: str, size: int, verify: bool, force: bool) -> None:
+@click.option("--verify", is_flag=True, help="Hash every shard, also those that have not changed.")
+@click.option("--force", is_flag=True, help="Pack again, in the place of what was prepared from anything.")
+def prepare(split: str, source: str | None, data_dir: str, size: int | None, verify: bool, force: bool) -> None:
     """Pack a split into shards, once.
 
     \b
@@ -302,7 +353,7 @@ def serve(model: Path, port: int) -> None:
     "--storage", default="sqlite:///sweep.db", show_default=True, help="Database that all workers of a sweep share."
 )
 @click.option("--name", help="Of the sweep in its storage.  [default: <split>-<recipe>]")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the trials.  [default: runs/sweep-<name>]")
+@click.option("--out", type=_FOLDER, help="Folder of the trials.  [default: runs/sweep-<name>]")
 @_config_options("out")
 def sweep(
     split: str,
@@ -337,7 +388,7 @@ def sweep(
 @click.option(
     "--folds", type=click.IntRange(2, 20), default=4, show_default=True, help="Trainings, each on the rest."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to.  [default: runs/audit-<split>]")
+@click.option("--out", type=_FOLDER, help="Folder to write to.  [default: runs/audit-<split>]")
 @click.option("--source", help="As of prepare.")
 @click.option("--data-dir", help="Folder of the prepared splits.  [default: data]")
 @click.option("--epochs", type=int, help="[default: the recipe's]")

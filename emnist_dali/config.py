@@ -6,10 +6,11 @@ nor numpy: `--help` needs this module.
 
 import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from math import inf, isfinite
+from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import UserError
+from .files import is_component, is_plain
 
 Backend = Literal["auto", "dali", "cpu", "synthetic"]
 Amp = Literal["auto", "bf16", "fp16", "off"]
@@ -21,7 +22,21 @@ Wandb = Literal["disabled", "offline", "online"]
 
 def _check(sound: bool, name: str, value: Any, range_: str) -> None:
     if not sound:
-        raise UserError(f"{name} is {value}; it must be {range_}.")
+        raise UserError(f"{name} is {value!s:.80}; it must be {range_}.")
+
+
+def _check_values(node: Any) -> None:
+    """Every number is finite and of a size that any library takes, every text one that a line of a terminal shows."""
+    for field_ in fields(node):
+        value = getattr(node, field_.name)
+        name = "--" + field_.name.replace("_", "-") if "help" in field_.metadata else field_.name
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, float):
+                _check(isfinite(item), name, item, "finite")
+            elif isinstance(item, int):
+                _check(abs(item) < 2**63, name, f"{item:.3g}" if abs(item) < 1e300 else "huge", "below 2⁶³")
+            elif isinstance(item, str):
+                _check(is_plain(item), name, ascii(item)[:200], "text without control characters")
 
 
 def option(default: Any, help: str) -> Any:
@@ -38,6 +53,9 @@ class Affine:
     translation: float = 0.0  # share of the side
     flip: float = 0.0  # probability of a left-right flip; glyphs are chiral: only `seed` has it
 
+    def __post_init__(self) -> None:
+        _check_values(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -51,7 +69,7 @@ class Data:
     image_size: int = option(112, "Side of the images that the model sees, in pixels.")
     batch_size: int = option(512, "Images a micro-batch, all ranks together.")
     backend: Backend = option("auto", "Input pipeline; auto is dali with a GPU, cpu without.")
-    verify_data: bool = option(False, "Check the hash of every shard first.")
+    verify_data: bool = option(False, "Hash every shard first, also those that have not changed since that was done.")
     equalize: bool = True
     affine: Affine | None = None
 
@@ -59,6 +77,7 @@ class Data:
         _check(0 <= self.val_fraction < 1, "--val-fraction", self.val_fraction, "from 0 to below 1")
         _check(8 <= self.image_size <= 1024, "--image-size", self.image_size, "from 8 to 1024")
         _check(1 <= self.batch_size <= 2**20, "--batch-size", self.batch_size, "from 1 to 1,048,576")
+        _check_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +95,7 @@ class Mixing:
             _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         for name in ("probability", "switch", "until"):
             _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        _check_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +111,7 @@ class Model:
             raise UserError("--weights and --no-pretrained exclude each other; name one of them.")
         stride = self.stem_stride
         _check(stride is None or 1 <= stride <= 8, "stem_stride", stride, "from 1 to 8")
+        _check_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,17 +145,18 @@ class Training:
         _check(self.epochs >= 1, "--epochs", self.epochs, "at least 1")
         _check(self.steps is None or self.steps >= 1, "--steps", self.steps, "at least 1")
         _check(self.accumulation >= 1, "accumulation", self.accumulation, "at least 1")
-        _check(0 < self.lr < inf, "--lr", self.lr, "above 0 and finite")
+        _check(self.lr > 0, "--lr", self.lr, "above 0")
         _check(self.weight_decay >= 0, "--weight-decay", self.weight_decay, "0 or more")
         _check(self.warmup >= 0, "warmup", self.warmup, "0 or more")
         _check(self.restart_every >= 1, "restart_every", self.restart_every, "at least 1")
         _check(self.min_lr >= 0, "min_lr", self.min_lr, "0 or more")
         _check(self.clip > 0, "clip", self.clip, "above 0")
         _check(0 <= self.erasing <= 1, "erasing", self.erasing, "from 0 to 1")
-        _check(0 <= self.elastic < inf, "elastic", self.elastic, "0 or more")
+        _check(self.elastic >= 0, "elastic", self.elastic, "0 or more")
         _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
         _check(self.ema is None or 0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
         _check(0 <= self.seed < 2**63, "--seed", self.seed, "from 0 to 2⁶³ − 1")
+        _check_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +175,7 @@ class Run:
         sound = re.fullmatch(r"[1-9]\d{0,8}s?", self.checkpoint_every) is not None
         _check(sound, "--checkpoint-every", self.checkpoint_every, "a number of steps, or of seconds like 600s")
         _check(self.keep >= 1, "--keep", self.keep, "at least 1")
+        _check_values(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +185,10 @@ class Config:
     model: Model = Model()
     training: Training = Training()
     run: Run = Run()
+
+    def __post_init__(self) -> None:
+        # It names run folders.
+        _check(is_component(self.recipe), "recipe", ascii(self.recipe)[:200], "a plain name")
 
     def override(self, options: dict[str, Any]) -> "Config":
         """This config with every option that is not None in its place; names are unique in the tree.

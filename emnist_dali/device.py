@@ -35,9 +35,11 @@ def resolve(config: Config) -> Config:
             f"Device {device} cannot be used here, which has {torch.cuda.device_count()} GPUs; take --device cpu"
             f"{' or start fewer ranks' if ranks.world() > 1 else ''}."
         )
+    if kind == "cpu":
+        config = replace(config, run=replace(config.run, device="cpu"))  # of any number
     if config.training.sync_bn and kind == "cpu":
         raise UserError("--sync-bn needs GPUs: torch has no SyncBatchNorm on CPUs; train without it.")
-    amp, data, training = config.run.amp, config.data, config.training
+    device, amp, data, training = config.run.device, config.run.amp, config.data, config.training
     if amp == "auto":
         # GPUs before Ampere only emulate bf16.
         emulated = kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)

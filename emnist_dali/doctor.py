@@ -17,10 +17,13 @@ from huggingface_hub.constants import ENDPOINT
 from .errors import UserError
 from .files import reason
 from .loader import Loader
+from .manifest import MANIFEST, read_manifest, verify
 from .model import reachable
+from .pack import pack
+from .pipelines import kernel_cache
 from .prepare import DEMO
 from .run_folder import environment
-from .shards import MANIFEST, Shards, pack, read_manifest, verify
+from .shards import Shards
 from .source import Part, Source
 from .splits import ARCHIVE_URL
 from .stats import Stats
@@ -97,7 +100,7 @@ def _engines() -> list[Check]:
         except Exception as error:  # numba's and LLVM's own
             advice = "Reinstall numba; where its cache cannot be written, set NUMBA_CACHE_DIR."
             return [Check("the CPU kernel", f"fails ({reason(error)})", advice)]
-        checks = [Check("the CPU kernel", "works")]
+        checks = [Check("the CPU kernel", f"works{_kept_where()}")]
         for name, device in (("DALI on the CPU", "cpu"), ("DALI on the GPU", "cuda")):
             if device == "cuda" and not torch.cuda.is_available():
                 checks.append(Check(name, "not tried: torch sees no GPU"))
@@ -113,6 +116,12 @@ def _engines() -> list[Check]:
             levels = 255 * STATS.std * apart
             checks.append(Check(name, f"works, {levels:.2g} grey levels from the CPU kernel", advice))
     return checks
+
+
+def _kept_where() -> str:
+    if not kernel_cache.FALLBACK:
+        return ""
+    return f"; compiled kernels are kept in {kernel_cache.FALLBACK}, since no other place for them can be written"
 
 
 def _batch(shards: Shards, backend: str, device: str) -> torch.Tensor:

@@ -1,13 +1,14 @@
 """Fetch one split's four official files from NIST: 33 MB for Balanced instead of the archive's 562 MB.
 
-The members of the remote zip are fetched by HTTP range. Every transfer goes to NAME.part, which later
-attempts and later runs continue. A file gets its name only after its sha256 has been found right, so whatever
+The members of the remote zip are fetched by HTTP range. Every transfer goes to a part file, which
+later attempts and later runs continue. A file gets its name only after its sha256 has been found right, so whatever
 went wrong before (a part mixed from two versions of the archive, two runs at once, a broken proxy) ends as a
 fresh download or as an error, never as data.
 """
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import struct
@@ -24,8 +25,9 @@ import urllib3
 from remotezip import RangeNotSupported, RemoteZip, RemoteZipError
 
 from .errors import UserError
-from .files import sha256
-from .progress import progress
+from .files import replacing, sha256
+from .locks import LOCK, Lock
+from .progress import progress, say
 from .splits import ARCHIVE_FOLDER, ARCHIVE_MD5, ARCHIVE_URL, OFFICIAL_FILES, file_name
 
 ARCHIVE_NAME = "gzip.zip"
@@ -39,27 +41,31 @@ PACKET = 2**14  # bytes read at a time from the network; a cut loses what is sho
 def fetch(split: str, folder: Path, url: str = ARCHIVE_URL, waits: Sequence[float] = WAITS) -> list[Path]:
     """The split's train images, train labels, test images and test labels, as official files in `folder`.
 
-    Files that are there with the right sha256 are kept. Where the server or a proxy refuses ranges, the whole
-    archive is downloaded into `folder` and kept for the other splits. `waits` are the seconds before each
-    further attempt at a transfer that was cut. UserError if NIST cannot be reached or sends something else,
-    or if `folder` cannot be written.
+    Files that are there with the right sha256 are kept, others of these names are set aside. Where the server or a
+    proxy refuses ranges, the whole archive is downloaded into `folder` and kept for the other splits. `waits` are the
+    seconds before each further attempt at a transfer that was cut. UserError if NIST cannot be reached or sends
+    something else, or if `folder` cannot be written.
     """
     paths = split_paths(split, folder)
     archive = folder / ARCHIVE_NAME
     try:
-        missing = [path for path in paths if not _is_official(path)]
-        if not missing:
+        if all(map(_is_official, paths)):
             return paths
         folder.mkdir(parents=True, exist_ok=True)
-        if not (archive.is_file() and _md5(archive) == ARCHIVE_MD5):
-            with requests.Session() as session:
-                # Positions and lengths count the archive's own bytes: nothing may compress them on the way.
-                session.headers["Accept-Encoding"] = "identity"
-                with contextlib.suppress(RangeNotSupported):
-                    _fetch_members(session, url, missing, waits)
-                    return paths
-                _fetch_archive(session, url, archive, waits)
-        _extract(archive, missing)
+        with Lock(folder / LOCK, folder, wait=True):  # the parts are continued, and the archive is all splits'
+            missing = [path for path in paths if not _is_official(path)]
+            for path in missing:
+                _set_aside(path)
+            if not (archive.is_file() and _md5(archive) == ARCHIVE_MD5):
+                with requests.Session() as session:
+                    # Positions and lengths count the archive's own bytes: nothing may compress them on the way.
+                    session.headers["Accept-Encoding"] = "identity"
+                    with contextlib.suppress(RangeNotSupported):
+                        _fetch_members(session, url, missing, waits)
+                        return paths
+                    _set_aside(archive)
+                    _fetch_archive(session, url, archive, waits)
+            _extract(archive, missing)
     except (requests.RequestException, urllib3.exceptions.HTTPError, RemoteZipError) as error:
         raise UserError(
             f"NIST could not be reached at {url} ({_first_cause(error)}): check the connection and run "
@@ -92,13 +98,30 @@ def _is_official(path: Path) -> bool:
     return path.is_file() and sha256(path) == OFFICIAL_FILES[path.name].sha256
 
 
+def _set_aside(path: Path) -> None:
+    """Gives what is no official file, and maybe somebody's own, another name that nothing has."""
+    if not os.path.lexists(path):
+        return
+    for i in itertools.count(1):
+        other = path.with_name(f"{path.name}.not-official-{i}")
+        if not os.path.lexists(other):
+            path.rename(other)
+            say(f"{path} is not the official file: it is {other.name} now.")
+            return
+
+
+def _part(path: Path) -> Path:
+    """Where the transfer of a file is kept until it is whole."""
+    return path.with_name(f".{path.name}.emnist-dali-part")
+
+
 def _fetch_members(session: requests.Session, url: str, paths: list[Path], waits: Sequence[float]) -> None:
     with RemoteZip(url, session=session, timeout=TIMEOUT) as archive:
         members = [archive.getinfo(f"{ARCHIVE_FOLDER}/{path.name}") for path in paths]
         ends = sorted([*(member.header_offset for member in archive.infolist()), archive.start_dir])
         total = archive.size()
     for path, member in zip(paths, members, strict=True):
-        part = path.with_name(f"{path.name}.part")
+        part = _part(path)
         # With its local header, since only that one tells its own length, and up to what comes next.
         first = member.header_offset
         size = ends[bisect_right(ends, first)] - first
@@ -128,7 +151,7 @@ def _content(part: Path, member: zipfile.ZipInfo) -> Iterator[bytes]:
 
 
 def _fetch_archive(session: requests.Session, url: str, archive: Path, waits: Sequence[float]) -> None:
-    part = archive.with_name(f"{archive.name}.part")
+    part = _part(archive)
     response = session.head(url, allow_redirects=True, timeout=TIMEOUT)
     response.raise_for_status()
     total = int(response.headers["Content-Length"])
@@ -152,20 +175,22 @@ def _extract(archive: Path, paths: list[Path]) -> None:
 def _place(content: Iterable[bytes], path: Path) -> bool:
     """Give `content` the name `path` if it is the official file of that name."""
     official = OFFICIAL_FILES[path.name]
-    unverified = path.with_name(f"{path.name}.tmp")
     digest, size = hashlib.sha256(), 0
-    with unverified.open("wb") as stream:
+    with contextlib.suppress(_NotOfficialError), replacing(path) as stream:
         for chunk in content:
             size += len(chunk)
             if size > official.bytes:
                 break
             digest.update(chunk)
             stream.write(chunk)
-    if size == official.bytes and digest.hexdigest() == official.sha256:
-        unverified.replace(path)
+        if size != official.bytes or digest.hexdigest() != official.sha256:
+            raise _NotOfficialError
         return True
-    unverified.unlink()
     return False
+
+
+class _NotOfficialError(Exception):
+    pass
 
 
 def _fetch_bytes(
@@ -178,7 +203,7 @@ def _fetch_bytes(
     starts anew; else RangeNotSupported. requests.RequestException after the last of `waits`.
     """
     waits = iter(waits)
-    with progress(description=part.stem, total=size, unit="B") as bar:
+    with progress(description=part.name.split(".")[1], total=size, unit="B") as bar:
         while (have := part.stat().st_size if part.exists() else 0) < size:
             bar.update(have - bar.n)
             wanted = {"Range": f"bytes={first + have}-{first + size - 1}"}

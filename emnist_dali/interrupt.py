@@ -1,14 +1,16 @@
-"""SIGTERM and SIGINT: a run ends between two steps; a second signal ends the process at once."""
+"""SIGTERM, SIGINT and SIGHUP: a run ends between two steps; a second signal ends the process at once."""
 
 import os
 import signal
 import threading
+from contextlib import suppress
 from time import monotonic
 from types import FrameType
 
 from . import ranks
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP comes when a terminal or an ssh connection is gone.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 # A Ctrl-C reaches each rank twice: from the terminal, and from torchrun, which passes it on.
 PASSED_ON_WITHIN = 2.0
 # A rank that waits for one that is gone cannot finish its step: it ends after so many seconds.
@@ -28,7 +30,8 @@ class Interrupt:
     def __enter__(self) -> "Interrupt":
         # Python lets only the main thread have handlers.
         here = threading.current_thread() is threading.main_thread()
-        self._before = {s: signal.signal(s, self._note) for s in SIGNALS} if here else {}
+        heard = [s for s in SIGNALS if here and signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        self._before = {s: signal.signal(s, self._note) for s in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -42,7 +45,8 @@ class Interrupt:
             return
         self.signum, self._when = signum, monotonic()
         if ranks.main():  # print is not safe in a handler
-            os.write(2, b"\nFinishing the step and saving; a second signal ends at once.\n")
+            with suppress(OSError):  # the terminal may be gone
+                os.write(2, b"\nFinishing the step and saving; a second signal ends at once.\n")
         if ranks.world() > 1:
             timer = threading.Timer(GRACE, os._exit, (128 + signum,))
             timer.daemon = True

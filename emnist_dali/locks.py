@@ -14,7 +14,7 @@ try:
 except ImportError:  # Windows: nothing is locked there
     fcntl = None
 
-LOCK = ".lock"
+LOCK = ".emnist-dali.lock"
 
 
 class Lock:

@@ -27,15 +27,24 @@ def build_model(model: Model, classes: int) -> torch.nn.Module:
             "see timm.list_models() for --model."
         )
     if not model.pretrained:
-        net = timm.create_model(model.model, in_chans=1, num_classes=classes)
+        try:
+            net = timm.create_model(model.model, in_chans=1, num_classes=classes)
+        except Exception as error:  # a model of timm's may raise anything
+            raise UserError(
+                f"{model.model} cannot be made for images of one channel ({_reason(error)}); take another --model."
+            ) from error
     elif model.weights:
         net = _from_file(model, classes)
     else:
         net = _from_hub(model, classes)
-    if model.stem == "new":
-        _stem(net).reset_parameters()
-    if model.stem_stride:
-        _stem(net).stride = (model.stem_stride, model.stem_stride)
+    if model.stem == "new" or model.stem_stride:
+        stem = _stem(net)
+        if not isinstance(stem, torch.nn.Conv2d):
+            raise UserError(f"{model.model} has no convolution as its stem; train it with the stem that it has.")
+        if model.stem == "new":
+            stem.reset_parameters()
+        if model.stem_stride:
+            stem.stride = (model.stem_stride, model.stem_stride)
     return net.to(memory_format=torch.channels_last)
 
 
@@ -49,9 +58,11 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
     return images.reshape(n, height, width, 1).permute(0, 3, 1, 2)
 
 
-def _stem(net: torch.nn.Module) -> torch.nn.Module:
-    name = net.pretrained_cfg["first_conv"]
-    return net.get_submodule(name if isinstance(name, str) else name[0])
+def _stem(net: torch.nn.Module) -> torch.nn.Module | None:
+    """The first convolution, where timm says which that is."""
+    names = net.pretrained_cfg.get("first_conv") or ()
+    names = (names,) if isinstance(names, str) else names
+    return net.get_submodule(names[0]) if names else None
 
 
 def _from_file(model: Model, classes: int) -> torch.nn.Module:

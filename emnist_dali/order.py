@@ -8,6 +8,8 @@ from enum import IntEnum
 import numpy as np
 from numba import njit
 
+from . import pipelines  # noqa: F401  (which chooses where numba keeps compiled kernels)
+
 _ROUNDS = 8
 
 

@@ -1,11 +1,13 @@
 """Progress bars and lines, of rank 0 only: bars on a terminal, for what takes more than two seconds."""
 
+import os
 import sys
 from collections.abc import Iterable
 
 from tqdm import tqdm
 
 from . import ranks
+from .files import printable
 
 
 def progress(iterable: Iterable | None = None, *, description: str, total: int | None = None, unit: str) -> tqdm:
@@ -23,7 +25,12 @@ def progress(iterable: Iterable | None = None, *, description: str, total: int |
 
 
 def say(line: str) -> None:
-    """One line on stdout, above any bar."""
-    if ranks.main():
-        tqdm.write(line, file=sys.stdout)
+    """A line, or several, on stdout, above any bar. Where nobody reads them any more, what is said is lost."""
+    if not ranks.main():
+        return
+    shown = "\n".join(map(printable, line.split("\n")))
+    try:
+        tqdm.write(shown, file=sys.stdout)
         sys.stdout.flush()
+    except OSError:  # a pipe that was closed, a terminal that is gone: no reason to end a training
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115

@@ -3,36 +3,49 @@
 Without torchrun there is one rank, and everything here costs nothing.
 """
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+from .files import printable
 
 if TYPE_CHECKING:
     import torch
 
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# Whether this process is in the group: without it what torchrun's variables say does not count.
+_in_group = False
+
+
 def rank() -> int:
-    return int(os.environ.get("RANK", 0))
+    return _number("RANK", 0)
 
 
 def world() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return _number("WORLD_SIZE", 1)
 
 
 def local_rank() -> int:
     """This rank's place on its machine, and the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return _number("LOCAL_RANK", 0)
 
 
 def local_world() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return _number("LOCAL_WORLD_SIZE", 1)
 
 
 def _machines() -> int:
-    return int(os.environ.get("GROUP_WORLD_SIZE", 1))
+    return _number("GROUP_WORLD_SIZE", 1)
+
+
+def _number(name: str, alone: int) -> int:
+    return int(os.environ.get(name, alone)) if _in_group else alone
 
 
 def main() -> bool:
@@ -44,14 +57,18 @@ def main() -> bool:
 def joined() -> Iterator[None]:
     """The group of all ranks: NCCL between GPUs, gloo for what lies on the host.
 
-    Raises UserError where another rank ends first.
+    Raises UserError where another rank ends first, and where only some of torchrun's variables are there.
     """
-    if world() == 1:
+    global _in_group
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
+    _check_variables()
     import torch
     from torch import distributed
 
+    _in_group = True
+    _end_with_torchrun()
     gpu = torch.cuda.is_available() and local_rank() < torch.cuda.device_count()
     if gpu:
         torch.cuda.set_device(local_rank())
@@ -64,7 +81,7 @@ def joined() -> Iterator[None]:
         distributed.init_process_group(backend, store=store, rank=rank(), world_size=world())
         yield
     except RuntimeError as error:
-        if "peer" in str(error) or isinstance(error, distributed.DistError):
+        if is_lost(error):
             raise UserError(
                 f"Rank {rank()} ends because another rank has ended; that one's message says why."
             ) from error
@@ -72,6 +89,35 @@ def joined() -> Iterator[None]:
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+        _in_group = False
+
+
+def _check_variables() -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        value = os.environ.get(name, "")
+        if not (value.isascii() and value.isdigit() and len(value) < 10):
+            raise UserError(
+                f"WORLD_SIZE is set, and {name} is {printable(value)!r} and no number: start several ranks by "
+                "torchrun, or unset WORLD_SIZE."
+            )
+    if not os.environ.get("MASTER_ADDR"):
+        raise UserError("WORLD_SIZE is set and MASTER_ADDR is not: start several ranks by torchrun, or unset it.")
+    if int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"]):
+        raise UserError("RANK is not below WORLD_SIZE: start several ranks by torchrun, or unset both.")
+
+
+def _end_with_torchrun() -> None:
+    """Has the kernel send SIGTERM when torchrun is gone, however it went: nobody else would end its ranks."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not sys.platform.startswith("linux"):
+        return
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether it says that another rank has ended."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return world() > 1 and isinstance(error, RuntimeError) and ("peer" in str(error) or "DistError" in names)
 
 
 @contextmanager

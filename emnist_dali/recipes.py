@@ -143,7 +143,7 @@ def choose(name: str, split: str | None, gpu: bool) -> tuple[Config, str]:
     `split` None is Balanced, or the file's own. Raises UserError where the file holds no config.
     """
     if name.endswith(".json"):
-        config = from_dict(read_json(Path(name)), name)
+        config = from_dict(read_json(Path(name), edited=True), name)
         config = replace(config, run=replace(config.run, out=None))  # another run's folder
         return config.override({"split": split}), f"Recipe {config.recipe} of {name}, as asked."
     split = split or "balanced"

@@ -11,9 +11,9 @@ from .config import Config, from_dict
 from .errors import UserError
 from .feeds import engine
 from .loader import Loader
+from .manifest import Manifest
 from .progress import say
 from .run_folder import LAST, is_run
-from .shards import Manifest
 
 # Settings that cannot change a result.
 FREE = {
@@ -38,6 +38,11 @@ def find(resume: str, out: str | None) -> Path | None:
         raise UserError(f"--resume {resume} goes on in that run's own folder; leave --out away.")
     path = Path(resume)
     if path.is_file():
+        # What is gone on with is the run that it lies in, and that is written to.
+        if path.parent.name != "checkpoints" or not is_run(path.parent.parent):
+            raise UserError(
+                f"{path} lies in no run's folder; put it back as checkpoints/{path.name} of a copy of its run."
+            )
         return path
     if not (path / LAST).exists():
         raise UserError(f"{path} holds no checkpoint; name a run folder, or a checkpoint in it.")
@@ -50,12 +55,28 @@ def load(path: Path, recipe: str | None, options: dict[str, Any]) -> tuple[Confi
     Raises UserError for another recipe.
     """
     state = load_state(path)
-    if not isinstance(state, dict) or KEYS - state.keys():
+    if KEYS - state.keys():
         raise UserError(f"{path} is no checkpoint of this version; start the run anew.")
     config = from_dict(state["asked"], str(path))
     if recipe not in (None, "auto", config.recipe) and not recipe.endswith(".json"):  # settings are checked anyway
         raise UserError(f"{path} is of recipe {config.recipe}, not {recipe}; start another run for that.")
+    state["file"] = str(path), _written(path)
     return config.override({**options, "out": str(path.parent.parent)}), state
+
+
+def check_unchanged(state: dict[str, Any]) -> None:
+    """Raises UserError where the checkpoint that `load` read has been replaced since: another process trained on."""
+    path, written = state["file"]
+    if _written(Path(path)) != written:
+        raise UserError(f"{path} was written anew while this was starting; start it again.")
+
+
+def _written(path: Path) -> tuple[int, ...]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def facts(manifest: Manifest, loader: Loader) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """runs/<name>/: config.json, env.json, metrics.jsonl, checkpoints/."""
 
-import json
 import math
 import os
 import platform
@@ -8,22 +7,28 @@ import sys
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
-from . import ranks
+from . import ranks, run_schema, tensor_files
 from .checkpoint import load_weights, save_state
 from .config import Config, from_dict
 from .errors import UserError
-from .files import read_json, reason, write_json, write_whole
+from .files import masked, read_json, remove_temporaries, write_json, write_whole
 from .loader import available_cpus
+from .locks import LOCK, Lock
 from .metrics import Predictions
 
 PACKAGES = ("emnist-dali", "torch", "timm", "nvidia-dali-cuda120", "lion-pytorch", "torchmetrics", "numba", "numpy")
-CONFIG, METRICS, LAST = "config.json", "metrics.jsonl", "checkpoints/last.pt"
+CONFIG, ENVIRONMENT, METRICS, LAST = "config.json", "env.json", "metrics.jsonl", "checkpoints/last.pt"
+# What a run writes into its folder: nobody else's files of these names may be there when it begins.
+FILES = (
+    CONFIG, ENVIRONMENT, METRICS, "checkpoints", "predictions-test.safetensors", "predictions-unseen.safetensors",
+    "report.html", "trace.json.gz", "wandb",
+)  # fmt: skip
 
 
 def is_run(path: Path) -> bool:
@@ -32,37 +37,62 @@ def is_run(path: Path) -> bool:
 
 
 class RunFolder:
-    """The files of one run; only rank 0 writes them."""
+    """The files of one run; only rank 0 writes them, and holds the folder's lock from `make` or `take` to `close`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.best = path / "checkpoints" / "best.safetensors"
         self.last = path / LAST
         self.lines: list[dict[str, Any]] = []
+        self._lock: Lock | None = None
 
     @classmethod
     def make(cls, config: Config) -> "RunFolder":
-        """A folder at `config.run.out`, or at runs/<split>-<recipe>-<time>; UserError where a run is."""
-        name = f"{config.data.split}-{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-        path = Path(ranks.from_main(lambda: config.run.out or str(Path("runs") / name)))
-        run = cls(path)
+        """A folder at `config.run.out`, or a new one runs/<split>-<recipe>-<time>.
+
+        UserError where a run is, or files of the names that a run writes.
+        """
+        run = cls(Path(ranks.from_main(lambda: _made(config))))
         if ranks.main():
-            if is_run(path):
+            claimed = (run.path / LOCK).exists()
+            run._lock = Lock(run.path / LOCK, run.path)
+            if is_run(run.path):  # another process was quicker
+                raise UserError(_already(run.path))
+            if not claimed and (taken := [name for name in FILES if os.path.lexists(run.path / name)]):
+                (run.path / LOCK).unlink()
                 raise UserError(
-                    f"{path} already holds a run; go on with it by --resume {path}, name another --out or remove it."
+                    f"{run.path} holds {taken[0]}, and no run; name another --out, or move that elsewhere."
                 )
             try:
-                run.last.parent.mkdir(parents=True, exist_ok=True)
-                (path / METRICS).unlink(missing_ok=True)
+                run.last.parent.mkdir(exist_ok=True)
+                (run.path / METRICS).unlink(missing_ok=True)  # of a start that was killed
             except OSError as error:
-                raise UserError(f"{path} could not be made ({error.strerror}); name another --out.") from error
+                raise UserError(f"{run.path} could not be made ({error.strerror}); name another --out.") from error
         return run
+
+    def take(self) -> None:
+        """The lock of a run that is to be gone on with; InUseError where another process trains it."""
+        if ranks.main():
+            self._lock = Lock(self.path / LOCK, self.path)
+            for folder in (self.path, self.last.parent):
+                remove_temporaries(folder)
+
+    def close(self) -> None:
+        """Lets others write here."""
+        if self._lock:
+            self._lock.close()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def begin(self, config: Config, state: dict[str, Any]) -> None:
         """From here on the folder holds a run that can be gone on with."""
         self.save(state)
         if ranks.main():
-            write_json(self.path / "env.json", environment())
+            write_json(self.path / ENVIRONMENT, environment())
             write_json(self.path / CONFIG, config.to_dict())
 
     def go_on(self, config: Config, state: dict[str, Any]) -> None:
@@ -70,11 +100,15 @@ class RunFolder:
         self.lines = [line for line in state["log"] if line["kind"] in ("compile", "epoch")]
         if not ranks.main():
             return
+        env = self.environment()
+        resumed = {"step": state["step"], "test_was_read": len(self.lines) < len(state["log"]), **environment()}
         write_whole(self.path / METRICS, "".join(map(_line, self.lines)).encode())
         write_json(self.path / CONFIG, config.to_dict())
-        env = read_json(self.path / "env.json")
-        resumed = {"step": state["step"], "test_was_read": len(self.lines) < len(state["log"]), **environment()}
-        write_json(self.path / "env.json", {**env, "resumed": [*env.get("resumed", []), resumed]})
+        write_json(self.path / ENVIRONMENT, {**env, "resumed": [*env.get("resumed", []), resumed]})
+
+    def environment(self) -> dict[str, Any]:
+        """What `environment` gave when the run began, and under `resumed` when it went on."""
+        return read_json(self.path / ENVIRONMENT)
 
     def save_predictions(self, part: str, predictions: Predictions) -> None:
         """`predictions-<part>.safetensors`, so that nobody has to read the test images again."""
@@ -84,7 +118,7 @@ class RunFolder:
                 "predicted": predictions.probabilities.argmax(-1).byte(),
                 "labels": predictions.labels.byte(),
             }
-            write_whole(self.predictions(part), save(tensors))
+            write_whole(self.predictions(part), tensor_files.encode(tensors, {}))
 
     def predictions(self, part: str) -> Path:
         return self.path / f"predictions-{part}.safetensors"
@@ -94,15 +128,8 @@ class RunFolder:
         return from_dict(read_json(path), str(path))
 
     def logged(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, none where it is missing; UserError where it holds something else."""
-        path = self.path / METRICS
-        try:
-            lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-            if not all(isinstance(line, dict) and "kind" in line for line in lines):
-                raise ValueError("its lines are no records")
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} could not be read ({reason(error)}); name another run.") from error
-        return lines
+        """The entries of metrics.jsonl, none where it is missing; UserError where it holds something else."""
+        return run_schema.read_entries(self.path / METRICS)
 
     def log(self, *records: dict[str, Any]) -> None:
         """Appends a line each to metrics.jsonl."""
@@ -132,7 +159,7 @@ class RunFolder:
             try:
                 kept.unlink(missing_ok=True)
                 os.link(self.last, kept)
-                steps = sorted(self.last.parent.glob("step-*.pt"))
+                steps = sorted(self.last.parent.glob(f"step-{'[0-9]' * 8}.pt"))  # others are somebody else's
                 here = steps.index(kept) + 1
                 # Later steps are of a course that was given up.
                 for other in steps[here:] + steps[: max(here - keep, 0)]:
@@ -141,14 +168,39 @@ class RunFolder:
                 raise UserError(f"{kept} could not be linked ({error.strerror}); take --keep 1.") from error
 
 
+def _made(config: Config) -> str:
+    """The path of the folder: --out, which is made where it is missing, or a new one that no other process has."""
+    name = f"{config.data.split}-{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    path = Path(config.run.out) if config.run.out else Path("runs") / name
+    try:
+        if config.run.out:
+            if is_run(path):
+                raise UserError(_already(path))
+            path.mkdir(parents=True, exist_ok=True)
+            return str(path)
+        path.parent.mkdir(exist_ok=True)
+        for i in count(2):
+            try:
+                path.mkdir()  # fails where another process was quicker
+                return str(path)
+            except FileExistsError:
+                path = path.with_name(f"{name}-{i}")
+    except OSError as error:
+        raise UserError(f"{path} could not be made ({error.strerror}); name another --out.") from error
+
+
+def _already(path: Path) -> str:
+    return f"{path} already holds a run; go on with it by --resume {path}, name another --out or remove it."
+
+
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return run_schema.line(record)
 
 
 def environment() -> dict[str, Any]:
     """The machine, the versions and the command of this process."""
     return {
-        "command": " ".join(sys.argv),
+        "command": masked(" ".join(sys.argv)),
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),

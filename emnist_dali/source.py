@@ -3,15 +3,16 @@
 import hashlib
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from . import download, idx
 from .errors import UserError
-from .files import is_plain, reason, sha256
+from .files import is_plain, printable, reason, sha256
 from .image_files import grey, open_image, read, readable
 from .progress import progress
 from .splits import ARCHIVE_FOLDER, OFFICIAL_FILES, SPLITS
@@ -59,8 +60,41 @@ class Source:
 
 
 def origin(source: str) -> str:
-    """How a manifest names a source: official, glyphs, or the resolved path."""
-    return source if source in ("official", "glyphs") else str(Path(source).expanduser().resolve())
+    """How a manifest names a source: official, glyphs, or the resolved path; UserError where that cannot be told."""
+    if source in ("official", "glyphs"):
+        return source
+    try:
+        path = str(Path(source).expanduser().resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # no such user; a loop of links; a null byte
+        raise UserError(f"The source {printable(source)} cannot be found ({reason(error)}); name another.") from error
+    if not is_plain(path):
+        raise UserError(f"The source {printable(path)} has control characters in its name; rename it.")
+    return path
+
+
+def listing(split: str, source: str) -> str | None:
+    """sha256 over the names, sizes and times of the files that `load` reads there; None of what is no path."""
+    if source in ("official", "glyphs"):
+        return None
+    kind, paths = _found(split, Path(origin(source)))
+    if kind == "images":
+        (folder,) = paths
+        paths = [path for part in ("train", "test") for path in _paths(folder / part)]
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def hashes(split: str, source: str) -> list[str]:
+    """The sha256 of each of the `files` that `load` gives of a path, without any image being decoded."""
+    kind, paths = _found(split, Path(origin(source)))
+    if kind == "images":
+        return [_hashed(paths[0] / part, _paths(paths[0] / part)).sha256 for part in ("train", "test")]
+    if kind == "zip":
+        return [file.sha256 for file in _in_zip(split, paths[0], lambda members: list(map(_source_file, members)))]
+    return [_source_file(path).sha256 for path in paths]
 
 
 def load(split: str, source: str, cache: Path, size: int = 28) -> Source:
@@ -81,14 +115,13 @@ def load(split: str, source: str, cache: Path, size: int = 28) -> Source:
         classes = SPLITS[split].classes
         parts = {name: Part(images, labels) for name, (images, labels) in glyphs.draw(classes).items()}
         return Source(source, tuple(classes), parts, (), official=False)
-    path = Path(origin(source))
-    if path.is_dir():
-        return _load_folder(split, path, size)
-    if path.is_file():
-        return _load_zip(split, str(path), path)
-    raise UserError(
-        f"The source {source} does not exist; give official, glyphs, or the path of a folder or gzip.zip."
-    )
+    kind, paths = _found(split, Path(origin(source)))
+    where = origin(source)
+    if kind == "images":
+        return _load_images(paths[0], size)
+    if kind == "zip":
+        return _in_zip(split, paths[0], lambda members: _load_idx(split, where, members))
+    return _load_idx(split, where, paths)
 
 
 def _check_split(split: str) -> None:
@@ -98,28 +131,36 @@ def _check_split(split: str) -> None:
         )
 
 
-def _load_folder(split: str, folder: Path, size: int) -> Source:
+def _found(split: str, path: Path) -> tuple[str, list[Path]]:
+    """What a path is a source as: idx with the split's four files, zip with the archive, images with their folder."""
+    if path.is_file():
+        _check_split(split)
+        return "zip", [path]
+    if not path.is_dir():
+        raise UserError(
+            f"The source {path} does not exist; give official, glyphs, or the path of a folder or gzip.zip."
+        )
     missing = []
     if split in SPLITS:
-        gzipped = download.split_paths(split, folder)
-        paths = [path if path.is_file() else path.with_suffix("") for path in gzipped]
-        missing = [path.name for path, found in zip(gzipped, paths, strict=True) if not found.is_file()]
+        gzipped = download.split_paths(split, path)
+        paths = [file if file.is_file() else file.with_suffix("") for file in gzipped]
+        missing = [file.name for file, found in zip(gzipped, paths, strict=True) if not found.is_file()]
         if not missing:
-            return _load_idx(split, str(folder), paths)
-        archive = folder / download.ARCHIVE_NAME
+            return "idx", paths
+        archive = path / download.ARCHIVE_NAME
         if archive.is_file():
-            return _load_zip(split, str(folder), archive)
-    if (folder / "train").is_dir():
-        return _load_images(folder, size)
+            return "zip", [archive]
+    if (path / "train").is_dir():
+        return "images", [path]
     _check_split(split)
     raise UserError(
-        f"{folder} lacks {', '.join(missing)}; put them there, or {download.ARCHIVE_NAME}, "
+        f"{path} lacks {', '.join(missing)}; put them there, or {download.ARCHIVE_NAME}, "
         f"or images as train/<class>/* and test/<class>/*."
     )
 
 
-def _load_zip(split: str, origin: str, archive: Path) -> Source:
-    _check_split(split)
+def _in_zip(split: str, archive: Path, read: Callable[[list[zipfile.Path]], Any]) -> Any:
+    """What `read` makes of the split's four members of NIST's archive."""
     try:
         with _ShortReads(io.FileIO(archive)) as file, zipfile.ZipFile(file) as members:
             # Read where they are: nothing is extracted, so no name in the archive can reach the file system.
@@ -135,7 +176,7 @@ def _load_zip(split: str, origin: str, archive: Path) -> Source:
                     raise UserError(f"{path} is too large to be EMNIST; give NIST's gzip.zip.")
                 if member.compress_type not in COMPRESSIONS:
                     raise UserError(f"{path} is compressed by another method than NIST's; give NIST's gzip.zip.")
-            return _load_idx(split, origin, paths)
+            return read(paths)
     except UserError:
         raise
     # zipfile raises whatever a broken archive makes it stumble over.
@@ -215,13 +256,12 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _read_images(folder: Path, classes: tuple[str, ...], size: int) -> tuple[Part, SourceFile]:
-    paths, labels = [], []
-    for entry in _entries(folder):
-        if entry.name not in classes:
-            raise UserError(f"{entry} is no class of the train images; remove it, or add {entry.name} to train.")
-        in_class = _entries(entry)
-        paths += in_class
-        labels += [classes.index(entry.name)] * len(in_class)
+    paths, labels = _paths(folder), []
+    for path in paths:
+        name = path.parent.name
+        if name not in classes:
+            raise UserError(f"{path.parent} is no class of the train images; remove it, or add {name} to train.")
+        labels.append(classes.index(name))
     if not paths:
         raise UserError(f"{folder} holds no images; put them there as <class>/*.")
     if len(paths) > idx.MAX_IMAGES or len(paths) * size**2 > MAX_BYTES:
@@ -230,12 +270,29 @@ def _read_images(folder: Path, classes: tuple[str, ...], size: int) -> tuple[Par
             f"{size} × {size} are supported: remove some or lower --size."
         )
     images = np.empty((len(paths), size, size), np.uint8)
+
+    def decode(i: int, content: bytes) -> None:
+        images[i] = grey(open_image(content), (size, size))
+
+    file = _hashed(folder, paths, decode)
+    return Part(images, np.array(labels, np.uint8)), file
+
+
+def _paths(folder: Path) -> list[Path]:
+    """The images of one part, class by class."""
+    return [path for entry in _entries(folder) for path in _entries(entry)]
+
+
+def _hashed(
+    folder: Path, paths: Sequence[Path], use: Callable[[int, bytes], None] = lambda i, content: None
+) -> SourceFile:
+    """A part of a folder of images, over names and contents in order; `use` gets each content too."""
     digest, total = hashlib.sha256(), 0
     for i, path in enumerate(progress(paths, description=f"reading {folder.name}", unit=" images")):
         with readable(path):
             content = read(path)
-            images[i] = grey(open_image(content), (size, size))
+            use(i, content)
         name = path.relative_to(folder).as_posix().encode()
         digest.update(len(name).to_bytes(8, "big") + name + len(content).to_bytes(8, "big") + content)
         total += len(content)
-    return Part(images, np.array(labels, np.uint8)), SourceFile(folder.name, total, digest.hexdigest(), False)
+    return SourceFile(folder.name, total, digest.hexdigest(), False)

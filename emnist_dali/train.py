@@ -4,7 +4,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import astuple, replace
 from pathlib import Path
 from time import monotonic
@@ -22,12 +22,13 @@ from .evaluation import evaluated_members, evaluation_loader, predict_run, summa
 from .files import reason
 from .interrupt import Interrupt, Stop
 from .loader import Loader
+from .manifest import Manifest
 from .metrics import Predictions, evaluate, mistakes, score
 from .prepare import prepare
 from .progress import say
 from .run_folder import RunFolder
-from .shards import Manifest, Shards
-from .stats import statistics
+from .shards import Shards
+from .stats import Stats, statistics
 from .trainer import TIMING, DivergedError, Trainer, training_loader, tune_device
 
 # Images of each kind in W&B's table.
@@ -53,53 +54,71 @@ def train(
     """
     asked, config = config, resolve(config)
     tune_device(config)
+    with ExitStack() as held:
+        if state:
+            run = held.enter_context(RunFolder(Path(config.run.out)))
+            run.take()
+            resume.check_unchanged(state)
+        shards, stats = _data(config)
+        manifest, labels = shards.manifest, shards.labels()
+        members, held_out = order.holdout(labels, config.data.val_fraction, config.training.seed)
+        train_loader = training_loader(config, shards, stats, members)
+        validation_loader = evaluation_loader(config, shards, stats, held_out) if len(held_out) else None
+        counts = np.bincount(labels[members], minlength=len(manifest.classes)).tolist()
+        # A checkpoint holds the weights already: the hub is not asked again.
+        model = replace(config.model, pretrained=False, weights=None) if state else config.model
+        trainer = Trainer(replace(config, model=model), train_loader, manifest.classes, counts)
+        facts = resume.facts(manifest, train_loader)
+        if state:
+            try:
+                resume.check(state, config, facts, force)
+                trainer.load(state)
+            except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+                raise UserError(
+                    f"The checkpoint of {config.run.out} does not fit its model ({reason(error)}); take another one."
+                ) from error
+        else:
+            compile_seconds = trainer.warm_up()  # before there is a folder: what cannot be trained leaves none
+            run = held.enter_context(RunFolder.make(config))
+        session = Session(config, asked, trainer, validation_loader, run, manifest, facts, test, after_epoch)
+        if state:
+            if session.done and any(line["kind"] == "test" for line in state["log"]):
+                say(f"{run.path} is complete.")
+                return run
+            compile_seconds = trainer.warm_up()
+            # Best weights from after the checkpoint may be those of a course that is given up.
+            session.best = -math.inf if ranks.from_main(run.best_step) > state["step"] else state["best"]
+            run.go_on(config, state)
+        session.track = tracking.start(config, run, str(manifest), state and state["wandb"])
+        if not state:
+            run.begin(config, session.state())
+        if config.run.compile == "on":
+            if not run.lines:
+                run.log({"kind": "compile", "seconds": compile_seconds})
+            say(f"Compiled in {compile_seconds:.0f} s.")
+        profiler = profiling.start(config, run.path)
+        with session.interrupt, train_loader, validation_loader or nullcontext(), profiler as trainer.profiler:
+            say(
+                f"{'Going on with' if state else 'Training'} {config.model.model} at "
+                f"{config.data.image_size}×{config.data.image_size} on {manifest}: "
+                f"{len(members):,} images, {len(held_out):,} more for validation, on {_where(config)}."
+            )
+            session.train()
+        say(f"Run folder: {run.path}")
+        return run
+
+
+def _data(config: Config) -> tuple[Shards, Stats]:
+    """The training images, the same for every rank, and their statistics."""
     with ranks.local_main_first():
         folder = prepare(config.data.split, config.data.source, config.data.data_dir, check=config.data.verify_data)
         stats = statistics(folder, config.data.image_size, config.data.equalize)
     shards = Shards(folder, "train")
-    manifest, labels = shards.manifest, shards.labels()
-    if len(set(ranks.gathered(manifest.fingerprint))) > 1:
+    if len(shards.manifest.classes) < 2:
+        raise UserError(f"{folder} has one class, and a classifier tells two apart; prepare images of more.")
+    if len(set(ranks.gathered(shards.manifest.fingerprint))) > 1:
         raise UserError(f"The ranks have different data in {folder}; prepare every machine from the same source.")
-    members, held_out = order.holdout(labels, config.data.val_fraction, config.training.seed)
-    train_loader = training_loader(config, shards, stats, members)
-    validation_loader = evaluation_loader(config, shards, stats, held_out) if len(held_out) else None
-    counts = np.bincount(labels[members], minlength=len(manifest.classes)).tolist()
-    # A checkpoint holds the weights already: the hub is not asked again.
-    model = replace(config.model, pretrained=False, weights=None) if state else config.model
-    trainer = Trainer(replace(config, model=model), train_loader, manifest.classes, counts)
-    facts = resume.facts(manifest, train_loader)
-    if state:
-        try:
-            resume.check(state, config, facts, force)
-            trainer.load(state)
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"The checkpoint of {config.run.out} does not fit its model ({reason(error)}); take another one."
-            ) from error
-        run = RunFolder(Path(config.run.out))
-    else:
-        run = RunFolder.make(config)
-    session = Session(config, asked, trainer, validation_loader, run, manifest, facts, test, after_epoch)
-    if state:
-        if session.done and any(line["kind"] == "test" for line in state["log"]):
-            say(f"{run.path} is complete.")
-            return run
-        # Best weights from after the checkpoint may be those of a course that is given up.
-        session.best = -math.inf if ranks.from_main(run.best_step) > state["step"] else state["best"]
-        run.go_on(config, state)
-    session.track = tracking.start(config, run, str(manifest), state and state["wandb"])
-    if not state:
-        run.begin(config, session.state())
-    profiler = profiling.start(config, run.path)
-    with session.interrupt, train_loader, validation_loader or nullcontext(), profiler as trainer.profiler:
-        say(
-            f"{'Going on with' if state else 'Training'} {config.model.model} at "
-            f"{config.data.image_size}×{config.data.image_size} on {manifest}: "
-            f"{len(members):,} images, {len(held_out):,} more for validation, on {_where(config)}."
-        )
-        session.train()
-    say(f"Run folder: {run.path}")
-    return run
+    return shards, stats
 
 
 class Session:
@@ -137,7 +156,6 @@ class Session:
         """To the end, the test included; where it is ended before, to a checkpoint."""
         try:
             try:
-                self._compile()
                 while not self.done:
                     self._epoch()
                 if self.test:
@@ -158,14 +176,6 @@ class Session:
             f"go on with `emnist-dali train --resume {self.run.path}`."
         )
         sys.exit(128 + signum)
-
-    def _compile(self) -> None:
-        if self.config.run.compile == "off":
-            return
-        seconds = self.trainer.warm_up()
-        if not self.run.lines:
-            self.run.log({"kind": "compile", "seconds": seconds})
-        say(f"Compiled in {seconds:.0f} s.")
 
     def _epoch(self) -> None:
         """The rest of the trainer's epoch, its validation, and a checkpoint at the start of the next."""

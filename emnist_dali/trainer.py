@@ -17,8 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from . import augment, mixing, order, ranks
 from .config import Config
 from .device import autocast, compiled, half_images, keep_freed_memory
-from .errors import UserError
+from .errors import UserError, is_out_of_memory
 from .feeds import Batch
+from .files import reason
 from .loader import Loader
 from .loss import class_weights, kl_divergence
 from .model import build_model, channels_last
@@ -123,22 +124,35 @@ class Trainer:
         return self.ema.module if self.ema else self.model
 
     def warm_up(self) -> float:
-        """Compiles, which the first step would do otherwise, and leaves no trace but that; the seconds it took."""
+        """One step that leaves no trace, and compiles; the seconds it took.
+
+        UserError where the model cannot take these images, or cannot be compiled here.
+        """
         started = time.perf_counter()
         kept = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         size, share = self.config.data.image_size, self.loader.plan.share
         dtype = torch.float16 if self.loader.half else torch.float32
-        images = channels_last(torch.zeros((share, 1, size, size), dtype=dtype, device=self.device))
-        targets = torch.full((share, self.classes), 1 / self.classes, device=self.device)
-        self.model.train()
-        with self.autocast():
-            loss = self.loss(images, targets)
-        loss.backward()
-        self.optimizer.zero_grad()
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(kept[name])
-        with torch.inference_mode(), self.autocast():
-            self.evaluated.eval()(images)
+        try:
+            images = channels_last(torch.zeros((share, 1, size, size), dtype=dtype, device=self.device))
+            targets = torch.full((share, self.classes), 1 / self.classes, device=self.device)
+            self.model.train()
+            with self.autocast():
+                loss = self.loss(images, targets)
+            loss.backward()
+            self.optimizer.zero_grad()
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(kept[name])
+            with torch.inference_mode(), self.autocast():
+                self.evaluated.eval()(images)
+        # Of any of timm's models, and of any compiler.
+        except Exception as error:
+            if is_out_of_memory(error) or ranks.is_lost(error):
+                raise
+            compiler = " or --compile off" if self.config.run.compile == "on" else ""
+            raise UserError(
+                f"{self.config.model.model} cannot be trained on images of {size}×{size} ({reason(error)}); "
+                f"take another --model or --image-size{compiler}."
+            ) from error
         return time.perf_counter() - started
 
     def begin(self, epoch: int) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emnist_dali import glyphs, idx, recipes
-from emnist_dali.shards import pack
+from emnist_dali.pack import pack
 from emnist_dali.source import Part, Source
 from emnist_dali.splits import file_name
 

@@ -94,7 +94,7 @@ def _rank(folder: Path, rank: int, world: int, port: int, function: Callable, ar
 
 def command(*arguments: str) -> None:
     """The command line; an argument may name its rank as {rank}."""
-    cli.main([argument.format(rank=ranks.rank()) for argument in arguments], prog_name="emnist-dali")
+    cli.main([argument.format(rank=os.environ["RANK"]) for argument in arguments], prog_name="emnist-dali")
 
 
 def make_trainer(data_dir: Path, **options: Any) -> trainer.Trainer:

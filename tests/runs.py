@@ -1,6 +1,5 @@
 """Small runs on drawn glyphs: how they are started, ended and compared."""
 
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -37,7 +36,7 @@ def quick(data_dir: Path, out: Path | str | None, **options: Any) -> Config:
 
 
 def lines(run: RunFolder) -> list[dict]:
-    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    return run.logged()
 
 
 def go_on(path: Path, force: bool = False, **options: Any) -> RunFolder:

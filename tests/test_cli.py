@@ -12,8 +12,8 @@ from emnist_dali.checkpoint import load_weights
 from emnist_dali.cli import main
 from emnist_dali.evaluation import DETAILS, predict_run
 from emnist_dali.files import read_json, write_json
+from emnist_dali.pack import pack
 from emnist_dali.run_folder import RunFolder
-from emnist_dali.shards import pack
 from emnist_dali.source import Part
 
 from .runs import lines

@@ -97,7 +97,11 @@ def assert_official(paths: list[Path], split: str = "mnist") -> None:
 
 
 def left_over(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.suffix in (".part", ".tmp"))
+    return sorted(path.name for path in folder.iterdir() if "emnist-dali-" in path.name)
+
+
+def part(name: str) -> str:
+    return f".{name}.emnist-dali-part"
 
 
 def span(asked: str) -> tuple[int, int]:
@@ -115,14 +119,17 @@ def test_only_the_members_are_fetched(server, tmp_path, split):
     assert sum(last + 1 - first for first, last in map(span, members)) < 210_000
 
 
-def test_right_files_are_kept_and_wrong_ones_replaced(server, tmp_path):
+def test_right_files_are_kept_and_wrong_ones_set_aside(server, tmp_path):
     paths = fetch(server, tmp_path)
     server.asked.clear()
     assert_official(fetch(server, tmp_path))
     assert server.asked == []
-    paths[1].write_bytes(b"wrong")
-    assert_official(fetch(server, tmp_path))
-    assert len(server.asked) == 2
+    for i, content in enumerate((b"wrong", b"other"), 1):  # somebody's own, maybe
+        server.asked.clear()
+        paths[1].write_bytes(content)
+        assert_official(fetch(server, tmp_path))
+        assert len(server.asked) == 2
+        assert paths[1].with_name(f"{paths[1].name}.not-official-{i}").read_bytes() == content
 
 
 def test_a_cut_transfer_asks_for_the_rest_only(server, tmp_path):
@@ -139,7 +146,7 @@ def test_a_later_run_continues_the_part(server, tmp_path, tells_length):
     server.cuts = [2 * download.PACKET + 1, 1, 1]
     with pytest.raises(UserError, match=r"NIST could not be reached.*run again.*--source PATH.*--source glyphs"):
         fetch(server, tmp_path)
-    assert left_over(tmp_path) == [NAMES["mnist"][0] + ".part"]
+    assert left_over(tmp_path) == [part(NAMES["mnist"][0])]
     first, last = span(server.asked[1])
     server.asked.clear()
     assert_official(fetch(server, tmp_path))
@@ -149,7 +156,7 @@ def test_a_later_run_continues_the_part(server, tmp_path, tells_length):
 
 @pytest.mark.parametrize("size", [5_000, 500_000], ids=["shorter", "longer"])
 def test_a_part_of_something_else_is_replaced(server, tmp_path, size):
-    (tmp_path / (NAMES["mnist"][0] + ".part")).write_bytes(bytes(size))
+    (tmp_path / part(NAMES["mnist"][0])).write_bytes(bytes(size))
     assert_official(fetch(server, tmp_path))
     assert not left_over(tmp_path)
 
@@ -200,7 +207,7 @@ def test_a_whole_archive_that_is_another_one(server, tmp_path):
     spoil(server, NAMES["mnist"][0])
     with pytest.raises(UserError, match=r"gzip\.zip sends something else than the EMNIST archive"):
         fetch(server, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("[a-z]*")) == []
 
 
 def test_an_archive_part_is_continued_where_ranges_work(server, tmp_path, monkeypatch):
@@ -208,7 +215,7 @@ def test_an_archive_part_is_continued_where_ranges_work(server, tmp_path, monkey
         raise download.RangeNotSupported("for the directory")
 
     monkeypatch.setattr(download, "_fetch_members", refuse)
-    (tmp_path / "gzip.zip.part").write_bytes(server.data[:1_000])
+    (tmp_path / part("gzip.zip")).write_bytes(server.data[:1_000])
     assert_official(fetch(server, tmp_path))
     assert server.asked == [f"bytes=1000-{len(server.data) - 1}"]
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from emnist_dali import order
-from emnist_dali import shards as shards_module
+from emnist_dali import pack as pack_module
 from emnist_dali.config import Affine
 from emnist_dali.errors import UserError
 from emnist_dali.loader import Loader
-from emnist_dali.shards import Shards, pack
+from emnist_dali.pack import pack
+from emnist_dali.shards import Shards
 from emnist_dali.stats import Stats, statistics
 
 BACKENDS = ("cpu", "dali")
@@ -185,9 +186,9 @@ def test_memory_does_not_grow_with_the_data(drawn, tmp_path):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_broken_record_stops_the_epoch_by_name(backend, drawn, tmp_path, monkeypatch):
-    compress = shards_module.lz4.block.compress
+    compress = pack_module.lz4.block.compress
     monkeypatch.setattr(
-        shards_module.lz4.block, "compress", lambda record, store_size: compress(record, store_size=store_size)[:-3]
+        pack_module.lz4.block, "compress", lambda record, store_size: compress(record, store_size=store_size)[:-3]
     )
     pack(drawn, "small", tmp_path / "small")
     with (

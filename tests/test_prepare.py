@@ -1,13 +1,17 @@
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from emnist_dali import manifest as manifest_module
 from emnist_dali import prepare as prepare_module
 from emnist_dali.errors import UserError
+from emnist_dali.manifest import read_manifest
 from emnist_dali.prepare import prepare
-from emnist_dali.shards import Shards, read_manifest
+from emnist_dali.shards import Shards
 from emnist_dali.splits import SPLITS, file_name
 
 from .idx_files import write_idx
@@ -44,12 +48,12 @@ def test_every_split_is_packed_upright(split, tmp_path):
 def test_a_rerun_verifies_and_skips(tmp_path, capsys):
     write_split(tmp_path / "source")
     folder = prepare("digits", str(tmp_path / "source"), tmp_path / "data")
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("[a-z]*")}
     prepare("digits", None, tmp_path / "data")
     assert "already prepared" in capsys.readouterr().out
     prepare("digits", str(tmp_path / "source"), tmp_path / "data", check=True)
     assert "every hash is right" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("[a-z]*")} == before
 
 
 def test_another_source_needs_force(tmp_path):
@@ -63,16 +67,34 @@ def test_another_source_needs_force(tmp_path):
     np.testing.assert_array_equal(Shards(folder, "test").images(np.arange(20)), other)
 
 
-def test_verify_finds_what_a_rerun_overlooks(tmp_path):
+def test_a_damaged_shard_is_found_by_the_next_use_and_by_verify_without_one(tmp_path):
     write_split(tmp_path / "source")
     folder = prepare("digits", str(tmp_path / "source"), tmp_path / "data")
     path = folder / "test-00000.safetensors"
-    content = bytearray(path.read_bytes())
+    before, content = path.stat(), bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
+    with pytest.raises(UserError, match="not the shard that was packed"):
+        prepare("digits", None, tmp_path / "data")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a disk does that forgets a bit
     prepare("digits", None, tmp_path / "data")
     with pytest.raises(UserError, match="not the shard that was packed"):
         prepare("digits", None, tmp_path / "data", check=True)
+
+
+def test_shards_are_hashed_once_for_each_change(tmp_path, monkeypatch):
+    write_split(tmp_path / "source")
+    folder = prepare("digits", str(tmp_path / "source"), tmp_path / "data")
+    hashed = []
+    real = manifest_module.sha256
+    monkeypatch.setattr(manifest_module, "sha256", lambda path: hashed.append(path.name) or real(path))
+    Shards(folder, "train")
+    assert not hashed  # they were when they were packed
+    copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copy)  # with new times
+    for _ in range(2):
+        Shards(copy, "train")
+        Shards(copy, "test")
+    assert hashed == ["train-00000.safetensors", "test-00000.safetensors"]
 
 
 def test_glyphs_lie_in_a_folder_of_their_own(tmp_path, drawn, monkeypatch):

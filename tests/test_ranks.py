@@ -20,7 +20,7 @@ from emnist_dali import recipes
 from emnist_dali.checkpoint import load_state
 from emnist_dali.device import resolve
 from emnist_dali.errors import UserError
-from emnist_dali.shards import pack
+from emnist_dali.pack import pack
 from emnist_dali.source import Part
 from emnist_dali.trainer import TIMING
 

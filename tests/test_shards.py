@@ -1,15 +1,19 @@
-import json
 import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from emnist_dali import shards as shards_module
+from emnist_dali import pack as pack_module
 from emnist_dali.errors import UserError
+from emnist_dali.files import write_json
+from emnist_dali.manifest import read_manifest, verify
+from emnist_dali.pack import pack
 from emnist_dali.pipelines import fused
-from emnist_dali.shards import Shards, pack, read_manifest, verify
+from emnist_dali.shards import Shards
 from emnist_dali.source import Part, Source
+
+from .prepared import manifest_of, vouch_for
 
 
 def test_images_and_labels_come_back(drawn, folder):
@@ -23,7 +27,7 @@ def test_images_and_labels_come_back(drawn, folder):
 
 @pytest.mark.parametrize("codec", ["lz4", "raw"])
 def test_many_shards_are_one_part(codec, drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards_module, "SHARD_SAMPLES", 97)
+    monkeypatch.setattr(pack_module, "SHARD_SAMPLES", 97)
     manifest = pack(drawn, "small", tmp_path / "small", codec)
     assert [file.samples for file in manifest.shards["train"]] == [97] * 6 + [18]
     shards = Shards(tmp_path / "small", "train")
@@ -39,8 +43,8 @@ def test_many_shards_are_one_part(codec, drawn, tmp_path, monkeypatch):
 
 def test_two_runs_give_the_same_bytes(drawn, folder, tmp_path):
     pack(drawn, "small", tmp_path / "again")
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("stats"))
-    assert names == sorted(path.name for path in (tmp_path / "again").iterdir())
+    names = ["manifest.json", *sorted(path.name for path in folder.glob("*.safetensors"))]
+    assert names == ["manifest.json", *sorted(path.name for path in (tmp_path / "again").glob("*.safetensors"))]
     for name in names:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
@@ -58,7 +62,7 @@ def test_an_interrupted_run_leaves_nothing_that_looks_finished(drawn, tmp_path, 
     def dies(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards_module, "write_json", dies)
+    monkeypatch.setattr(pack_module, "write_json", dies)
     with pytest.raises(KeyboardInterrupt):
         pack(drawn, "small", tmp_path / "small")
     assert list(tmp_path.iterdir()) == []
@@ -70,7 +74,7 @@ def test_a_failed_run_leaves_the_old_folder_whole(drawn, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards_module, "write_json", full)
+    monkeypatch.setattr(pack_module, "write_json", full)
     with pytest.raises(UserError, match="No space left"):
         pack(drawn, "small", tmp_path / "small", "raw")
     monkeypatch.undo()
@@ -120,14 +124,14 @@ def test_a_changed_shard_is_found_at_the_next_epoch(copy):
 
 
 def test_a_record_that_does_not_decode_is_named(drawn, tmp_path, monkeypatch):
-    compress = shards_module.lz4.block.compress
+    compress = pack_module.lz4.block.compress
     broken = drawn.parts["train"].images[7].tobytes()
 
     def breaks(record, store_size):
         block = compress(record, store_size=store_size)
         return block[:-3] if record == broken else block
 
-    monkeypatch.setattr(shards_module.lz4.block, "compress", breaks)
+    monkeypatch.setattr(pack_module.lz4.block, "compress", breaks)
     pack(drawn, "small", tmp_path / "small")
     shards = Shards(tmp_path / "small", "train")
     preprocess = fused.Preprocess((28, 28), 28, 0, 1, compressed=True)
@@ -138,12 +142,13 @@ def test_a_record_that_does_not_decode_is_named(drawn, tmp_path, monkeypatch):
 
 
 def test_offsets_that_lead_outside_are_named(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards_module, "SHARD_SAMPLES", 97)
+    monkeypatch.setattr(pack_module, "SHARD_SAMPLES", 97)
     pack(drawn, "small", tmp_path / "small")
     path = tmp_path / "small" / "train-00001.safetensors"
     tensors = load_file(path)
     tensors["offsets"][30] = 1 << 40
     save_file(tensors, path)
+    vouch_for(tmp_path / "small")
     shards = Shards(tmp_path / "small", "train")
     for read in (shards.records, shards.images):
         read(np.array([5, 97 + 28]))
@@ -161,8 +166,7 @@ def test_offsets_that_lead_outside_are_named(drawn, tmp_path, monkeypatch):
     ],
 )
 def test_a_broken_manifest_is_an_error(change, message, copy):
-    path = copy / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    write_json(copy / "manifest.json", manifest_of(copy) | change)
     with pytest.raises(UserError, match=message):
         read_manifest(copy)
 

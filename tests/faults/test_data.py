@@ -1,5 +1,6 @@
 """Shards that are damaged, go missing or are replaced, before a run and under it."""
 
+import os
 import re
 import shutil
 
@@ -8,8 +9,9 @@ from safetensors import safe_open
 
 from emnist_dali import order
 from emnist_dali.errors import UserError
+from emnist_dali.pack import pack
 from emnist_dali.run_folder import RunFolder
-from emnist_dali.shards import Shards, pack
+from emnist_dali.shards import Shards
 from emnist_dali.stats import statistics
 from emnist_dali.train import Session, train
 
@@ -39,13 +41,16 @@ def first_byte(shard, record: int) -> int:
     return start + int(offsets[record])
 
 
-def flip(shard, place: int, bits: int) -> None:
-    """In place, so that a run that has mapped the file sees it."""
+def flip(shard, place: int, bits: int, unseen: bool = False) -> None:
+    """In place, so that a run that has mapped the file sees it; `unseen` as by a disk, which sets no new time."""
+    before = shard.stat()
     with shard.open("r+b") as file:
         file.seek(place)
         byte = file.read(1)[0]
         file.seek(place)
         file.write(bytes([byte ^ bits]))
+    if unseen:
+        os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def record_of_batch(data, batch: int) -> int:
@@ -59,18 +64,19 @@ def record_of_batch(data, batch: int) -> int:
 def test_a_record_that_does_not_decode_stops_the_run_and_is_named(backend, data, shard, tmp_path):
     record = record_of_batch(data, 5)
     place = first_byte(shard, record)
-    flip(shard, place, shard.read_bytes()[place] ^ 0xFF)  # a token that promises more than there is
+    flip(shard, place, shard.read_bytes()[place] ^ 0xFF, unseen=True)  # a token that promises more than there is
     with pytest.raises(UserError, match=rf"train-00000\.safetensors: record {record} does not decode"):
         train(quick(data, tmp_path / "run", backend=backend, checkpoint_every="2"))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert not RunFolder(tmp_path / "run").best.exists()
 
 
-def test_a_flip_that_decodes_is_found_by_its_hash(data, shard, tmp_path):
+@pytest.mark.parametrize("unseen", [False, True])
+def test_a_flip_that_decodes_is_found_by_its_hash(unseen, data, shard, tmp_path):
     labels = shard.read_bytes().rindex(Shards(shard.parent, "train").labels().tobytes())
-    flip(shard, labels, 1)
+    flip(shard, labels, 1, unseen)
     with pytest.raises(UserError, match=r"train-00000\.safetensors is not the shard that was packed"):
-        train(quick(data, tmp_path / "run", verify_data=True))
+        train(quick(data, tmp_path / "run", verify_data=unseen))
     assert not (tmp_path / "run").exists()
 
 

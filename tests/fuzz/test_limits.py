@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emnist_dali import files, shards, source
+from emnist_dali import files, image_files, source
+from emnist_dali import pack as pack_module
 from emnist_dali.config import Data, Model
 from emnist_dali.errors import UserError
-from emnist_dali.shards import MAX_SAMPLES, Shards, pack, read_manifest
+from emnist_dali.manifest import MAX_SAMPLES, read_manifest
+from emnist_dali.pack import pack
+from emnist_dali.shards import Shards
 from emnist_dali.source import Part, Source
 from emnist_dali.stats import statistics
+
+from ..prepared import manifest_of
 
 PART = Part(np.arange(60, dtype=np.uint8).reshape(10, 3, 2), np.zeros(10, np.uint8))
 SOURCE = Source("x", ("a",), {"train": PART}, (), official=False)
@@ -36,7 +41,7 @@ def images(tmp_path):
 )
 def test_of_a_folder_of_images(images, monkeypatch, limit, value, message):
     source.load("own", str(images), images, size=8)
-    monkeypatch.setattr(source, limit, value)
+    monkeypatch.setattr(image_files if hasattr(image_files, limit) else source, limit, value)
     with pytest.raises(UserError, match=message):
         source.load("own", str(images), images, size=8)
 
@@ -75,7 +80,7 @@ def test_of_json(tmp_path, monkeypatch):
 def test_of_a_manifest(tmp_path, change, field):
     pack(SOURCE, "own", tmp_path / "own")
     path = tmp_path / "own" / "manifest.json"
-    content = json.loads(path.read_text())
+    content = manifest_of(tmp_path / "own")
     if "samples" in change:
         content["shards"]["train"][0] |= change
     else:
@@ -86,7 +91,7 @@ def test_of_a_manifest(tmp_path, change, field):
 
 
 def test_of_a_shard_that_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 4 * 6)
+    monkeypatch.setattr(pack_module, "SHARD_BYTES", 4 * 6)
     manifest = pack(SOURCE, "own", tmp_path / "own")
     assert [file.samples for file in manifest.shards["train"]] == [4, 4, 2]
     read = Shards(tmp_path / "own", "train").images(np.arange(10))

@@ -2,7 +2,6 @@ import json
 import shutil
 import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +10,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from emnist_dali import stats
+from emnist_dali.manifest import CODECS, Manifest, read_manifest, verify
+from emnist_dali.pack import pack
 from emnist_dali.pipelines.fused import Preprocess
 from emnist_dali.prepare import prepare
-from emnist_dali.shards import CODECS, Manifest, Shards, pack, read_manifest, verify
+from emnist_dali.shards import Shards
 from emnist_dali.source import Part, Source, SourceFile
 
+from ..prepared import manifest_of, vouch_for
 from .mutate import WORDS, broken, broken_json, examples, json_bytes
 
 random = np.random.default_rng(0)
@@ -70,15 +72,11 @@ def test_what_is_whole_is_read(attempt, prepared, place):
         np.testing.assert_array_equal(labels, PART.labels)
 
 
-def manifest_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "manifest.json").read_text())
-
-
 @examples(60)
 @given(st.data())
 def test_manifests(attempt, prepared, place, data):
     copy = copied(prepared, place)
-    content = data.draw(json_bytes(manifest_of(prepared)))
+    content = data.draw(json_bytes(manifest_of(prepared)))  # without its sha256, as if it were right
     (copy / "manifest.json").write_bytes(content)
     parts = attempt(lambda: read(copy), copy)
     if parts is not None:
@@ -88,11 +86,9 @@ def test_manifests(attempt, prepared, place, data):
 
 
 def adjusted(folder: Path, content: bytes) -> None:
-    """`content` in the place of a shard, with its size in the manifest."""
+    """`content` in the place of a shard that the manifest vouches for."""
     (folder / SHARD).write_bytes(content)
-    manifest = manifest_of(folder)
-    manifest["shards"]["train"][0]["bytes"] = len(content)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    vouch_for(folder)
 
 
 @examples(80)

@@ -13,7 +13,8 @@ from emnist_dali import recipes, resume, trainer
 from emnist_dali.config import Affine
 from emnist_dali.device import resolve
 from emnist_dali.loader import Loader
-from emnist_dali.shards import Shards, pack
+from emnist_dali.pack import pack
+from emnist_dali.shards import Shards
 from emnist_dali.stats import Stats, statistics
 from emnist_dali.train import train
 from emnist_dali.trainer import Trainer
