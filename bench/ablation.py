@@ -29,11 +29,12 @@ from emnist_dali import recipes, resume
 from emnist_dali.checkpoint import load_state
 from emnist_dali.config import Affine, Config, from_dict
 from emnist_dali.errors import UserError
-from emnist_dali.files import read_json, write_json
+from emnist_dali.files import read_json
 from emnist_dali.prepare import prepare
 from emnist_dali.run_folder import RunFolder, environment
 from emnist_dali.shards import Shards
 from emnist_dali.train import train
+from record import write_record
 
 BASELINE = "baseline"
 METRICS = ("val_class_mean", "val_accuracy", "class_mean", "accuracy", "macro_f1")
@@ -172,7 +173,7 @@ def measure(configs: dict[str, Config], seeds: int, out: Path, record: Path | No
             document["variants"] = {name: summary(of, against) for name, of in runs.items() if of}
             document["runs"] = {name: of for name, of in runs.items() if of}
             if record:
-                write_json(record, document)
+                write_record(record, document)
     return document
 
 

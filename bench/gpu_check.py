@@ -25,10 +25,11 @@ import torch
 
 import throughput
 from emnist_dali.errors import UserError
-from emnist_dali.files import write_json, write_whole
+from emnist_dali.files import write_whole
 from emnist_dali.manifest import MANIFEST
 from emnist_dali.prepare import prepare, split_folder
 from emnist_dali.run_folder import environment
+from record import write_record
 
 ROOT = Path(__file__).resolve().parent.parent
 # Seconds; a part that takes longer hangs.
@@ -100,7 +101,7 @@ def main(data_dir: str, source: str | None, device: str, whole: bool, out: Path)
         document = {"benchmark": "gpu_check", "machine": machine, "parts": results}
         name = re.sub(r"[^a-z0-9]+", "-", (machine["gpu"] or machine["cpu"]).lower()).strip("-")
         path = out / f"check-{name}-{date.today():%Y%m%d}.json"
-        write_json(path, document)
+        write_record(path, document)
         write_whole(path.with_suffix(".md"), markdown(document).encode())
     except UserError as error:
         raise click.ClickException(str(error)) from error

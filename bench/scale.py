@@ -18,7 +18,7 @@ from emnist_dali import pack as packing
 from emnist_dali.errors import UserError
 from emnist_dali.files import write_json
 from emnist_dali.loader import Loader
-from emnist_dali.manifest import MANIFEST
+from emnist_dali.manifest import MANIFEST, ShardFile, remember
 from emnist_dali.pack import pack
 from emnist_dali.shards import Shards
 from emnist_dali.source import Part, Source
@@ -88,7 +88,7 @@ def _by_records(setup: Setup) -> list[dict[str, Any]]:
 def _grow(shards: Shards, folder: Path, records: int) -> None:
     """A folder of `records` records made of those of `shards`, again and again, in files of their own."""
     whole, rest = divmod(records, packing.SHARD_SAMPLES)
-    files: list[packing.ShardFile] = []
+    files: list[ShardFile] = []
     manifest = None
     folder.mkdir()
     for samples, copies in ((packing.SHARD_SAMPLES, whole), (rest, 1)):
@@ -104,7 +104,9 @@ def _grow(shards: Shards, folder: Path, records: int) -> None:
             shutil.copyfile(folder / "one" / packed.file, folder / name)
             files.append(replace(packed, file=name))
         shutil.rmtree(folder / "one")
-    write_json(folder / MANIFEST, asdict(replace(manifest, shards={"train": tuple(files)})))
+    grown = replace(manifest, shards={"train": tuple(files)})
+    write_json(folder / MANIFEST, asdict(grown))
+    remember(folder, grown)  # opening is measured, not hashing what nobody has seen before
 
 
 def _one_size(settings: dict[str, Any]) -> dict[str, float]:

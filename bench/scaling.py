@@ -35,6 +35,7 @@ from emnist_dali.run_folder import environment
 from emnist_dali.shards import Shards
 from emnist_dali.stats import statistics
 from emnist_dali.trainer import Trainer, training_loader, tune_device
+from record import check_record, write_record
 
 FIGURES = ("images_per_second", "step_seconds", "all_reduce_seconds", "data_wait")
 # All-reduces of the gradients in a turn.
@@ -56,16 +57,18 @@ def main(worlds: tuple[int, ...], turns: int, json_file: Path | None, **options:
     """Images a second of training on several ranks of this machine's CPU."""
     try:
         if "RANK" in os.environ:
-            found = turn(**options)
-            if ranks.main():
-                write_json(Path(os.environ["SCALING_OUT"]), found)
+            with ranks.joined():
+                found = turn(**options)
+                if ranks.main():
+                    write_json(Path(os.environ["SCALING_OUT"]), found)
             return
+        check_record(json_file, "scaling")
         folder = prepare(options["split"], options["source"], options["data_dir"])
         statistics(folder, options["image_size"])
         document = measure(worlds, turns, options)
         click.echo(table(document))
         if json_file:
-            write_json(json_file, document)
+            write_record(json_file, document)
     except UserError as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(document, ensure_ascii=False))
@@ -117,22 +120,21 @@ def turn(
     """What one rank sees of a turn; all ranks take part, in equal steps."""
     given = {"split": split, "data_dir": data_dir, "source": source, "model": model, "pretrained": False}
     given |= {"image_size": image_size, "batch_size": batch_size * ranks.world(), "device": "cpu"}
-    with ranks.joined():
-        config = resolve(recipes.cpu(split).override({**given, "lr": 1e-6}))  # nothing diverges
-        tune_device(config)
-        shards = Shards(split_folder(data_dir, split, source), "train")
-        stats = statistics(shards.folder, image_size)
-        images = steps * config.training.accumulation * config.data.batch_size
-        members = np.resize(np.arange(len(shards)), images)
-        loader = training_loader(config, shards, stats, members, threads=1)
-        counts = [max(count, 1) for count in shards.manifest.counts["train"]]
-        trainer = Trainer(config, loader, shards.manifest.classes, counts)
-        with loader:
-            for epoch in (1, 2):  # the first warms up
-                trainer.begin(epoch)
-                record = trainer.train_epoch()
-        gradients = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
-        sent = _seconds(lambda: ranks.world() > 1 and distributed.all_reduce(gradients))
+    config = resolve(recipes.cpu(split).override({**given, "lr": 1e-6}))  # nothing diverges
+    tune_device(config)
+    shards = Shards(split_folder(data_dir, split, source), "train")
+    stats = statistics(shards.folder, image_size)
+    images = steps * config.training.accumulation * config.data.batch_size
+    members = np.resize(np.arange(len(shards)), images)
+    loader = training_loader(config, shards, stats, members, threads=1)
+    counts = [max(count, 1) for count in shards.manifest.counts["train"]]
+    trainer = Trainer(config, loader, shards.manifest.classes, counts)
+    with loader:
+        for epoch in (1, 2):  # the first warms up
+            trainer.begin(epoch)
+            record = trainer.train_epoch()
+    gradients = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+    sent = _seconds(lambda: ranks.world() > 1 and distributed.all_reduce(gradients))
     return {
         "images_per_second": record["images_per_second"],
         "step_seconds": record["seconds"] / steps,

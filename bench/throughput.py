@@ -28,7 +28,6 @@ import stages
 from emnist_dali.config import Backend
 from emnist_dali.device import AMP_DTYPES, half_images, resolve
 from emnist_dali.errors import UserError
-from emnist_dali.files import write_json
 from emnist_dali.loader import available_cpus
 from emnist_dali.manifest import MANIFEST
 from emnist_dali.prepare import prepare, split_folder
@@ -38,6 +37,7 @@ from emnist_dali.shards import Shards
 from emnist_dali.stats import statistics
 from emnist_dali.trainer import tune_device
 from limits import Cost, Machine
+from record import check_record, write_record
 from stages import Setup
 from timing import PAIRS, Rate, median_interval, rate, turn_about
 
@@ -73,6 +73,7 @@ def main(
 ) -> None:  # fmt: skip
     """Images a second of every stage of training, beside the machine's limits and the peers."""
     try:
+        check_record(json_file, "scale" if scaling else "throughput")
         setup = load(split, data_dir, source, threads, seconds, options)
         if scaling:
             document = {"benchmark": "scale", **_about(setup), **scale.measure(setup)}
@@ -85,7 +86,7 @@ def main(
 
                 plot.draw(document, plot_file)
         if json_file:
-            write_json(json_file, document)
+            write_record(json_file, document)
     except UserError as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(document, ensure_ascii=False))

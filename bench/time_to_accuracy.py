@@ -25,7 +25,6 @@ from emnist_dali.config import Config
 from emnist_dali.device import autocast, resolve
 from emnist_dali.errors import UserError
 from emnist_dali.evaluation import evaluation_loader
-from emnist_dali.files import write_json
 from emnist_dali.metrics import evaluate
 from emnist_dali.prepare import prepare
 from emnist_dali.recipes import RECIPES, choose
@@ -33,6 +32,7 @@ from emnist_dali.run_folder import environment
 from emnist_dali.shards import Shards
 from emnist_dali.stats import statistics
 from emnist_dali.trainer import Trainer, training_loader, tune_device
+from record import check_record, write_record
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -50,9 +50,10 @@ def main(recipe: str, target: float, runs: int, split: str, json_file: Path | No
     device = options["device"] or "auto"
     asked, _ = choose(recipe, split, gpu=torch.cuda.is_available() and not device.startswith("cpu"))
     try:
+        check_record(json_file, "time_to_accuracy")
         document = measure(resolve(asked.override({**options, "val_fraction": 0.0})), target, runs)
         if json_file:
-            write_json(json_file, document)
+            write_record(json_file, document)
     except UserError as error:
         raise click.ClickException(str(error)) from error
     accuracy, seconds = document["accuracy"], document["seconds"]

@@ -26,12 +26,12 @@ import stages
 from emnist_dali import feeds
 from emnist_dali.config import Affine
 from emnist_dali.errors import UserError
-from emnist_dali.files import write_json
 from emnist_dali.pack import pack
 from emnist_dali.pipelines import dali
 from emnist_dali.run_folder import environment
 from emnist_dali.shards import Shards
 from emnist_dali.source import Part, Source
+from record import check_record, write_record
 from stages import Setup
 from throughput import load
 from timing import Rate, rate, turn_about
@@ -221,6 +221,7 @@ def main(
 ) -> None:  # fmt: skip
     """Images a second of the pipeline with each value of each of its settings."""
     with _scratch, _named_errors("setup"):
+        check_record(json_file, "variants")
         setup = load(split, data_dir, source, None, seconds, options)
         groups: dict[str, dict[str, Rate]] = {}
         for name in asked or GROUPS:
@@ -244,7 +245,7 @@ def main(
         },
     }
     if json_file:
-        write_json(json_file, document)
+        write_record(json_file, document)
     click.echo(json.dumps(document, ensure_ascii=False))
 
 

@@ -116,14 +116,14 @@ def write_json(path: Path, content: Any) -> None:
     write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path, edited: bool = False) -> Any:
+def read_json(path: Path, mend: str = "name another one", edited: bool = False) -> Any:
     """What `write_json` wrote, without its sha256; files from before there was one are taken as they are.
 
     Raises UserError where the file is missing, longer than MAX_JSON bytes, nested too deeply, or not JSON, and where
-    its sha256 is not that of the rest, unless it may have been `edited`.
+    its sha256 is not that of the rest, unless it may have been `edited`; `mend` is what it tells people to do.
     """
     if not path.exists():
-        raise UserError(f"{path} is missing.")
+        raise UserError(f"{path} is missing; {mend}.")
     try:
         if not path.is_file():  # reading from a pipe would wait for ever
             raise ValueError("it is no file")
@@ -135,7 +135,7 @@ def read_json(path: Path, edited: bool = False) -> Any:
             if not edited and given != _digest(content):
                 raise ValueError("it was damaged or changed after it was written: its sha256 is of something else")
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} could not be read as JSON ({reason(error)}).") from error
+        raise UserError(f"{path} could not be read as JSON ({reason(error)}); {mend}.") from error
     return content
 
 

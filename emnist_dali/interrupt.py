@@ -30,7 +30,7 @@ class Interrupt:
     def __enter__(self) -> "Interrupt":
         # Python lets only the main thread have handlers.
         here = threading.current_thread() is threading.main_thread()
-        heard = [s for s in SIGNALS if here and signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        heard = [s for s in SIGNALS if here and not _under_nohup(s)]
         self._before = {s: signal.signal(s, self._note) for s in heard}
         return self
 
@@ -51,3 +51,7 @@ class Interrupt:
             timer = threading.Timer(GRACE, os._exit, (128 + signum,))
             timer.daemon = True
             timer.start()
+
+
+def _under_nohup(signum: int) -> bool:
+    return signum == getattr(signal, "SIGHUP", None) and signal.getsignal(signum) == signal.SIG_IGN

@@ -79,7 +79,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.exists():
         raise UserError(f"{folder} holds no prepared data; run `emnist-dali prepare` first.")
-    content = read_json(path)
+    content = read_json(path, "remove that folder and prepare it anew")
     try:
         if content["format"] != FORMAT:
             raise UserError(

@@ -146,7 +146,7 @@ def choose(name: str, split: str | None, gpu: bool) -> tuple[Config, str]:
         config = from_dict(read_json(Path(name), edited=True), name)
         config = replace(config, run=replace(config.run, out=None))  # another run's folder
         return config.override({"split": split}), f"Recipe {config.recipe} of {name}, as asked."
-    split = split or "balanced"
+    split = "balanced" if split is None else split
     if name == "fast":
         return fast(split, gpu), f"Recipe fast, as asked, at its size for {'a GPU' if gpu else 'a CPU'}."
     if name != "auto":

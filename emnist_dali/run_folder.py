@@ -108,7 +108,7 @@ class RunFolder:
 
     def environment(self) -> dict[str, Any]:
         """What `environment` gave when the run began, and under `resumed` when it went on."""
-        return read_json(self.path / ENVIRONMENT)
+        return read_json(self.path / ENVIRONMENT, "name another run")
 
     def save_predictions(self, part: str, predictions: Predictions) -> None:
         """`predictions-<part>.safetensors`, so that nobody has to read the test images again."""
@@ -125,7 +125,7 @@ class RunFolder:
 
     def config(self) -> Config:
         path = self.path / CONFIG
-        return from_dict(read_json(path), str(path))
+        return from_dict(read_json(path, "name another run"), str(path))
 
     def logged(self) -> list[dict[str, Any]]:
         """The entries of metrics.jsonl, none where it is missing; UserError where it holds something else."""

@@ -43,7 +43,7 @@ def statistics(folder: Path, size: int, equalize: bool = True) -> Stats:
     path = folder / f"stats-{size}{'' if equalize else '-plain'}.json"
     if path.exists():
         try:
-            stats = Stats(**read_json(path))
+            stats = Stats(**read_json(path, "delete it: it is computed anew"))
             if stats.equalize is not equalize:
                 raise ValueError("of images that are equalized otherwise")
             return stats

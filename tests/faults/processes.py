@@ -17,11 +17,11 @@ from ..runs import flags
 SECONDS = 120
 
 
-def start(output: Path, *arguments: Any) -> BaseProcess:
-    """What it prints is added to `output`."""
+def start(output: Path, *arguments: Any, cwd: Path | None = None, file_bytes: int | None = None) -> BaseProcess:
+    """What it prints is added to `output`; none of its files can have more than `file_bytes`, as on a full disk."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["emnist_dali.train", "tests.faults.processes"])
-    process = context.Process(target=_main, args=(output, [str(argument) for argument in arguments]))
+    process = context.Process(target=_main, args=(output, [str(word) for word in arguments], cwd, file_bytes))
     process.start()
     return process
 
@@ -34,10 +34,16 @@ def ended(process: BaseProcess) -> int:
     return process.exitcode
 
 
-def _main(output: Path, arguments: Sequence[str]) -> None:
+def _main(output: Path, arguments: Sequence[str], cwd: Path | None, file_bytes: int | None) -> None:
     with output.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    if cwd:
+        os.chdir(cwd)
+    if file_bytes is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     torch.set_num_threads(1)
     cli.main(arguments, prog_name="emnist-dali")
 
