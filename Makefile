@@ -5,7 +5,7 @@ BIN := .venv/bin
 # A GPU machine without network has no .venv: it runs its own Python, in which the project is importable.
 GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test test-docs fuzz faults bench gpu-check lint clean
+.PHONY: demo test test-docs fuzz faults attack bench gpu-check lint clean
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,9 @@ fuzz: .venv/installed  ## broken files, over 10,000 and others each time, for al
 
 faults: .venv/installed  ## full disks, damaged data, signals, and 50 kills of one training
 	EMNIST_DALI_KILLS=50 $(BIN)/python -m pytest tests/faults
+
+attack: .venv/installed  ## a user's folders, files, machine and habits against the program, an hour of it: tests/README.md
+	ATTACK_FACTOR=20 $(BIN)/python -m pytest tests/attack
 
 bench: .venv/installed  ## where the time goes on this machine; options in ARGS
 	$(BIN)/python bench/throughput.py $(ARGS)

@@ -154,7 +154,7 @@ def test_the_command_ends_with_its_document(data_dir, tmp_path):
 def test_scale_tells_each_size_batch_and_thread_count(setup, data_dir, monkeypatch):
     monkeypatch.setattr(scale, "RECORDS", (100, 1100))
     monkeypatch.setattr(scale, "BATCHES", (64, 128))
-    monkeypatch.setattr(scale.shard_files, "SHARD_SAMPLES", 500)
+    monkeypatch.setattr(scale.packing, "SHARD_SAMPLES", 500)
     before = sorted(data_dir.rglob("*"))
     found = scale.measure(setup)
     assert [row["records"] for row in found["by_records"]] == [100, 1100]
@@ -166,7 +166,7 @@ def test_scale_tells_each_size_batch_and_thread_count(setup, data_dir, monkeypat
 
 
 def test_a_grown_data_set_holds_the_real_records_again_and_again(setup, tmp_path, monkeypatch):
-    monkeypatch.setattr(scale.shard_files, "SHARD_SAMPLES", 700)
+    monkeypatch.setattr(scale.packing, "SHARD_SAMPLES", 700)
     scale._grow(setup.shards, tmp_path / "grown", 1500)
     grown = Shards(tmp_path / "grown", "train")
     assert len(grown) == 1500
