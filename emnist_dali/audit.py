@@ -7,21 +7,21 @@ import csv
 import html
 import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from . import order
+from . import order, tensor_files
 from .config import Config
 from .device import autocast, resolve
 from .errors import UserError
 from .evaluation import evaluation_loader
-from .files import reason, write_json, write_whole
+from .files import remove_temporaries, write_json, write_whole
+from .locks import LOCK, Lock
 from .metrics import groups, predict
 from .page import gallery, page
 from .prepare import prepare
@@ -33,13 +33,14 @@ from .stats import statistics
 from .trainer import Trainer, training_loader, tune_device
 
 GALLERY = 500  # images
+RESULTS = LIST, PAGE, SUMMARY = "issues.csv", "gallery.html", "summary.json"  # what is replaced in an audit's folder
 
 
 def audit(config: Config, folds: int, out: Path) -> dict[str, Any]:
     """Trains `folds` times on the rest and looks at each fold; writes issues.csv, gallery.html and summary.json.
 
     A fold that `out` holds already is not trained again. The test split is not touched. Raises UserError where
-    cleanlab is missing, and where a fold there is of other data or settings.
+    cleanlab is missing, where a fold there is of other data or settings, and where `out` is in use or not an audit's.
     """
     try:
         from cleanlab.filter import find_label_issues
@@ -52,48 +53,63 @@ def audit(config: Config, folds: int, out: Path) -> dict[str, Any]:
     labels, classes = shards.labels(), shards.manifest.classes
     fold_of = order.folds(labels, folds, config.training.seed)
     about = _about(config, shards, folds)
+    with _claimed(out):
+        probabilities = np.empty((len(labels), len(classes)), np.float32)
+        for fold in range(folds):
+            members = np.flatnonzero(fold_of == fold)
+            path = out / f"fold-{fold}-of-{folds}.safetensors"
+            if not path.exists():
+                say(f"Fold {fold + 1} of {folds}: training on the other {len(labels) - len(members):,} images.")
+                found = _out_of_fold(config, shards, folder, np.flatnonzero(fold_of != fold), members)
+                write_whole(path, tensor_files.encode({"probabilities": found}, {"about": about}))
+            probabilities[members] = _kept(path, about, (len(members), len(classes)))
+        # By rising probability of the given label.
+        issues = find_label_issues(
+            labels,
+            probabilities,
+            filter_by="confident_learning",
+            return_indices_ranked_by="self_confidence",
+            n_jobs=1,
+        )
+        predicted = probabilities.argmax(1)
+        wrong = predicted != labels
+        group = np.array(groups(CASE_ALIKE | SHAPE_ALIKE, classes))
+        apart = int((group[labels[issues]] != group[predicted[issues]]).sum())
+        summary = {
+            "data": str(shards.manifest),
+            "recipe": config.recipe,
+            "folds": folds,
+            "seed": config.training.seed,
+            "images": len(labels),
+            "out_of_fold_error": float(wrong.mean()),
+            "issues": len(issues),
+            "issues_share": len(issues) / len(labels),
+            "issues_apart": apart,
+            "issues_apart_share": apart / len(labels),
+            "errors_that_are_issues": float(wrong[issues].sum() / max(wrong.sum(), 1)),
+        }
+        rows = [
+            (int(i), classes[labels[i]], classes[predicted[i]], probabilities[i, labels[i]], probabilities[i].max())
+            for i in issues
+        ]
+        _write_list(out / LIST, rows)
+        _write_gallery(out / PAGE, rows[:GALLERY], shards, summary)
+        write_json(out / SUMMARY, summary)
+    return summary
+
+
+def _claimed(out: Path) -> Lock:
+    """The lock of an audit's folder, which is made where it is missing; UserError where it holds other files."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        taken = [] if (out / LOCK).exists() else [name for name in RESULTS if os.path.lexists(out / name)]
     except OSError as error:
         raise UserError(f"{out} could not be made ({error.strerror}); name another --out.") from error
-    probabilities = np.empty((len(labels), len(classes)), np.float32)
-    for fold in range(folds):
-        members = np.flatnonzero(fold_of == fold)
-        path = out / f"fold-{fold}-of-{folds}.safetensors"
-        if not path.exists():
-            say(f"Fold {fold + 1} of {folds}: training on the other {len(labels) - len(members):,} images.")
-            found = _out_of_fold(config, shards, folder, np.flatnonzero(fold_of != fold), members)
-            write_whole(path, save({"probabilities": found}, metadata={"about": about}))
-        probabilities[members] = _kept(path, about)
-    # By rising probability of the given label.
-    issues = find_label_issues(
-        labels, probabilities, filter_by="confident_learning", return_indices_ranked_by="self_confidence", n_jobs=1
-    )
-    predicted = probabilities.argmax(1)
-    wrong = predicted != labels
-    group = np.array(groups(CASE_ALIKE | SHAPE_ALIKE, classes))
-    apart = int((group[labels[issues]] != group[predicted[issues]]).sum())
-    summary = {
-        "data": str(shards.manifest),
-        "recipe": config.recipe,
-        "folds": folds,
-        "seed": config.training.seed,
-        "images": len(labels),
-        "out_of_fold_error": float(wrong.mean()),
-        "issues": len(issues),
-        "issues_share": len(issues) / len(labels),
-        "issues_apart": apart,
-        "issues_apart_share": apart / len(labels),
-        "errors_that_are_issues": float(wrong[issues].sum() / max(wrong.sum(), 1)),
-    }
-    rows = [
-        (int(i), classes[labels[i]], classes[predicted[i]], probabilities[i, labels[i]], probabilities[i].max())
-        for i in issues
-    ]
-    _write_list(out / "issues.csv", rows)
-    _write_gallery(out / "gallery.html", rows[:GALLERY], shards, summary)
-    write_json(out / "summary.json", summary)
-    return summary
+    if taken:
+        raise UserError(f"{out / taken[0]} is there, and no audit; name another --out, or move that elsewhere.")
+    lock = Lock(out / LOCK, out)
+    remove_temporaries(out)
+    return lock
 
 
 def _about(config: Config, shards: Shards, folds: int) -> str:
@@ -106,15 +122,15 @@ def _about(config: Config, shards: Shards, folds: int) -> str:
     return json.dumps({"fingerprint": shards.manifest.fingerprint, "folds": folds, **settings})
 
 
-def _kept(path: Path, about: str) -> np.ndarray:
-    try:
-        with safe_open(path, framework="pt") as file:
-            probabilities, of = file.get_tensor("probabilities").numpy(), (file.metadata() or {}).get("about")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} holds no fold ({reason(error)}); remove it.") from error
-    if of != about:
+def _kept(path: Path, about: str, shape: tuple[int, int]) -> np.ndarray:
+    """The probabilities, of `shape`, of a fold; one from before folds had a sha256 is taken as it is."""
+    tensors, metadata = tensor_files.decode(path, "a fold")
+    found = tensors.get("probabilities")
+    if found is None or found.dtype != torch.float32 or not ((found >= 0) & (found <= 1)).all():
+        raise UserError(f"{path} does not hold a fold (no probabilities from 0 to 1); remove it.")
+    if metadata.get("about") != about or found.shape != shape:
         raise UserError(f"{path} is of other data or settings; name another --out or remove it.")
-    return probabilities
+    return found.numpy()
 
 
 def _out_of_fold(

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from . import tensor_files
+from . import run_schema, tensor_files
 from .errors import UserError
-from .files import is_plain, parse_json, reason, write_whole
-from .stats import Stats
+from .files import parse_json, reason, write_whole
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -38,8 +37,7 @@ def load_state(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a pickle protocol that torch.save does not write
             state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise TypeError("it holds no state")
+        run_schema.check_state(state)
     except Exception as error:
         raise UserError(f"{path} is no checkpoint ({reason(error)}); take another one.") from error
     return state
@@ -71,9 +69,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     tensors, metadata = tensor_files.decode(path, "weights of this project")
     try:
         about = parse_json(metadata["about"])
-        if not all(map(is_plain, about["classes"])):
-            raise ValueError("its classes are no names")
-        Stats(*about["stats"])
+        run_schema.check_about(about)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} does not hold weights of this project ({reason(error)}); name another run."

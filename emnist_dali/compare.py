@@ -4,14 +4,13 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+import numpy as np
 from scipy.stats import binomtest
 
 from .errors import UserError
-from .files import reason
+from .files import printable
 from .run_folder import RunFolder
+from .run_schema import read_predictions
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
@@ -21,7 +20,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     two are of different images.
     """
     (right, labels), (other, other_labels) = _right(first), _right(second)
-    if not labels.equal(other_labels):
+    if not np.array_equal(labels, other_labels):
         raise UserError(f"{first} and {second} were tested on different images; compare runs of one split.")
     n = len(labels)
     only_first, only_second = int((right & ~other).sum()), int((other & ~right).sum())
@@ -31,7 +30,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     return {
         "runs": [str(first), str(second)],
         "images": n,
-        "accuracy": [right.double().mean().item(), other.double().mean().item()],
+        "accuracy": [float(right.mean()), float(other.mean())],
         "interval": [wilson(int(mask.sum()), n) for mask in (right, other)],
         "difference": difference,
         "difference_interval": [difference - spread, difference + spread],
@@ -41,19 +40,13 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     }
 
 
-def _right(run: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def _right(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Which images (N,) were read rightly, and their labels."""
     path = RunFolder(run).predictions("test")
     if not path.is_file():
         raise UserError(f"{path} is missing; name a run that was tested.")
-    try:
-        tensors = load_file(path)
-        predicted, labels = tensors["predicted"], tensors["labels"]
-        kinds = {(tensor.dtype, tensor.ndim, tensor.numel()) for tensor in (predicted, labels)}
-        if kinds != {(torch.uint8, 1, labels.numel() or 1)}:
-            raise ValueError("one label and one prediction an image are needed")
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{path} holds no predictions ({reason(error)}); name another run.") from error
-    return predicted == labels, labels
+    tensors = read_predictions(path)
+    return tensors["predicted"] == tensors["labels"], tensors["labels"]
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:
@@ -66,7 +59,7 @@ def table(result: dict[str, Any]) -> str:
     """The result of `compare` as lines for people."""
     lines = []
     for run, accuracy, (low, high) in zip(result["runs"], result["accuracy"], result["interval"], strict=True):
-        lines.append(f"{run}: {100 * accuracy:.2f} %, 95 % interval {100 * low:.2f} to {100 * high:.2f}")
+        lines.append(f"{printable(run)}: {100 * accuracy:.2f} %, 95 % interval {100 * low:.2f} to {100 * high:.2f}")
     low, high = result["difference_interval"]
     p = result["mcnemar_p"]
     lines.append(

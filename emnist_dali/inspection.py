@@ -9,11 +9,12 @@ import numpy as np
 from . import mixing
 from .config import Config
 from .errors import UserError
-from .files import write_whole
+from .files import check_output, write_output
+from .manifest import Manifest
 from .page import chart, need_plotly, page, png, table
 from .plan import Plan
 from .prepare import prepare
-from .shards import Manifest, Shards
+from .shards import Shards
 from .stages import LOOKED_THROUGH, Followed, chosen, equalized, follow, grey, mix_of, spread, training_plan
 from .stats import Stats, statistics
 
@@ -46,9 +47,11 @@ _STYLE = """<style>
 def write_page(config: Config, character: str | None, augmented: bool, out: Path) -> Path:
     """Writes the page on the train part of `config`'s split, all of it or the class `character`; returns `out`.
 
-    Raises UserError where there is no such class or no image of it, plotly is missing, or the data cannot be had.
+    Raises UserError where there is no such class or no image of it, plotly is missing, the data cannot be had, or
+    `out` is there and was not written by this project.
     """
     need_plotly()
+    check_output(out)
     folder = prepare(config.data.split, config.data.source, config.data.data_dir)
     shards = Shards(folder, "train")
     manifest = shards.manifest
@@ -67,11 +70,7 @@ def write_page(config: Config, character: str | None, augmented: bool, out: Path
         body += f"<p>The first {LOOKED_THROUGH} batches have no image of this class.</p>\n"
     body += "".join(_stages(one, manifest.classes, stats) for one in followed)
     body += f"<h2>Grey levels{of}</h2>\n{_levels(shards, stats, label)}"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out.parent} could not be made ({error.strerror}); name another --out.") from error
-    write_whole(out, page(f"Inside {manifest.split}", body, charts=True).encode())
+    write_output(out, page(f"Inside {manifest.split}", body, charts=True).encode())
     return out
 
 

@@ -7,7 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
+from .files import printable
 from .metrics import confusions
+from .run_folder import RunFolder
 from .trained import Trained
 
 _COLUMNS = ("accuracy", "weighted_f1", "macro_f1", "class_mean", "top3", "calibration_error")
@@ -73,15 +76,19 @@ def model_card(
     """Markdown on the model in `output`, with an example for each of the `formats` that lie beside it.
 
     `facts` are what the file tells of itself, `results` those of `metrics.score` by part, `checked` the lines on its
-    check against the trainer.
+    check against the trainer. UserError where the run's weights do not tell their data, epoch or step.
     """
+    for name in ("data", "epoch", "step"):
+        if name not in facts:
+            raise UserError(f"{RunFolder(trained.path).best} does not tell its {name}; train the run anew.")
     config, (height, width), stats = trained.config, trained.shape, trained.stats
     training, size, model = config.training, config.data.image_size, config.model
+    stem = printable(output.stem)
     mixing = "MixUp and CutMix" if training.mixing else "no mixing"
     start = "timm's pretrained weights, whose licence applies too" if model.pretrained else "random weights"
     equalized = "equalized by its histogram (OpenCV's `equalizeHist`), " if stats.equalize else ""
     in_code = {
-        "file": output.stem,
+        "file": stem,
         "height": height,
         "width": width,
         "model": model.model,
@@ -91,11 +98,12 @@ def model_card(
         "stride": "",
     }
     if model.stem_stride:
-        stem = trained.model.pretrained_cfg["first_conv"]
-        in_code["stride"] = f'\nnet.get_submodule("{stem}").stride = ({model.stem_stride}, {model.stem_stride})'
+        convolution = trained.model.pretrained_cfg["first_conv"]
+        in_code["stride"] = (
+            f'\nnet.get_submodule("{convolution}").stride = ({model.stem_stride}, {model.stem_stride})'
+        )
     examples = "\n".join(
-        f"`{output.stem}.{kind}`:\n\n" + _USE[kind].format(**in_code | {"file": f"{output.stem}.{kind}"})
-        for kind in formats
+        f"`{stem}.{kind}`:\n\n" + _USE[kind].format(**in_code | {"file": f"{stem}.{kind}"}) for kind in formats
     )
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     other_images = (
@@ -105,7 +113,7 @@ def model_card(
         if trained.converted
         else f"Other images must first be turned to grey and resized to {width}×{height}, their polarity kept."
     )
-    return f"""# {trained.name}
+    return f"""# {printable(trained.name)}
 
 Puts an image into one of {len(trained.classes)} classes: {model.model} with \
 {sum(weight.numel() for weight in trained.model.parameters()):,} parameters, trained by emnist-dali.

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import UserError
+from .files import MARK
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -50,18 +51,23 @@ _COLOURS = ("#3b82f6", "#f97316", "#10b981", "#ec4899", "#8b5cf6", "#ca8a04", "#
 
 
 def page(title: str, body: str, *, charts: bool = False) -> str:
-    """A whole document around `body`, which is HTML; with `charts` it holds the 4.7 MB of plotly.js once."""
+    """A whole document around `body`, which is HTML; with `charts` it holds the 4.7 MB of plotly.js once.
+
+    It tells by MARK who wrote it. What UTF-8 cannot hold, as in names of files, comes as an escape.
+    """
     before = after = ""
     if charts:
         from plotly.offline import get_plotlyjs
 
         before, after = f"<script>{get_plotlyjs()}</script>", f"<script>{_SCRIPT}</script>"
-    return (
+    text = (
         '<!doctype html>\n<html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="generator" content="{MARK}">\n'
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n{before}\n"
         f"<h1>{html.escape(title)}</h1>\n{body}\n{after}</html>\n"
     )
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def chart(figure: "Figure", height: int | None = 360) -> str:

@@ -5,14 +5,14 @@ import json
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryDirectory, gettempdir
 
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from . import ranks
 from .config import Config
 from .errors import UserError
-from .files import reason
+from .files import printable, reason, write_whole
 from .progress import say
 
 # The first steps allocate, choose kernels and fill the queues.
@@ -34,15 +34,17 @@ def start(config: Config, folder: Path) -> AbstractContextManager[profile | None
     def ready(profiler: profile) -> None:
         path = folder / TRACE
         try:
-            profiler.export_chrome_trace(str(path))
-            with gzip.open(path) as file:
-                json.load(file)  # on a full disk torch writes half of it and says nothing
-        except (OSError, EOFError, RuntimeError, ValueError) as error:
-            path.unlink(missing_ok=True)
+            with TemporaryDirectory() as scratch:
+                plain = Path(scratch, "trace.json")
+                profiler.export_chrome_trace(str(plain))
+                content = plain.read_bytes()
+            json.loads(content)  # on a full disk torch writes half of it and says nothing
+            write_whole(path, gzip.compress(content))
+        except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"{path} could not be written ({reason(error)}); free space there and in {gettempdir()}."
             ) from error
-        say(_table(profiler, on_gpu) + f"\nTrace: {path}; open it at https://ui.perfetto.dev.")
+        say(_table(profiler, on_gpu) + f"\nTrace: {printable(str(path))}; open it at https://ui.perfetto.dev.")
 
     return profile(
         activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])],

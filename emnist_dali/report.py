@@ -11,7 +11,7 @@ import numpy as np
 
 from .compare import wilson
 from .evaluation import TRIAL_IMAGES
-from .files import write_whole
+from .files import check_output, printable, write_output
 from .page import chart, need_plotly, page, plain, table
 from .results import Results, read_results
 from .tested import CLASS_AXIS, LEGEND, SCRIPT, counts_and_shares, percent, sections
@@ -30,12 +30,15 @@ _CURVES = (
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     """Writes the page on `runs` to `out`, or to report.html in the first's folder; returns where.
 
-    It needs nothing but itself. Raises UserError where a folder holds no run or the run has no epoch yet.
+    It needs nothing but itself. Raises UserError where a folder holds no run or the run has no epoch yet, and where
+    the file is there and was not written by this project.
     """
     need_plotly()
-    names = [path.resolve().name for path in runs]
+    out = out or runs[0] / "report.html"
+    check_output(out)
+    names = [printable(path.resolve().name) for path in runs]
     if len(set(names)) < len(names):
-        names = [str(path) for path in runs]
+        names = [printable(str(path)) for path in runs]
     read = [read_results(path, name) for path, name in zip(runs, names, strict=True)]
     first, *others = read
     if others:
@@ -46,8 +49,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     body += f"<h2>{html.escape(first.name)}</h2>\n{_details(first)}" if others else _details(first)
     for run in others:
         body += f"<details><summary><b>{html.escape(run.name)}</b></summary>\n{_details(run)}</details>\n"
-    out = out or runs[0] / "report.html"
-    write_whole(out, page(title, body + SCRIPT, charts=True).encode())
+    write_output(out, page(title, body + SCRIPT, charts=True).encode())
     return out
 
 
@@ -95,8 +97,8 @@ def _shown(value: Any) -> str:
 
 def _machine(run: Results) -> str:
     """That on which the run ended."""
-    env = run.env.get("resumed", [run.env])[-1]
-    return env["gpu"] if run.config.run.device.startswith("cuda") else f"{env['cpu']}, {env['cpus']} CPUs"
+    env = (run.env.get("resumed") or [run.env])[-1]
+    return env["gpu"] or "a GPU" if run.config.run.device.startswith("cuda") else f"{env['cpu']}, {env['cpus']} CPUs"
 
 
 def _subject(run: Results) -> str:

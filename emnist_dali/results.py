@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from .checkpoint import load_weights
 from .config import Config
 from .errors import UserError
 from .evaluation import evaluated_members
-from .files import read_json, reason
+from .files import reason
+from .manifest import Manifest, read_manifest
 from .page import plain
 from .prepare import split_folder
-from .run_folder import RunFolder, is_run
-from .shards import Manifest, Shards, read_manifest
+from .run_folder import METRICS, RunFolder, is_run
+from .run_schema import read_env, read_predictions
+from .shards import Shards
 
 # A longer name of a class is cut in charts, which have no room for it.
 _LABEL = 16
@@ -65,13 +65,18 @@ def read_results(path: Path, name: str) -> Results:
     if not epochs:
         raise UserError(f"{path} has no epoch yet; wait for the end of its first.")
     about = load_weights(run.best)[1]
+    if "data" not in about:
+        raise UserError(f"{run.best} does not tell its data; train the run anew.")
     results = {line["kind"]: line for line in lines if line["kind"] in ("test", "unseen")}
-    predictions = _predictions(run.predictions("test")) if "test" in results else None
+    for part, result in results.items():
+        if list(result["per_class"]) != about["classes"]:
+            raise UserError(f"The {part} in {path / METRICS} is of other classes than {run.best}; take another run.")
+    predictions = _predictions(run.predictions("test"), results["test"]) if "test" in results else None
     manifest, images, missing = _data(config, about, predictions)
     return Results(
         name=name,
         config=config,
-        env=read_json(path / "env.json"),
+        env=read_env(path / "env.json"),
         data=about["data"],
         classes=tuple(about["classes"]),
         epochs=epochs,
@@ -83,13 +88,13 @@ def read_results(path: Path, name: str) -> Results:
     )
 
 
-def _predictions(path: Path) -> dict[str, np.ndarray] | None:
-    if not path.is_file():
+def _predictions(path: Path, test: dict[str, Any]) -> dict[str, np.ndarray] | None:
+    if not path.exists():
         return None
-    try:
-        return {name: tensor.numpy() for name, tensor in load_file(path).items()}
-    except SafetensorError as error:
-        raise UserError(f"{path} holds no predictions ({reason(error)}); name another run.") from error
+    predictions = read_predictions(path)
+    if predictions["probabilities"].shape != (test["images"], len(test["per_class"])):
+        raise UserError(f"{path} has other images or classes than the test in {METRICS}; take another run.")
+    return predictions
 
 
 def _data(
@@ -112,4 +117,6 @@ def _data(
             return None, None, f"{folder} holds other test images than those that the run was tested on."
     except UserError as error:
         return None, None, str(error)
+    except OSError as error:
+        return None, None, f"{folder} could not be read ({reason(error)})."
     return manifest, lambda places: shards.images(members[places]), ""

@@ -54,20 +54,21 @@ def load(path: Path, recipe: str | None, options: dict[str, Any]) -> tuple[Confi
 
     Raises UserError for another recipe.
     """
+    written = _written(path)
     state = load_state(path)
     if KEYS - state.keys():
         raise UserError(f"{path} is no checkpoint of this version; start the run anew.")
     config = from_dict(state["asked"], str(path))
     if recipe not in (None, "auto", config.recipe) and not recipe.endswith(".json"):  # settings are checked anyway
         raise UserError(f"{path} is of recipe {config.recipe}, not {recipe}; start another run for that.")
-    state["file"] = str(path), _written(path)
+    state["file"] = str(path), written
     return config.override({**options, "out": str(path.parent.parent)}), state
 
 
 def check_unchanged(state: dict[str, Any]) -> None:
     """Raises UserError where the checkpoint that `load` read has been replaced since: another process trained on."""
     path, written = state["file"]
-    if _written(Path(path)) != written:
+    if ranks.main() and _written(Path(path)) != written:
         raise UserError(f"{path} was written anew while this was starting; start it again.")
 
 

@@ -1,7 +1,6 @@
 """Needs cleanlab (the `audit` extra) but for what is said where it is missing: tests/test_cli.py."""
 
 import csv
-import json
 import re
 from dataclasses import replace
 
@@ -13,9 +12,13 @@ from safetensors.torch import load_file, save
 from emnist_dali import audit as auditing
 from emnist_dali import recipes
 from emnist_dali.audit import audit, table
-from emnist_dali.errors import UserError
-from emnist_dali.shards import Shards, pack
+from emnist_dali.errors import InUseError, UserError
+from emnist_dali.files import read_json
+from emnist_dali.locks import LOCK, Lock
+from emnist_dali.pack import pack
+from emnist_dali.shards import Shards
 from emnist_dali.source import Part
+from emnist_dali.tensor_files import decode
 
 pytest.importorskip("cleanlab", reason="cleanlab is missing: pip install -e '.[audit]'")
 
@@ -78,8 +81,8 @@ def test_the_likeliest_come_first_and_each_tells_its_classes(audited, noisy, dra
 def test_its_files_are_written(audited):
     out, summary = audited
     folds = {f"fold-{k}-of-{FOLDS}.safetensors" for k in range(FOLDS)}
-    assert {path.name for path in out.iterdir()} == {"issues.csv", "gallery.html", "summary.json", *folds}
-    assert json.loads((out / "summary.json").read_text()) == summary
+    assert {path.name for path in out.iterdir()} == {"issues.csv", "gallery.html", "summary.json", LOCK, *folds}
+    assert read_json(out / "summary.json") == summary
     assert (summary["images"], summary["issues"], summary["folds"]) == (600, len(listed(out)), FOLDS)
     assert summary["issues_share"] == len(listed(out)) / 600
     assert 0.05 <= summary["out_of_fold_error"] < 0.5
@@ -112,7 +115,8 @@ def test_a_fold_that_is_there_is_not_trained_again(audited, noisy, tmp_path, mon
     monkeypatch.setattr(auditing, "_out_of_fold", lambda *a: trained.append(a[-1]) or kept)
     assert audit(config(noisy[0]), FOLDS, out) == summary
     assert trained == []
-    (tmp_path / f"fold-0-of-{FOLDS}.safetensors").write_bytes((out / f"fold-0-of-{FOLDS}.safetensors").read_bytes())
+    tensors, metadata = decode(out / f"fold-0-of-{FOLDS}.safetensors", "a fold")
+    (tmp_path / f"fold-0-of-{FOLDS}.safetensors").write_bytes(save(tensors, metadata))  # as before there was a sha256
     assert audit(config(noisy[0]), FOLDS, tmp_path) == summary
     assert len(trained) == 1
 
@@ -136,8 +140,31 @@ def test_a_fold_of_other_data_under_the_same_name_is_one_sentence(audited, drawn
 def test_a_foreign_fold_is_one_sentence(content, noisy, tmp_path):
     path = tmp_path / f"fold-0-of-{FOLDS}.safetensors"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"fold-0-of-2\.safetensors holds no fold"):
+    with pytest.raises(UserError, match=r"fold-0-of-2\.safetensors does not hold a fold"):
         audit(config(noisy[0]), FOLDS, tmp_path)
+
+
+def test_a_fold_of_other_probabilities_is_one_sentence(audited, noisy, tmp_path):
+    whole = audited[0] / f"fold-0-of-{FOLDS}.safetensors"
+    tensors, metadata = decode(whole, "a fold")
+    for wrong in (tensors["probabilities"][:-1], tensors["probabilities"].half(), -tensors["probabilities"]):
+        (tmp_path / whole.name).write_bytes(save({"probabilities": wrong.contiguous()}, metadata))
+        with pytest.raises(UserError, match=r"does not hold a fold|is of other data"):
+            audit(config(noisy[0]), FOLDS, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["issues.csv", "gallery.html", "summary.json"])
+def test_files_of_somebody_else_stay(name, noisy, tmp_path, monkeypatch):
+    monkeypatch.setattr(auditing, "_out_of_fold", None)  # no work is done for it
+    (tmp_path / name).write_text("my own")
+    with pytest.raises(UserError, match=f"{name} is there, and no audit"):
+        audit(config(noisy[0]), FOLDS, tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "my own"}
+
+
+def test_a_folder_has_one_audit_at_a_time(audited, noisy):
+    with Lock(audited[0] / LOCK, audited[0]), pytest.raises(InUseError, match="is in use by process"):
+        audit(config(noisy[0]), FOLDS, audited[0])
 
 
 def test_a_file_in_the_place_of_the_folder_is_one_sentence(noisy, tmp_path):

@@ -97,6 +97,11 @@ def test_the_table_says_what_was_found(pair):
     assert lines[3] == "McNemar's exact test: p = 0.057, may be chance at the 5 % level"
 
 
+def test_names_of_folders_do_not_reach_a_terminal_raw(save):
+    run = save("a\x1b[2J\n", [0], [0])
+    assert [line.isprintable() for line in table(compare(run, run)).split("\n")] == [True] * 4
+
+
 def refused(*paths) -> str:
     with pytest.raises(UserError) as caught:
         compare(*paths)
@@ -132,4 +137,4 @@ def test_foreign_files_are_one_sentence(tensors, save, tmp_path):
         path.write_bytes(b"no tensors at all")
     else:
         save_file(tensors, path)
-    assert f"{path} holds no predictions" in refused(save("a", [0, 1, 2], [0, 1, 2]), path.parent)
+    assert f"{path} does not hold predictions" in refused(save("a", [0, 1, 2], [0, 1, 2]), path.parent)

@@ -13,8 +13,9 @@ from emnist_dali.device import resolve
 from emnist_dali.errors import UserError
 from emnist_dali.inspection import write_page
 from emnist_dali.order import holdout
+from emnist_dali.pack import pack
 from emnist_dali.pipelines import reference
-from emnist_dali.shards import Shards, pack
+from emnist_dali.shards import Shards
 from emnist_dali.source import Part
 from emnist_dali.stages import chosen, equalized, follow, grey, training_plan
 from emnist_dali.stats import statistics
@@ -250,5 +251,16 @@ def test_a_class_without_training_images_is_one_sentence(drawn, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(data_dir, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="name another --out"):
+    with pytest.raises(UserError, match="could not be made"):
         write_page(config_of(data_dir), None, False, tmp_path / "file" / "page.html")
+
+
+def test_a_file_of_somebody_else_stays(data_dir, tmp_path):
+    out = tmp_path / "notes.html"
+    out.write_text("my own")
+    with pytest.raises(UserError, match="was not written by emnist-dali"):
+        write_page(config_of(data_dir), None, False, out)
+    assert out.read_text() == "my own"
+    out.unlink()
+    write_page(config_of(data_dir), "0", False, out)
+    assert write_page(config_of(data_dir), "0", False, out).stat().st_size > 1000

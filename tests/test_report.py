@@ -2,6 +2,7 @@ import base64
 import html
 import io
 import json
+import os
 import re
 import shutil
 
@@ -12,13 +13,14 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from emnist_dali import evaluation
+from emnist_dali import evaluation, report, run_schema
 from emnist_dali.checkpoint import load_weights
 from emnist_dali.cli import main
 from emnist_dali.errors import UserError
 from emnist_dali.files import read_json, write_json
 from emnist_dali.metrics import Predictions, confusions, score
 from emnist_dali.report import write_report
+from emnist_dali.run_folder import RunFolder
 from emnist_dali.shards import Shards
 
 SECTIONS = [
@@ -34,7 +36,7 @@ HOSTILE = ["<b>x</b>", "</script><script>document.title='taken'</script>", "&amp
 
 
 def lines(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return RunFolder(run).logged()
 
 
 def write_lines(run, records):
@@ -390,7 +392,7 @@ def no_epoch(run):
 
 
 def half_a_line(run):
-    (run / "metrics.jsonl").write_text('{"kind": "epo')
+    (run / "metrics.jsonl").write_text('{"kind": "epo\n')
     return "metrics.jsonl could not be read"
 
 
@@ -401,7 +403,7 @@ def no_weights(run):
 
 def no_predictions(run):
     (run / "predictions-test.safetensors").write_bytes(b"nothing")
-    return "holds no predictions"
+    return "does not hold predictions"
 
 
 @pytest.mark.parametrize("harm", [no_run, no_epoch, half_a_line, no_weights, no_predictions])
@@ -416,5 +418,131 @@ def test_what_a_user_can_cause_is_one_sentence(harm, trained_run, tmp_path):
 
 
 def test_an_output_that_cannot_be_written_is_one_sentence(trained_run, tmp_path):
-    with pytest.raises(UserError, match="could not be written"):
-        write_report([trained_run], tmp_path / "missing/report.html")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="could not be made"):
+        write_report([trained_run], tmp_path / "file/report.html")
+
+
+def test_a_page_is_replaced_and_another_file_is_not(trained_run, tmp_path, monkeypatch):
+    run = copy(trained_run, tmp_path / "run")
+    page = write_report([run])
+    before = page.stat().st_ino
+    assert write_report([run]).stat().st_ino != before
+    page.write_text("my own")
+    monkeypatch.setattr(report, "read_results", None)  # no work is done for it
+    for out, path in ((None, page), (tmp_path / "run" / "config.json", run / "config.json")):
+        kept = path.read_bytes()
+        with pytest.raises(UserError, match="was not written by emnist-dali"):
+            write_report([run], out)
+        assert path.read_bytes() == kept
+
+
+def test_half_a_last_line_is_left_out_with_a_notice(trained_run, tmp_path, capsys):
+    run = copy(trained_run, tmp_path / "run")
+    path, entries = run / "metrics.jsonl", lines(run)
+    whole = path.read_bytes()
+    last = whole.rindex(b"\n", 0, -1) + 1
+    for end in (last + 1, (last + len(whole)) // 2, len(whole) - 2):
+        path.write_bytes(whole[:end])
+        assert lines(run) == entries[:-1]
+        assert capsys.readouterr().out == f"{path} ends in half a line, which is left out.\n"
+    for end in (last, len(whole) - 1):  # between lines, and where only the line break is missing
+        path.write_bytes(whole[:end])
+        assert lines(run) == entries[: None if end > last else -1]
+    assert capsys.readouterr().out == ""
+
+
+def changed(**fields):
+    def change(entries):
+        entries[1] |= fields
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (changed(kind="epo"), "its kind"),
+        (changed(loss=float("1e300")), "its loss"),
+        (changed(loss=True), "its loss"),
+        (changed(epoch=0), "its epoch"),
+        (changed(val_accuracy=1.1), "its val_accuracy"),
+        (changed(newer="\x1b[2J"), "its newer"),
+        (lambda entries: entries[1].pop("seconds"), "it has no seconds"),
+        (lambda entries: entries[1].pop("val_macro_f1"), "it has no val_macro_f1"),
+    ],
+)
+def test_a_wrong_entry_is_refused_by_its_field(change, named, trained_run, tmp_path):
+    """Under a right checksum."""
+    run, entries = copy(trained_run, tmp_path / "run"), lines(trained_run)
+    change(entries)
+    (run / "metrics.jsonl").write_text("".join(map(run_schema.line, entries)))
+    with pytest.raises(UserError, match=rf"metrics\.jsonl could not be read \(entry 2: {named}"):
+        lines(run)
+
+
+@pytest.mark.parametrize("cells", [[[1]], [[1] * 12] * 12, [[-1] * 12] * 12, [[1.0] * 12] * 12])
+def test_a_confusion_matrix_is_that_of_the_images(cells, trained_run, tmp_path):
+    run, entries = copy(trained_run, tmp_path / "run"), lines(trained_run)
+    entries[-1]["confusion"] = cells
+    write_lines(run, entries)
+    with pytest.raises(UserError, match="its confusion is"):
+        lines(run)
+
+
+def test_entries_of_older_and_newer_versions_are_read(trained_run, tmp_path):
+    run, entries = copy(trained_run, tmp_path / "run"), lines(trained_run)
+    write_lines(run, entries)  # without checksums
+    assert lines(run) == entries
+    more = [entry | {"more": {"a": [1, None, "é"]}} for entry in entries]
+    (run / "metrics.jsonl").write_text("".join(map(run_schema.line, more)))
+    assert lines(run) == more
+
+
+def test_metrics_that_are_no_file_or_too_long_are_refused_at_once(trained_run, tmp_path, monkeypatch):
+    run = copy(trained_run, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_schema, "MAX_JSON", 100)
+        with pytest.raises(UserError, match="more than 100 bytes"):
+            lines(run)
+    (run / "metrics.jsonl").unlink()
+    os.mkfifo(run / "metrics.jsonl")
+    with pytest.raises(UserError, match="it is no file"):
+        lines(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"probabilities": torch.full((108, 12), 2.0)}, "from 0 to 1"),
+        ({"probabilities": torch.full((108, 12), torch.nan)}, "from 0 to 1"),
+        ({"predicted": torch.full((108,), 12).byte()}, "predicted"),
+        ({"labels": torch.zeros(107).byte()}, "labels"),
+        ({"labels": torch.zeros(108)}, "labels"),
+        ({"more": torch.zeros(1)}, "other tensors"),
+    ],
+)
+def test_wrong_predictions_are_refused(change, named, trained_run, tmp_path):
+    run = copy(trained_run, tmp_path / "run")
+    path = run / "predictions-test.safetensors"
+    save_file({**load_file(path), **change}, path)
+    with pytest.raises(UserError, match=f"does not hold predictions .*{named}"):
+        write_report([run])
+
+
+def test_predictions_of_other_images_than_the_test_are_refused(trained_run, tmp_path):
+    run = copy(trained_run, tmp_path / "run")
+    path = run / "predictions-test.safetensors"
+    save_file({name: tensor[:50].contiguous() for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(UserError, match="other images or classes"):
+        write_report([run])
+
+
+@pytest.mark.parametrize(
+    "change", [{"gpu": 1}, {"cpus": -1}, {"packages": {"torch": 2}}, {"resumed": [{}]}, {"more": "a\nb"}]
+)
+def test_a_wrong_environment_is_refused_by_its_field(change, trained_run, tmp_path):
+    run = copy(trained_run, tmp_path / "run")
+    write_json(run / "env.json", {**read_json(run / "env.json"), **change})
+    with pytest.raises(UserError, match=rf"env\.json .*its {next(iter(change))} is wrong"):
+        write_report([run])

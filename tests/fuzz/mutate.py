@@ -1,6 +1,7 @@
 """Valid files turned into broken ones."""
 
 import copy
+import hashlib
 import json
 import os
 import struct
@@ -138,10 +139,21 @@ def broken_json(draw, seed: Any) -> Any:
 
 
 def json_bytes(seed: Any) -> st.SearchStrategy[bytes]:
-    """`seed` as the text of a JSON file, broken in its structure or in its bytes."""
+    """`seed` as the text of a JSON file, broken in its values, half of the time under a right sha256, or in bytes."""
     text = json.dumps(seed).encode()
     deep = b"[" * 200_000
-    return st.one_of(broken_json(seed).map(lambda value: json.dumps(value).encode()), broken(text, text, deep))
+    values = broken_json(seed)
+    unsealed = values.map(lambda value: json.dumps(value).encode())
+    return st.one_of(values.map(sealed), values.map(sealed), unsealed, broken(text, text, deep))
+
+
+def sealed(value: Any) -> bytes:
+    """The text of a JSON file, an object under the sha256 of the rest of it, so that the rest is looked at."""
+    if isinstance(value, dict):
+        rest = {name: of for name, of in value.items() if name != "sha256"}
+        digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+        value = {**rest, "sha256": digest}
+    return json.dumps(value).encode()
 
 
 def sound_png(content: bytes) -> bytes:

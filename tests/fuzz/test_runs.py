@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
@@ -17,6 +17,7 @@ from emnist_dali.config import Config, Model
 from emnist_dali.model import build_model
 from emnist_dali.recipes import RECIPES
 from emnist_dali.run_folder import RunFolder
+from emnist_dali.stats import Stats
 
 from .mutate import broken, broken_json, examples, json_bytes
 
@@ -127,6 +128,7 @@ EXPORTS = st.one_of(
 
 @examples(100)
 @given(EXPORTS)
+@example(about(json.dumps({**ABOUT, "stats": [0.17, 0.33, None]})))
 def test_exported_weights(attempt, place, content):
     path = place / "best.safetensors"
     path.write_bytes(content)
@@ -135,9 +137,10 @@ def test_exported_weights(attempt, place, content):
         tensors, what = loaded
         assert all(isinstance(tensor, torch.Tensor) for tensor in tensors.values())
         assert all(isinstance(name, str) for name in what["classes"])
-        mean, std = what["stats"]
-        assert 0 <= mean <= 1
-        assert 0 < std <= 1
+        stats = Stats(*what["stats"])
+        assert 0 <= stats.mean <= 1
+        assert 0 < stats.std <= 1
+        assert isinstance(stats.equalize, bool)
 
 
 @examples(120)

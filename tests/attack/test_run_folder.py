@@ -1,0 +1,286 @@
+"""A run's folder in which something is wrong, under right checksums or not: a result or one sentence.
+
+ATTACK_FACTOR=20 tries twenty times as many, and others each time. What failed once is tried every time: FOUND.
+"""
+
+import copy
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from emnist_dali import export as exporting
+from emnist_dali import resume, run_schema, tensor_files
+from emnist_dali.checkpoint import load_state, load_weights, save_state
+from emnist_dali.compare import compare
+from emnist_dali.errors import UserError
+from emnist_dali.files import read_json
+from emnist_dali.report import write_report
+from emnist_dali.run_folder import LAST, RunFolder
+from emnist_dali.stats import statistics
+from emnist_dali.train import Session, train
+
+from ..fuzz.mutate import ODD, sealed
+from ..runs import equal
+
+FACTOR = int(os.environ.get("ATTACK_FACTOR", "1"))
+FLIPS = 200  # of each file
+VALUES = [
+    *ODD, "y" * 3000, "\x1b]0;x\x07", "a\u2028b", "cuda", "efficientnet_b0", -0.0, 1e-320, 1e30, 10**12, 10**18,
+    [0.1, 0.2, None], [0.0, 0.0], [[1] * 300] * 300,
+]  # fmt: skip
+TENSORS = [
+    torch.zeros(0), torch.zeros(()), torch.zeros(1).expand(10**11), torch.full((108, 12), torch.nan).half(),
+    torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.complex64), torch.eye(2).to_sparse(),
+]  # fmt: skip
+BEST, PREDICTIONS = "checkpoints/best.safetensors", "predictions-test.safetensors"
+JSON = ("config.json", "env.json", "metrics.jsonl", BEST)
+FILES = (*JSON, PREDICTIONS, LAST)
+REMOVED = object()
+
+# (file, path to the value, what stands there then): inputs that gave another exception once.
+FOUND: list[tuple[str, tuple, Any]] = [
+    ("config.json", ("data", "data_dir"), "y" * 3000),
+    ("config.json", ("run", "device"), "cuda"),
+    ("env.json", ("packages",), [1]),
+    ("env.json", ("resumed",), []),
+    ("env.json", ("resumed",), [{}]),
+    ("metrics.jsonl", (0, "epoch"), "1"),
+    ("metrics.jsonl", (-2, "images"), 0),
+    ("metrics.jsonl", (-2, "per_class"), REMOVED),
+    ("metrics.jsonl", (-2, "accuracy"), 2.5),
+    (BEST, ("data",), REMOVED),
+    (BEST, ("epoch",), "x"),
+    (BEST, ("val_accuracy",), None),
+    (LAST, ("step",), "x"),
+    (LAST, ("log",), [None]),
+]
+
+
+def seeds(number: int) -> Iterator[int]:
+    return iter(range(number)) if FACTOR == 1 else (random.getrandbits(48) for _ in range(number * FACTOR))
+
+
+@pytest.fixture(scope="module")
+def whole(trained_run) -> dict[str, bytes]:
+    return {name: (trained_run / name).read_bytes() for name in FILES}
+
+
+@pytest.fixture
+def run(trained_run, tmp_path) -> Path:
+    return shutil.copytree(trained_run, tmp_path / "run")
+
+
+def content_of(run: Path, name: str) -> Any:
+    """What the file holds, as dicts and lists."""
+    if name == "metrics.jsonl":
+        return RunFolder(run).logged()
+    if name == BEST:
+        return load_weights(run / BEST)[1]
+    if name == PREDICTIONS:
+        return tensor_files.decode(run / PREDICTIONS, "predictions")[0]
+    return load_state(run / LAST) if name == LAST else read_json(run / name)
+
+
+def write(run: Path, name: str, content: Any) -> None:
+    """Under a right checksum."""
+    if name == "metrics.jsonl":
+        entries = content if isinstance(content, list) else [content]
+        lines = (run_schema.line(of) if isinstance(of, dict) else json.dumps(of) + "\n" for of in entries)
+        (run / name).write_bytes("".join(lines).encode("utf-8", "surrogatepass"))
+    elif name == BEST:
+        tensors, _ = tensor_files.decode(run / BEST, "weights")
+        (run / BEST).write_bytes(tensor_files.encode(tensors, {"about": json.dumps(content)}))
+    elif name == PREDICTIONS:
+        tensors = {key: of for key, of in content.items() if isinstance(of, torch.Tensor) and of.numel() < 10**6}
+        (run / name).write_bytes(tensor_files.encode({key: of.to_dense() for key, of in tensors.items()}, {}))
+    elif name == LAST:
+        save_state(run / LAST, content)
+    else:
+        (run / name).write_bytes(sealed(content))
+
+
+def read_all(run: Path, name: str, other: Path) -> list[str]:
+    """All that reads the file `name` of a run's folder; what it refused."""
+    refused = []
+    readers: dict[Callable, set[str]] = {
+        lambda: write_report([run], run.parent / "page.html"): {*JSON, PREDICTIONS},
+        lambda: exporting.export(run, "safetensors", run.parent / "model.safetensors"): {*JSON} - {"env.json"},
+        lambda: compare(run, other): {PREDICTIONS},
+        lambda: train(*resume.load(run / LAST, None, {}), force=True): {LAST},
+    }
+    for read in (read for read, files in readers.items() if name in files):
+        try:
+            read()
+        except UserError as error:
+            message = str(error)
+            assert message.isprintable(), message
+            assert message.endswith(".")
+            assert len(message) < 1_000 + 2 * len(str(run))
+            refused.append(message)
+    return refused
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Whether an exported model gives the same is not asked here, and no run gets further than its checkpoint."""
+    monkeypatch.setattr(exporting, "_check", lambda *_: ["unchecked"])
+    monkeypatch.setattr(Session, "train", lambda session: None)
+
+
+def test_a_whole_run_is_read(run, trained_run):
+    for name in FILES:
+        write(run, name, content_of(run, name))
+    assert [read_all(run, name, trained_run) for name in FILES] == [[]] * len(FILES)
+
+
+def name_of(case: tuple) -> str:
+    return f"{case[0]} {case[1]} {'REMOVED' if case[2] is REMOVED else f'{case[2]!r:.20}'}"
+
+
+@pytest.mark.parametrize("case", FOUND, ids=name_of)
+def test_what_was_found_is_refused_or_read(case, run, trained_run):
+    name, (*way, key), value = case
+    content = node = content_of(run, name)
+    for step in way:
+        node = node[step]
+    if value is REMOVED:
+        del node[key]
+    else:
+        node[key] = value
+    write(run, name, content)
+    read_all(run, name, trained_run)
+
+
+def somewhere(root: list, chance: random.Random) -> tuple[Any, Any]:
+    """A container in `root` and a key of it; those further up are as likely as the many below."""
+    container, key = root, 0
+    while isinstance(container[key], dict | list) and container[key] and chance.random() < 0.7:
+        container = container[key]
+        key = chance.choice(list(container) if isinstance(container, dict) else range(len(container)))
+    return container, key
+
+
+def mutated(content: Any, chance: random.Random, values: list) -> Any:
+    """One to three of its values replaced, removed, added or nested."""
+    root = [copy.deepcopy(content)]
+    for _ in range(chance.randint(1, 3)):
+        container, key = somewhere(root, chance)
+        odd = copy.copy(chance.choice(values))
+        edit = chance.choice(("replace", "replace", "replace", "remove", "add", "nest"))
+        if edit == "remove" and container is not root:
+            del container[key]
+        elif edit == "add" and isinstance(container[key], dict):
+            container[key][chance.choice(("extra", "a\nb", "val_extra", 3))] = odd
+        elif edit == "add" and isinstance(container[key], list):
+            container[key].append(odd)
+        elif edit == "nest":
+            for _ in range(chance.choice((1, 60))):
+                container[key] = [container[key]]
+        else:
+            container[key] = odd
+    return root[0]
+
+
+@pytest.mark.parametrize(("name", "number"), [(name, 12) for name in FILES], ids=FILES)
+def test_wrong_values_under_right_checksums(name, number, run, trained_run, whole):
+    values = VALUES if name in JSON else [*VALUES, *TENSORS]
+    content = content_of(run, name)
+    for seed in seeds(number):
+        chance = random.Random(seed)
+        (run / name).write_bytes(whole[name])
+        wrong = mutated(content, chance, values)
+        if name in JSON:
+            wrong = json.loads(json.dumps(wrong))  # keys are text
+        try:
+            write(run, name, wrong)
+        except (TypeError, AttributeError, UnicodeError):
+            continue  # no file can hold it
+        try:
+            read_all(run, name, trained_run)
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_wrong_bytes(name, run, trained_run, whole):
+    for seed in seeds(4):
+        chance = random.Random(seed)
+        content = bytearray(whole[name])
+        for _ in range(chance.randint(1, 4)):
+            at = chance.randrange(len(content) + 1)
+            edit = chance.choice(("cut", "flip", "insert", "delete"))
+            if edit == "cut":
+                del content[at:]
+            elif edit == "insert":
+                content[at:at] = chance.randbytes(chance.randint(1, 64))
+            elif edit == "delete":
+                del content[at : at + chance.randint(1, 64)]
+            elif at < len(content):
+                content[at] ^= 1 << chance.randrange(8)
+        (run / name).write_bytes(content)
+        try:
+            read_all(run, name, trained_run)
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+
+
+def read_statistics(folder: Path) -> Any:
+    size = int(next(folder.glob("stats-*.json")).stem.split("-")[1])
+    return statistics(folder, size)
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "config.json": lambda run: RunFolder(run).config(),
+    "env.json": lambda run: run_schema.read_env(run / "env.json"),
+    "metrics.jsonl": lambda run: RunFolder(run).logged(),
+    BEST: lambda run: load_weights(run / BEST),
+    PREDICTIONS: lambda run: {k: v.tolist() for k, v in run_schema.read_predictions(run / PREDICTIONS).items()},
+    LAST: lambda run: load_state(run / LAST),
+}
+
+
+def noticed(read: Callable[[], Any], expected: Any, said: list[str]) -> bool:
+    """Whether the damage was refused or told of; True also where what is read is the same, but for a new member."""
+    said.clear()
+    try:
+        found = read()
+    except UserError:
+        return True
+    if isinstance(found, dict):
+        found = {name: found[name] for name in found if name in expected}
+    return equal(found, expected) or bool(said)
+
+
+@pytest.mark.parametrize("name", [*FILES, "stats"])
+def test_a_flipped_bit_is_noticed_or_harmless(name, run, folder, tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(run_schema, "say", said.append)
+    if name == "stats":
+        place = shutil.copytree(folder, tmp_path / "data")
+        path, read = next(place.glob("stats-*.json")), lambda: read_statistics(place)
+    else:
+        path, read = run / name, lambda: READERS[name](run)
+    expected, content = read(), path.read_bytes()
+    for seed in seeds(FLIPS):
+        bit = random.Random(seed).randrange(8 * len(content))
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        assert noticed(read, expected, said), f"bit {bit}"
+
+
+def test_an_image_in_the_place_of_any_file_is_refused(run, trained_run, whole):
+    for name in FILES:
+        (run / name).write_bytes(np.zeros(10_000, np.uint8).tobytes())
+        assert read_all(run, name, trained_run)
+        (run / name).write_bytes(whole[name])
