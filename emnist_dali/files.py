@@ -20,6 +20,8 @@ MAX_NAME = 4096
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, line and paragraph separators
 # What every file holds that this project writes where a user asked for it: such a file may be replaced.
 MARK = "emnist-dali:generated"
+# Pages from before there was a mark have this in their style.
+_OLD_MARK = "color-scheme: light dark; --line: #8884"
 # The name of a file that is being written; a kill leaves it behind.
 _TEMPORARY = re.compile(r"\..{1,80}\.[0-9a-f]{16}\.emnist-dali-tmp", re.DOTALL)
 
@@ -96,7 +98,7 @@ def _is_marked(path: Path) -> bool:
         if not os.fstat(file.fileno()).st_size:
             return True  # there is nothing to lose
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(MARK.encode()) >= 0
+            return any(content.find(mark.encode()) >= 0 for mark in (MARK, _OLD_MARK))
 
 
 def write_output(path: Path, content: bytes) -> None:

@@ -1,6 +1,7 @@
 """What a split's folder holds: the content of its manifest.json, and whether its shards are still what was packed."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -77,7 +78,7 @@ def read_manifest(folder: Path) -> Manifest:
     At most MAX_CLASSES classes, MAX_SIDE pixels a side, MAX_SAMPLES images a part.
     """
     path = folder / MANIFEST
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise UserError(f"{folder} holds no prepared data; run `emnist-dali prepare` first.")
     content = read_json(path, "remove that folder and prepare it anew")
     try:

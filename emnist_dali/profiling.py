@@ -14,11 +14,11 @@ from .config import Config
 from .errors import UserError
 from .files import printable, reason, write_whole
 from .progress import say
+from .run_folder import TRACE
 
 # The first steps allocate, choose kernels and fill the queues.
 _SKIPPED, _WARM_UP, STEPS = 5, 2, 10
 _OPERATORS = 10
-TRACE = "trace.json.gz"
 
 
 def start(config: Config, folder: Path) -> AbstractContextManager[profile | None]:

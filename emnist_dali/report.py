@@ -14,6 +14,7 @@ from .evaluation import TRIAL_IMAGES
 from .files import check_output, printable, write_output
 from .page import chart, need_plotly, page, plain, table
 from .results import Results, read_results
+from .run_folder import REPORT
 from .tested import CLASS_AXIS, LEGEND, SCRIPT, counts_and_shares, percent, sections
 
 # Of an epoch's record: name, title, format of the axis, format of a point.
@@ -34,7 +35,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     the file is there and was not written by this project.
     """
     need_plotly()
-    out = out or runs[0] / "report.html"
+    out = out or runs[0] / REPORT
     check_output(out)
     names = [printable(path.resolve().name) for path in runs]
     if len(set(names)) < len(names):

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from . import ranks
+from . import ranks, run_schema
 from .checkpoint import load_state
 from .config import Config, from_dict
 from .errors import UserError
@@ -20,9 +20,6 @@ FREE = {
     "data_dir", "source", "verify_data", "device", "profile", "out", "wandb", "wandb_group", "checkpoint_every",
     "keep",
 }  # fmt: skip
-
-# What a checkpoint holds beside the trainer's state.
-KEYS = {"best", "wandb", "facts", "config", "asked", "log"}
 
 
 def find(resume: str, out: str | None) -> Path | None:
@@ -56,7 +53,7 @@ def load(path: Path, recipe: str | None, options: dict[str, Any]) -> tuple[Confi
     """
     written = _written(path)
     state = load_state(path)
-    if KEYS - state.keys():
+    if run_schema.STATE.keys() - state.keys():
         raise UserError(f"{path} is no checkpoint of this version; start the run anew.")
     config = from_dict(state["asked"], str(path))
     if recipe not in (None, "auto", config.recipe) and not recipe.endswith(".json"):  # settings are checked anyway

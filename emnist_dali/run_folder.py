@@ -17,17 +17,18 @@ from . import ranks, run_schema, tensor_files
 from .checkpoint import load_weights, save_state
 from .config import Config, from_dict
 from .errors import UserError
-from .files import masked, read_json, remove_temporaries, write_json, write_whole
+from .files import masked, printable, read_json, remove_temporaries, write_json, write_whole
 from .loader import available_cpus
 from .locks import LOCK, Lock
 from .metrics import Predictions
 
 PACKAGES = ("emnist-dali", "torch", "timm", "nvidia-dali-cuda120", "lion-pytorch", "torchmetrics", "numba", "numpy")
 CONFIG, ENVIRONMENT, METRICS, LAST = "config.json", "env.json", "metrics.jsonl", "checkpoints/last.pt"
+REPORT, TRACE = "report.html", "trace.json.gz"
 # What a run writes into its folder: nobody else's files of these names may be there when it begins.
 FILES = (
     CONFIG, ENVIRONMENT, METRICS, "checkpoints", "predictions-test.safetensors", "predictions-unseen.safetensors",
-    "report.html", "trace.json.gz", "wandb",
+    REPORT, TRACE, "wandb",
 )  # fmt: skip
 
 
@@ -108,7 +109,7 @@ class RunFolder:
 
     def environment(self) -> dict[str, Any]:
         """What `environment` gave when the run began, and under `resumed` when it went on."""
-        return read_json(self.path / ENVIRONMENT, "name another run")
+        return run_schema.read_env(self.path / ENVIRONMENT)
 
     def save_predictions(self, part: str, predictions: Predictions) -> None:
         """`predictions-<part>.safetensors`, so that nobody has to read the test images again."""
@@ -200,7 +201,7 @@ def _line(record: dict[str, Any]) -> str:
 def environment() -> dict[str, Any]:
     """The machine, the versions and the command of this process."""
     return {
-        "command": masked(" ".join(sys.argv)),
+        "command": printable(masked(" ".join(sys.argv))),
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -38,7 +38,9 @@ class Trained:
         if self.config.run.device.startswith("cuda") and not torch.cuda.is_available():
             auto = {"device": "auto", "amp": "auto", "backend": "auto", "compile": "auto"}
             say(f"{path} was trained on {self.config.run.device}, which is not here: taking the CPU.")
-            self.config = resolve(self.config.override(auto))
+            self.config = self.config.override(auto)
+        # A run's own config is resolved; one that was edited may not be.
+        self.config = resolve(self.config.override({"sync_bn": False}))
         weights, self.about = ranks.from_main(lambda: load_weights(run.best))
         self.classes = tuple(self.about["classes"])
         self.stats = Stats(*self.about["stats"])

@@ -301,10 +301,15 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
-        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
+        groups = [{**group} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay  # the config's
+        for group, own in zip(self.optimizer.param_groups, groups, strict=True):
+            # The config's; the rate is set at each step.
+            group.update({name: value for name, value in own.items() if name not in ("params", "lr")})
+        for parameter, kept in self.optimizer.state.items():
+            for name, tensor in kept.items():
+                if isinstance(tensor, torch.Tensor) and tensor.shape not in ((), parameter.shape):
+                    raise ValueError(f"{name} of the optimizer has the shape {tuple(tensor.shape)}")
         self.scaler.load_state_dict(state["scaler"])
         for name in _PLACE:
             setattr(self, name, state[name])

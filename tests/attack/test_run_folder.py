@@ -49,6 +49,7 @@ REMOVED = object()
 FOUND: list[tuple[str, tuple, Any]] = [
     ("config.json", ("data", "data_dir"), "y" * 3000),
     ("config.json", ("run", "device"), "cuda"),
+    ("config.json", ("run",), REMOVED),
     ("env.json", ("packages",), [1]),
     ("env.json", ("resumed",), []),
     ("env.json", ("resumed",), [{}]),
