@@ -157,7 +157,7 @@ def _no_constant(name: str) -> None:
 
 def reason(error: BaseException) -> str:
     """What the error of another library says, on one line and in at most 200 characters."""
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = " ".join(masked(str(error)).split()) or type(error).__name__
     return (said if said.isprintable() else ascii(said))[:200]
 
 
@@ -170,7 +170,7 @@ def printable(text: str) -> str:
 
 
 # Password of a user in an address; secrets in its query.
-_SECRETS = ((re.compile(r"(\w://[^\s/@:]*):[^\s@]+@"), r"\1:***@"),
+_SECRETS = ((re.compile(r"(\w://[^\s/@:]*):(?:\S*|[^@/\n]*)@"), r"\1:***@"),
             (re.compile(r"(?i)((?:password|passwd|pwd|token|secret|api_?key)=)[^\s&;]+"), r"\1***"))  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,18 @@ from .device import resolve
 from .errors import UserError
 
 if TYPE_CHECKING:
-    from optuna import Trial
+    from optuna.distributions import BaseDistribution
 
-DIMENSIONS = ("optimizer", "lr", "weight-decay", "schedule", "mixing", "image-size")
+# The parameters of each dimension.
+PARAMETERS = {
+    "optimizer": ("optimizer",),
+    "lr": ("lr_scale",),
+    "weight-decay": ("weight_decay_scale",),
+    "schedule": ("schedule",),
+    "mixing": ("mixing_probability", "mixup_alpha", "cutmix_alpha", "mixing_switch"),
+    "image-size": ("image_size",),
+}
+DIMENSIONS = tuple(PARAMETERS)
 OPTIMIZERS = ("lion", "adamw", "adam", "sgd")
 SIZES = (28, 32, 56, 84, 112)
 # Pixels; a training takes 16 times as long at 112 as at 28, on a CPU hours instead of minutes.
@@ -56,32 +66,60 @@ class Space:
         }
         return own | ({"image_size": size} if size in self.sizes else {})
 
-    def suggest(self, trial: "Trial") -> dict[str, Any]:
-        """A trial's parameters. No one depends on another: the sampler learns them together."""
-        if "optimizer" in self.searched:
-            own = self.config.training.optimizer
-            trial.suggest_categorical("optimizer", list(dict.fromkeys((*OPTIMIZERS, own))))
-        if "lr" in self.searched:
-            trial.suggest_float("lr_scale", 0.1, 10, log=True)
-        if "weight-decay" in self.searched:
-            trial.suggest_float("weight_decay_scale", 0.1, 10, log=True)
-        if "schedule" in self.searched:
-            trial.suggest_categorical("schedule", ["cosine", "restarts"])
-        if "mixing" in self.searched:
-            trial.suggest_float("mixing_probability", 0, 1, step=0.2)  # 0 is without
-            trial.suggest_float("mixup_alpha", 0.1, 2, log=True)
-            trial.suggest_float("cutmix_alpha", 0.1, 2, log=True)
-            trial.suggest_float("mixing_switch", 0, 1)
-        if "image-size" in self.searched:
-            trial.suggest_categorical("image_size", self.sizes)
-        return trial.params
+    @cached_property
+    def ranges(self) -> dict[str, "BaseDistribution"]:
+        """What each parameter may be; those of `config` are within."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+        own = self.own()
+        fifths = 5 * own["mixing_probability"]
+        alpha = {
+            name: FloatDistribution(min(0.1, own[name]), max(2.0, own[name]), log=True)
+            for name in ("mixup_alpha", "cutmix_alpha")
+        }
+        return {
+            "optimizer": CategoricalDistribution(tuple(dict.fromkeys((*OPTIMIZERS, own["optimizer"])))),
+            "lr_scale": FloatDistribution(0.1, 10, log=True),
+            "weight_decay_scale": FloatDistribution(0.1, 10, log=True),
+            "schedule": CategoricalDistribution(("cosine", "restarts")),
+            # 0 is without.
+            "mixing_probability": FloatDistribution(0, 1, step=0.2 if abs(fifths - round(fifths)) < 1e-8 else None),
+            **alpha,
+            "mixing_switch": FloatDistribution(0, 1),
+            "image_size": CategoricalDistribution(self.sizes),
+        }
+
+    @property
+    def distributions(self) -> dict[str, "BaseDistribution"]:
+        """Of the parameters that are searched. No one depends on another: the sampler learns them together."""
+        names = [name for dimension in self.searched for name in PARAMETERS[dimension]]
+        return {name: self.ranges[name] for name in names}
+
+    def fault(self, params: Any) -> str | None:
+        """What is wrong with `params`, which were read from a database; None where they are a trial's parameters."""
+        if not isinstance(params, dict):
+            return "the parameters are no object"
+        for name, value in params.items():
+            if name not in self.ranges:
+                return f"there is no parameter {name!r:.80}"
+            if not _contains(self.ranges[name], value):
+                return f"{name} is {value!r:.80}"
+        return None
 
     def settings(self, params: dict[str, Any]) -> Config:
         """`config` with a trial's parameters in their places.
 
         `lr_scale` and `weight_decay_scale` are multiples of what is usual for the optimizer, where the recipe's own
-        has the recipe's values. A recipe that has no restarts is given two cycles.
+        has the recipe's values. A recipe that has no restarts is given two cycles. Raises UserError for parameters
+        that this sweep cannot have tried.
         """
+        fault, mixing = self.fault(params), PARAMETERS["mixing"]
+        if not fault and any(name in params for name in mixing):
+            fault = next((f"{name} is missing" for name in mixing if name not in params), None)
+        if fault:
+            raise UserError(
+                f"No trial of this sweep has such parameters: {fault}; restore its database, or take another --name."
+            )
         training = self.config.training
         optimizer, schedule = (params.get(name, getattr(training, name)) for name in ("optimizer", "schedule"))
         lr, decay = (of / own for of, own in zip(USUAL[optimizer], USUAL[training.optimizer], strict=True))
@@ -104,6 +142,12 @@ class Space:
             until=training.mixing.until if training.mixing else 1.0,
         )
         return replace(config, training=replace(config.training, mixing=mixing if probability else None))
+
+
+def _contains(range_: "BaseDistribution", value: Any) -> bool:
+    if hasattr(range_, "choices"):
+        return any(type(value) is type(choice) and value == choice for choice in range_.choices)
+    return type(value) in (int, float) and range_.low <= value <= range_.high
 
 
 def dimensions(space: Sequence[str], given: Collection[str] = ()) -> tuple[str, ...]:
