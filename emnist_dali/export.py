@@ -1,8 +1,10 @@
 """A run's best weights for others: checked against the trainer, and only then written."""
 
 import copy
+import hashlib
 import io
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -15,20 +17,22 @@ import safetensors.torch
 import torch
 
 from .errors import UserError
-from .files import reason, write_whole
+from .files import MARK, check_output, reason, write_output, write_whole
 from .model import build_model
 from .model_card import model_card
-from .onnx_model import Exported
+from .onnx_model import Exported, with_digest
 from .prepare import split_folder
 from .raw_model import RawModel
 from .run_folder import RunFolder
 from .shards import Shards
+from .tensor_files import encode
 from .trained import Trained
 
 TOLERANCE = 1e-3  # of a probability
 # Classes whose probabilities are closer than this are equal: float32 sums depend on their order.
 TIE = 1e-5
 TEST_IMAGES, MADE_IMAGES = 1000, 64
+MAX_CARD = 2**20  # bytes; ours have 10 kB
 
 Probabilities = Callable[[np.ndarray], np.ndarray]  # images (N, H, W) uint8 → (N, classes) float32
 
@@ -36,12 +40,14 @@ Probabilities = Callable[[np.ndarray], np.ndarray]  # images (N, H, W) uint8 →
 def export(run: Path, kind: str, output: Path | None = None) -> list[str]:
     """Writes `output` (model.<kind> in the run's folder) and a model card beside it; returns what it has to say.
 
-    `kind` is onnx, pt2 or safetensors. Raises UserError, and writes nothing, where the model cannot be exported,
-    differs from the trainer or cannot be checked.
+    `kind` is onnx, pt2 or safetensors. A card that somebody else wrote or edited is left alone. Raises UserError, and
+    writes nothing, where the model cannot be exported, differs from the trainer or cannot be checked, and where
+    `output` is there and not this project's.
     """
     output = output or run / f"model.{kind}"
     if output.suffix != f".{kind}":
         raise UserError(f"{output} does not end in .{kind}; name a file that does with --output.")
+    check_output(output)
     if kind == "onnx":
         _need_onnx()
     trained = Trained(run)
@@ -49,11 +55,34 @@ def export(run: Path, kind: str, output: Path | None = None) -> list[str]:
     facts = _facts(trained, results)
     content, probabilities = _FORMATS[kind](trained, facts, output)
     checked = _check(trained, probabilities, output)
-    write_whole(output, content)
+    write_output(output, content)
     card = output.with_suffix(".md")
     formats = [name for name in _FORMATS if output.with_suffix(f".{name}").is_file()]  # one card for all of a stem
-    write_whole(card, model_card(trained, facts, results, output, formats, checked).encode())
-    return [f"{output}: {len(content) / 1e6:.1f} MB.", *checked, f"{card}: its model card."]
+    told = _write_card(card, model_card(trained, facts, results, output, formats, checked))
+    return [f"{output}: {len(content) / 1e6:.1f} MB.", *checked, told]
+
+
+def _write_card(card: Path, text: str) -> str:
+    """Writes it with its digest in the last line, but not in the place of one that is edited; what to say of it."""
+    if not _is_unedited(card):
+        return f"{card} was written or edited by somebody else and stays as it is; the model has no new card."
+    write_whole(card, (text + _last_line(text.encode())).encode())
+    return f"{card}: its model card."
+
+
+def _is_unedited(card: Path) -> bool:
+    """Whether it is not there, or is as `_write_card` wrote it."""
+    if not os.path.lexists(card):
+        return True
+    if not card.is_file() or card.stat().st_size > MAX_CARD:
+        return False
+    content = card.read_bytes()
+    length = len(_last_line(b""))
+    return content[-length:] == _last_line(content[:-length]).encode()
+
+
+def _last_line(text: bytes) -> str:
+    return f"<!-- {MARK} {hashlib.sha256(text).hexdigest()} -->\n"
 
 
 def _need_onnx() -> None:
@@ -73,7 +102,7 @@ def _facts(trained: Trained, results: dict[str, dict[str, Any]]) -> dict[str, An
         part: {name: value for name, value in result.items() if isinstance(value, int | float)}
         for part, result in results.items()
     }
-    own = {"name": trained.name, "recipe": trained.config.recipe}
+    own = {"generator": MARK, "name": trained.name, "recipe": trained.config.recipe}
     return own | trained.about | {"shape": trained.shape, "converted": trained.converted} | numbers
 
 
@@ -91,7 +120,7 @@ def _onnx(trained: Trained, facts: dict[str, Any], output: Path) -> tuple[bytes,
     model = program.model_proto  # made anew at each access
     for name, value in facts.items():
         model.metadata_props.add(key=name, value=json.dumps(value, ensure_ascii=False))
-    content = model.SerializeToString()
+    content = with_digest(model.SerializeToString())
     return content, Exported(output, content).probabilities
 
 
@@ -110,8 +139,7 @@ def _pt2(trained: Trained, facts: dict[str, Any], output: Path) -> tuple[bytes, 
 
 
 def _safetensors(trained: Trained, facts: dict[str, Any], output: Path) -> tuple[bytes, Probabilities]:
-    tensors = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
-    content = safetensors.torch.save(tensors, metadata={"about": json.dumps(facts)})
+    content = encode(trained.model.state_dict(), {"about": json.dumps(facts), "generator": MARK})
     loaded = _in_float32(trained)
     loaded.model = build_model(replace(trained.config.model, pretrained=False, weights=None), len(trained.classes))
     loaded.model.load_state_dict(safetensors.torch.load(content))

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import trained
-from .conversion import SIZE, convert, flatten
+from .conversion import flatten
+from .decoder import decode
 from .errors import UserError
-from .files import is_plain, write_whole
-from .image_files import grey, open_image, read, readable
+from .files import MARK, check_output, is_plain, write_output
+from .image_files import open_image, read, readable
 from .progress import progress
 from .source import IGNORED
 
@@ -31,8 +32,10 @@ def predict(
 
     `images` are files, folders (the files in them, but hidden ones) and globs. An answer has `path`, `character`,
     `probability` and `top`: that many characters with their probabilities, the likeliest first. `show` gets a
-    picture of the first SHOWN. UserError where `model` is none or `show` cannot be written.
+    picture of the first SHOWN. UserError where `model` is none, or `show` cannot be written or is not this project's.
     """
+    if show:
+        check_output(show)
     classifier = trained.load(model)
     files, failed = [], []
     for argument in images:
@@ -64,14 +67,7 @@ def prepared(
 ) -> np.ndarray:
     """An image file's bytes as the model takes them, (H, W) uint8: converted to what EMNIST holds, or plainly resized
     for a model of a folder of images. UserError, which begins with `name`, where that cannot be."""
-    with readable(name):
-        image = open_image(content)
-        if not classifier.converted or classifier.shape != (SIZE, SIZE):
-            return grey(image, classifier.shape)
-        glyph = convert(image)
-    if glyph is None:
-        raise UserError(f"{name} shows no character; give a picture of one, dark on light or light on dark.")
-    return glyph
+    return decode(content, classifier.shape, classifier.converted, name)
 
 
 def _files(argument: str) -> list[Path]:
@@ -143,8 +139,8 @@ def _draw(file: Path, answers: Sequence[dict[str, Any]], glyphs: Sequence[np.nda
             where = (x + 0.04 / columns, y + height / rows)
             figure.text(*where, text, fontsize=size, va="center", parse_math=False)
     content = io.BytesIO()
-    canvas.print_png(content)
-    write_whole(file, content.getvalue())
+    canvas.print_png(content, metadata={"Generator": MARK})
+    write_output(file, content.getvalue())
 
 
 def _shortened(text: str, length: int) -> str:

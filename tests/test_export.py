@@ -17,9 +17,10 @@ from emnist_dali.checkpoint import load_weights, save_weights
 from emnist_dali.cli import main
 from emnist_dali.errors import UserError
 from emnist_dali.export import export, made_images
+from emnist_dali.files import check_output
 from emnist_dali.metrics import Predictions, score
 from emnist_dali.model import build_model
-from emnist_dali.onnx_model import Exported
+from emnist_dali.onnx_model import Exported, with_digest
 from emnist_dali.raw_model import RawModel, equalize
 from emnist_dali.shards import Shards
 from emnist_dali.stats import Stats
@@ -100,7 +101,8 @@ def test_onnx_tells_what_it_is(run):
 
     model = onnx.load(run / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
-    about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert model.metadata_props[-1].key == "sha256"
+    about = {entry.key: json.loads(entry.value) for entry in model.metadata_props[:-1]}
     weights = load_weights(run / "checkpoints/best.safetensors")[1]
     assert about.items() >= weights.items()
     assert about["recipe"] == "cpu"
@@ -248,24 +250,66 @@ def test_what_is_no_onnx_of_this_project_is_one_sentence(run, tmp_path):
     path.write_bytes(b"no model")
     with pytest.raises(UserError, match=r"other\.onnx could not be opened as ONNX"):
         load(path)
-    model = onnx.load(run / "model.onnx")
-    entries = {entry.key: entry for entry in model.metadata_props}
+    content = (run / "model.onnx").read_bytes()
     for key, value, message in (
-        ("classes", json.dumps(["a"]), "of another model"),
+        ("classes", json.dumps(["a", "b"]), "not probabilities of those classes"),
         ("classes", json.dumps([1] * 12), "no names"),
         ("shape", "{", "no model of this project"),
-        ("shape", None, "no model of this project"),
+        ("shape", None, "its metadata lack 'shape'"),
     ):
-        kept = entries[key].value
+        model = onnx.load_model_from_string(content[:-76])
+        entry = next(entry for entry in model.metadata_props if entry.key == key)
         if value is None:
-            model.metadata_props.remove(entries[key])
+            model.metadata_props.remove(entry)
         else:
-            entries[key].value = value
-        onnx.save(model, path)
+            entry.value = value
+        path.write_bytes(with_digest(model.SerializeToString()))
         with pytest.raises(UserError, match=message):
             load(path)
-        if value is not None:
-            entries[key].value = kept
+
+
+def test_a_damaged_onnx_is_one_sentence(run, tmp_path):
+    content, path = bytearray((run / "model.onnx").read_bytes()), tmp_path / "model.onnx"
+    content[len(content) // 2] ^= 1  # of a weight
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged \(it was changed after it was written: its sha256 is of"):
+        load(path)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
+def test_a_file_of_somebody_else_stays_and_one_of_ours_is_replaced(run, tmp_path, monkeypatch, kind):
+    path = tmp_path / f"model.{kind}"
+    shutil.copy(run / path.name, path)
+    check_output(path)
+    monkeypatch.setattr(export_module, "Trained", lambda path: pytest.fail("work was done"))
+    path.write_bytes(b"mine")
+    result = invoke("export", run, "--format", kind, "--output", path)
+    assert result.exit_code == 1
+    assert "is there and was not written by emnist-dali" in result.output
+    assert path.read_bytes() == b"mine"
+
+
+def test_only_a_model_card_that_nobody_edited_is_replaced(run, tmp_path):
+    card = tmp_path / "README.md"
+
+    def exported():
+        result = invoke("export", run, "--format", "safetensors", "--output", tmp_path / "README.safetensors")
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    stays = f"{card} was written or edited by somebody else and stays as it is"
+    card.write_text("# My project\n")
+    assert stays in exported()
+    assert card.read_text() == "# My project\n"
+    card.unlink()
+    for _ in range(2):
+        assert f"{card}: its model card." in exported()
+    ours = card.read_text()
+    assert re.fullmatch(r"<!-- emnist-dali:generated [0-9a-f]{64} -->", ours.splitlines()[-1])
+    for edited in (ours.replace("Classes", "classes", 1), ours + "More.\n", ours[:-3], "\n" + ours):
+        card.write_text(edited)
+        assert stays in exported()
+        assert card.read_text() == edited
 
 
 def test_a_file_of_another_suffix_is_one_sentence(trained_run, tmp_path):

@@ -10,8 +10,9 @@ from emnist_dali import predict as module
 from emnist_dali import trained
 from emnist_dali.cli import main
 from emnist_dali.errors import UserError
+from emnist_dali.pack import pack
 from emnist_dali.predict import predict, prepared, table
-from emnist_dali.shards import Shards, pack
+from emnist_dali.shards import Shards
 from emnist_dali.source import load as load_source
 from emnist_dali.train import train
 
@@ -186,8 +187,17 @@ def test_show_draws_input_glyph_and_answer_of_each(trained_run, pictures, tmp_pa
         place = pixels[i // 5 * high :, i % 5 * wide :][int(0.4 * high) : int(0.9 * high), :wide]
         left, right = (np.median(half) for half in np.array_split(place, 2, axis=1))
         assert (left > 200, right < 50) == (True, i < 7)
-    with pytest.raises(UserError, match="could not be written"):
-        predict(trained_run, [str(pictures)], 1, tmp_path / "nowhere" / "shown.png")
+
+
+def test_show_replaces_what_it_drew_and_nothing_else(trained_run, pictures, tmp_path, monkeypatch):
+    shown, picture = tmp_path / "new" / "shown.png", str(pictures / "A.png")
+    for _ in range(2):
+        predict(trained_run, [picture], 1, shown)
+    own = Path(picture).read_bytes()
+    monkeypatch.setattr(trained, "load", lambda path: pytest.fail("work was done"))
+    with pytest.raises(UserError, match=r"A\.png is there and was not written by emnist-dali"):
+        predict(trained_run, [picture], 1, Path(picture))
+    assert Path(picture).read_bytes() == own
 
 
 def test_own_images_are_resized_as_they_were_for_training(tmp_path):
@@ -201,7 +211,7 @@ def test_own_images_are_resized_as_they_were_for_training(tmp_path):
                 Image.fromarray(pixels).save(own / part / name / f"{i}.png")
     source = load_source("own", str(own), tmp_path, size=20)
     pack(source, "own", tmp_path / "data" / "own")
-    config = quick(tmp_path / "data", tmp_path / "run", source=str(own), equalize=False, epochs=3, batch_size=8)
+    config = quick(tmp_path / "data", tmp_path / "run", source=str(own), equalize=False, epochs=8, batch_size=8)
     path = train(config.override({"split": "own"})).path
 
     classifier = trained.load(path)

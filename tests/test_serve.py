@@ -5,10 +5,13 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
+import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +19,14 @@ import waitress
 from click.testing import CliRunner
 from PIL import Image
 
-from emnist_dali import serve, trained
+from emnist_dali import decoder, serve, trained
 from emnist_dali.cli import main
+from emnist_dali.decoder import BusyError, Decoder
+from emnist_dali.errors import UserError
 from emnist_dali.page import png
 from emnist_dali.predict import prepared
+
+SECONDS = 60  # against hangs only
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +121,7 @@ WRONG = {
     "a list": {"json": ["image"]},
     "broken JSON": {"data": b'{"image"', "content_type": "application/json"},
     "deep JSON": {"data": b"[" * 100_000, "content_type": "application/json"},
+    "JSON with much else": {"data": b'{"image": [' + b"[]," * 1000 + b"[]]}", "content_type": "application/json"},
     "no base64": {"json": {"image": "ä"}},
     "base64 of text": {"json": {"image": base64.b64encode(b"a letter").decode()}},
     "a form without the file": {"data": {"picture": (io.BytesIO(b"x"), "a.png")}},
@@ -128,6 +136,15 @@ def test_what_is_no_image_gets_one_sentence(client, request_):
     assert answer.status_code == 400
     assert list(answer.json) == ["error"]
     assert re.fullmatch(r"[^\n]{10,300}\.", answer.json["error"])
+
+
+def test_a_picture_that_must_wait_too_long_is_told(client, pictures, monkeypatch):
+    def busy(self, content):
+        raise BusyError("Too many pictures wait.")
+
+    monkeypatch.setattr(Decoder, "__call__", busy)
+    answer = client.post("/predict", data=pictures[0])
+    assert (answer.status_code, answer.json) == (503, {"error": "Too many pictures wait."})
 
 
 def test_a_body_that_is_too_large_is_refused(client):
@@ -379,3 +396,87 @@ def test_a_folder_that_is_no_run_is_told(tmp_path):
     assert result.exit_code == 1
     assert len(result.output.splitlines()) == 1
     assert str(tmp_path) in result.output
+
+
+def until(condition):
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, "nothing came"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def decoded():
+    return Decoder((28, 28), True)
+
+
+@pytest.fixture
+def written_one(pictures):
+    return pictures[2]
+
+
+# 3 s of Python.
+SLOW = b"P5\n1900 1000\n254\n" + bytes(1_900_000)
+
+
+def test_a_picture_that_takes_too_long_is_given_up_and_the_next_is_decoded(decoded, written_one, monkeypatch):
+    before = decoded(written_one)
+    monkeypatch.setattr(decoder, "LIMIT", 0.1)
+    with pytest.raises(UserError, match=r"takes more than 0\.1 s to decode"):
+        decoded(SLOW)
+    monkeypatch.undo()
+    assert (decoded(written_one) == before).all()
+
+
+def test_a_decoder_that_is_killed_is_replaced(decoded, written_one):
+    before = decoded(written_one)
+    decoded._process.kill()
+    decoded._process.join()
+    assert (decoded(written_one) == before).all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="no /proc")
+def test_its_memory_is_limited(decoded, written_one):
+    decoded(written_one)
+    limits = Path(f"/proc/{decoded._process.pid}/limits").read_text()
+    assert int(re.search(r"Max address space +(\d+)", limits)[1]) < 2**36
+
+
+def test_the_cheapest_comes_first_and_of_the_large_only_some_wait(decoded, monkeypatch):
+    go, order = threading.Event(), []
+
+    def slowly(self, content, ours):
+        order.append(len(content))
+        go.wait(SECONDS)
+        return len(content)
+
+    monkeypatch.setattr(Decoder, "_decoded", slowly)
+    monkeypatch.setattr(decoder, "cost", len)
+    monkeypatch.setattr(decoder, "CHEAP", 100)
+    monkeypatch.setattr(decoder, "WAITING", 2)
+    sizes = [200, 500, 400, 600, 50, 300, 60]
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        answers = []
+        for size in sizes:
+            answers.append(pool.submit(decoded, bytes(size)))
+            until(lambda: len(order) + len(decoded._waiting) + sum(map(Future.done, answers)) == len(answers))
+        go.set()
+        refused = [size for size, answer in zip(sizes, answers, strict=True) if answer.exception()]
+    assert order == [200, 50, 60, 300, 400]
+    assert refused == [500, 600]
+    assert all(isinstance(answers[sizes.index(size)].exception(), BusyError) for size in refused)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+def test_a_decoder_ends_with_a_server_that_is_killed():
+    program = (
+        "from emnist_dali.decoder import Decoder\n"
+        "one = Decoder((28, 28), True)\nprint(one._process.pid, flush=True)\ninput()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        pid = int(server.stdout.readline())
+        assert Path(f"/proc/{pid}").exists()
+        server.kill()
+        until(lambda: not Path(f"/proc/{pid}").exists())

@@ -1,0 +1,150 @@
+"""The server under attack answers those who draw: idle and dripping connections, endless bodies, bombs."""
+
+import http.client
+import io
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ..test_conversion import written
+
+FACTOR = int(os.environ.get("ATTACK_FACTOR", "1"))
+# As many requests at once, idle connections and bombs as the large form has.
+CLIENTS, IDLE, BOMBS = (200, 100, 50) if FACTOR > 1 else (20, 20, 5)
+PATIENCE = 60  # seconds, against hangs only
+
+
+@pytest.fixture(scope="module")
+def port(trained_run: Path) -> Iterator[int]:
+    """Of a server in a process of its own."""
+    command = [sys.executable, "-m", "emnist_dali", "serve", str(trained_run), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        yield int(re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())[1])
+        process.terminate()
+        assert process.stdout.read() == ""  # whatever was done to it
+
+
+def picture(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def post(port: int, content: bytes, kind: str = "image/png") -> tuple[int, dict[str, Any], float]:
+    """Status, answer and seconds."""
+    begun = time.monotonic()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    try:
+        connection.request("POST", "/predict", content, {"Content-Type": kind})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read()), time.monotonic() - begun
+    finally:
+        connection.close()
+
+
+def bombs() -> list[bytes]:
+    """What takes long though nothing forbids it, and what is forbidden."""
+    side = (7000, 7100) if FACTOR > 1 else (3000, 3000)
+    see_through = Image.new("RGBA", side, (0, 0, 0, 9))
+    return [
+        picture(see_through, compress_level=1),
+        picture(see_through, "WEBP", lossless=True, quality=0, method=0),
+        picture(see_through.convert("RGB"), "JPEG", progressive=True),
+        b"P2\n2000 1900\n255\n" + b"1 " * 3_800_000,
+        b"P5\n1900 1000\n254\n" + bytes(1_900_000),
+        b"P5\n" + b"#" * 7_000_000,
+        b'{"image": [' + b"[]," * 2_000_000,
+        b"--x\r\n" * 1_000_000,
+    ]
+
+
+KINDS = {b"{": "application/json", b"-": "multipart/form-data; boundary=x"}
+
+
+def test_those_who_draw_are_answered_under_attack(port):
+    honest = [picture(written(character, size=size)) for character in "0127Aa" for size in (28, 120, 300)]
+    expected = {content: post(port, content)[1] for content in honest}
+    attacks, over, refused = bombs(), threading.Event(), []
+
+    def bomb(number: int) -> None:
+        chance = random.Random(number)
+        while not over.wait(pause(chance)):
+            content = chance.choice(attacks)
+            with suppress(OSError, http.client.HTTPException):
+                refused.append(post(port, content, KINDS.get(content[:1], "image/png"))[0])
+
+    def pause(chance: random.Random) -> float:
+        return chance.uniform(4, 12) if FACTOR > 1 else 0
+
+    def idle(number: int) -> None:
+        while not over.is_set():
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
+                if number % 2:
+                    connection.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n")
+                while not over.wait(1):
+                    connection.sendall(b"x" * (number % 2))
+
+    def draw(number: int) -> list[float]:
+        chance, took = random.Random(number), []
+        for _ in range(4 if FACTOR > 1 else 2):
+            time.sleep(pause(chance))
+            content = chance.choice(honest)
+            status, answer, seconds = post(port, content)
+            assert (status, answer) == (200, expected[content])
+            took.append(seconds)
+        return took
+
+    attackers = [threading.Thread(target=bomb, args=[i], daemon=True) for i in range(BOMBS)]
+    attackers += [threading.Thread(target=idle, args=[i], daemon=True) for i in range(IDLE)]
+    for attacker in attackers:
+        attacker.start()
+    try:
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            took = sorted(seconds for each in pool.map(draw, range(CLIENTS)) for seconds in each)
+    finally:
+        over.set()
+    for attacker in attackers:
+        attacker.join(PATIENCE)
+    assert set(refused) <= {200, 400, 413, 503}
+    if FACTOR > 1:
+        middle = took[len(took) // 2]
+        print(
+            f"\n{len(took)} answers under {IDLE} idle connections and {BOMBS} bombs: "
+            f"median {middle:.2f} s, 99 % {took[-len(took) // 100]:.2f} s, worst {took[-1]:.2f} s; "
+            f"{len(refused)} bombs answered"
+        )
+
+
+@pytest.mark.parametrize("form", ["by its length", "in chunks"])
+def test_an_endless_body_is_refused_before_it_is_stored(port, form):
+    size, piece, sent = 200 * 2**20, bytes(2**16), 0
+    head = f"Content-Length: {size}" if form == "by its length" else "Transfer-Encoding: chunked"
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
+        connection.sendall(f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n\r\n".encode())
+        if form == "by its length":
+            assert connection.recv(100).startswith(b"HTTP/1.1 413 ")  # without a byte of it
+        with suppress(OSError):
+            while sent < size:
+                connection.sendall(b"10000\r\n" + piece + b"\r\n" if form == "in chunks" else piece)
+                sent += len(piece)
+    assert sent < 64 * 2**20  # what the system keeps on its way
+
+
+def test_silent_and_dripping_connections_end(port):
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as silent:
+        silent.sendall(b"POST /predict HTTP/1.1\r\n")
+        assert silent.recv(1) == b""
