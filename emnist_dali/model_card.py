@@ -28,7 +28,8 @@ images = np.zeros((1, {height}, {width}), np.uint8)  # yours
 print([classes[label] for label in probabilities.argmax(1)])
 ```
 
-Its metadata are JSON, a value each, but for `generator` and `sha256`; `emnist-dali predict {file} IMAGE` reads pictures of any size.
+Its metadata are JSON, a value each, but for `generator` and `sha256`; `emnist-dali predict {file} IMAGE` reads
+pictures of any size.
 """
 _PT2 = """```python
 import json

@@ -21,8 +21,7 @@ from emnist_dali.shards import Shards
 
 from ..runs import flags, quick
 from ..test_prepare import write_split
-
-FACTOR = int(os.environ.get("ATTACK_FACTOR", "1"))
+from .tally import FACTOR, SEED
 
 
 def invoke(*words: object) -> Result:
@@ -414,11 +413,11 @@ def test_what_is_no_file_is_not_replaced_by_one(kind, trained_run, tmp_path):
 # ---- shards under a reader
 
 
-@pytest.mark.parametrize("seed", range(40 * FACTOR))
-def test_no_flipped_bit_of_prepared_data_is_used(seed, folder, tmp_path):
+@pytest.mark.parametrize("number", range(40 * FACTOR))
+def test_no_flipped_bit_of_prepared_data_is_used(number, folder, tmp_path):
     """One bit somewhere in the folder, with a new time as a program's write has: refused, or the same data."""
     copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("stats*"))
-    draw = random.Random(seed)
+    draw = random.Random(f"{SEED} {number}")
     path = draw.choice(sorted(path for path in copy.iterdir() if path.is_file()))
     content = bytearray(path.read_bytes())
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)

@@ -12,11 +12,12 @@ from emnist_dali.errors import UserError
 from emnist_dali.files import MARK, is_plain
 from emnist_dali.onnx_model import Exported, with_digest
 
+from .tally import FACTOR, SEED, tried
+
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper  # noqa: E402
 
-FACTOR = int(os.environ.get("ATTACK_FACTOR", "1"))
 CLASSES, SHAPE = ["0", "1", "A"], [6, 5]
 ABOUT = {"name": "run", "classes": CLASSES, "shape": SHAPE, "converted": False}
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, *SHAPE), np.uint8)
@@ -109,6 +110,7 @@ def test_any_byte_that_changes_is_noticed(tmp_path):
     content = encoded(graph())
     places = range(0, len(content), 23) if FACTOR == 1 else range(len(content))
     for at in [*places, *range(len(content) - 80, len(content))]:
+        tried()
         broken = bytearray(content)
         broken[at] ^= 1 << at % 8
         refused(tmp_path / "model.onnx", bytes(broken))
@@ -298,12 +300,13 @@ def test_bytes_that_protobuf_would_make_gigabytes_of_are_refused(tmp_path, conte
 
 def test_bytes_that_are_wrong_anywhere(tmp_path):
     """Without a checksum, as in files from before: whatever is read gives probabilities."""
-    chance = random.Random(None if FACTOR > 1 else 0)
+    chance = random.Random(SEED)
     model, path = graph(), tmp_path / "model.onnx"
     for name, value in ABOUT.items():
         model.metadata_props.add(key=name, value=json.dumps(value))
     content = model.SerializeToString()
     for _ in range(100 * FACTOR):
+        tried()
         broken = bytearray(content)
         for _ in range(chance.randint(1, 3)):
             broken[chance.randrange(len(broken))] = chance.randrange(256)

@@ -27,18 +27,17 @@ from emnist_dali.shards import Shards
 from ..faults.processes import ended, start, training
 from ..runs import assert_same, go_on, kept, quick
 from ..test_prepare import write_split
+from .tally import FACTOR, SEED, tried
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
 
-FACTOR = int(os.environ.get("ATTACK_FACTOR", "1"))
-SEED = int(os.environ.get("ATTACK_SEED", random.randrange(2**32) if FACTOR > 1 else 0))
 TRACEBACK = "Traceback (most recent call last)"
 
 
 def draws(number: int) -> Iterator[random.Random]:
     """So many generators, the same on each run of `make test`."""
-    print(f"ATTACK_SEED={SEED}")
     for i in range(number * FACTOR):
+        tried()
         yield random.Random(f"{SEED} {i}")
 
 

@@ -5,7 +5,6 @@ ATTACK_FACTOR=20 tries twenty times as many, and others each time. What failed o
 
 import copy
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,8 +28,8 @@ from emnist_dali.train import Session, train
 
 from ..fuzz.mutate import ODD, sealed
 from ..runs import equal
+from .tally import FACTOR, SEED, running, tried
 
-FACTOR = int(os.environ.get("ATTACK_FACTOR", "1"))
 FLIPS = 200  # of each file
 VALUES = [
     *ODD, "y" * 3000, "\x1b]0;x\x07", "a\u2028b", "cuda", "efficientnet_b0", -0.0, 1e-320, 1e30, 10**12, 10**18,
@@ -66,7 +65,10 @@ FOUND: list[tuple[str, tuple, Any]] = [
 
 
 def seeds(number: int) -> Iterator[int]:
-    return iter(range(number)) if FACTOR == 1 else (random.getrandbits(48) for _ in range(number * FACTOR))
+    draw = random.Random(f"{SEED} {running()}")
+    for i in range(number * FACTOR):
+        tried()
+        yield i if FACTOR == 1 else draw.getrandbits(48)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import http.client
 import io
 import json
-import os
 import random
 import re
 import socket
@@ -21,8 +20,8 @@ import pytest
 from PIL import Image
 
 from ..test_conversion import written
+from .tally import FACTOR
 
-FACTOR = int(os.environ.get("ATTACK_FACTOR", "1"))
 # As many requests at once, idle connections and bombs as the large form has.
 CLIENTS, IDLE, BOMBS = (200, 100, 50) if FACTOR > 1 else (20, 20, 5)
 PATIENCE = 60  # seconds, against hangs only

@@ -4,8 +4,6 @@ ATTACK_FACTOR=20 tries twenty times as many at random, others each time; a failu
 """
 
 import json
-import os
-import secrets
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -23,9 +21,9 @@ from emnist_dali import sweep
 from emnist_dali.errors import UserError
 
 from ..runs import quick
+from .tally import FACTOR, SEED
 
-FACTOR = int(os.environ.get("ATTACK_FACTOR", "1"))
-NUMBERS = range(10) if FACTOR == 1 else [secrets.randbits(32) for _ in range(10 * FACTOR)]
+NUMBERS = [SEED + i for i in range(10 * FACTOR)]
 
 SECONDS = 60  # in which each sweep ends; it takes a tenth of one
 SPACE = ("optimizer", "lr", "mixing")

@@ -15,6 +15,7 @@ from ..runs import flags
 
 # Against hangs only.
 SECONDS = 120
+started = 0  # processes
 
 
 def start(output: Path, *arguments: Any, cwd: Path | None = None, file_bytes: int | None = None) -> BaseProcess:
@@ -23,6 +24,8 @@ def start(output: Path, *arguments: Any, cwd: Path | None = None, file_bytes: in
     context.set_forkserver_preload(["emnist_dali.train", "tests.faults.processes"])
     process = context.Process(target=_main, args=(output, [str(word) for word in arguments], cwd, file_bytes))
     process.start()
+    global started
+    started += 1
     return process
 
 
