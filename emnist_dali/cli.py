@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import Field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,7 +16,7 @@ import click
 from . import __version__
 from .config import Config, Data, Model, Run, Training
 from .errors import UserError, is_out_of_memory
-from .files import is_plain, masked, printable
+from .files import MAX_NAME, is_plain, masked, printable
 from .recipes import RECIPES, choose
 from .splits import SPLITS
 
@@ -27,7 +27,9 @@ class _Path(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if not is_plain(os.fspath(value)):
             self.fail(
-                f"{printable(os.fspath(value))} has control characters in its name, or is not in UTF-8.", param, ctx
+                f"{value} names no file: it has control characters, is not in UTF-8, or is longer than {MAX_NAME:,}.",
+                param,
+                ctx,
             )
         return super().convert(value, param, ctx)
 
@@ -53,12 +55,20 @@ class _Group(click.Group):
         return list(self.commands)  # in the order of the work, not of the alphabet
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        if args is None:
+            _open_closed_streams()
+            args, sys.argv[1:] = sys.argv[1:], map(masked, sys.argv[1:])  # for whoever keeps the command
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")  # a console may not have every character
-        if args is None:
-            args, sys.argv[1:] = sys.argv[1:], map(masked, sys.argv[1:])  # for whoever keeps the command
-        return super().main(args, *rest, **options)
+                with suppress(OSError):  # one that was turned into a pipe since
+                    stream.reconfigure(errors="replace")  # a console may not have every character
+        try:
+            return super().main(args, *rest, **options)
+        finally:
+            try:
+                sys.stdout.flush()
+            except OSError:  # a full disk; Python would say it once more, with a traceback
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         with _sentences():
@@ -69,29 +79,56 @@ class _Group(click.Group):
             return super().invoke(ctx)
 
 
+def _open_closed_streams() -> None:
+    """Started with `>&-`: what is said there is lost, and no file that is written later gets its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
 @contextmanager
 def _sentences() -> Iterator[None]:
     """What a user can cause ends in one line on stderr, without anything that a terminal would obey."""
     try:
         yield
     except click.ClickException as error:
-        error.message = printable(error.message)
+        error.message = _line(error.message)
         raise
     except UserError as error:
-        raise click.ClickException(printable(masked(str(error)))) from error
-    except OSError as error:
-        if error.errno == errno.EPIPE or error.strerror is None:  # a reader that has enough; no error of the system
-            raise
-        where = printable(str(error.filename)) if error.filename else "A file"
-        raise click.ClickException(
-            f"{where} cannot be used ({error.strerror}); look at its permissions and the free space."
-        ) from error
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise click.ClickException(
-            "The memory is not enough; lower --batch-size or --image-size, or end other programs."
-        ) from error
+        raise click.ClickException(_line(str(error))) from error
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if sentence := _of_the_system(error):
+            raise click.ClickException(_line(sentence)) from error
+        raise
+
+
+def _of_the_system(error: Exception) -> str | None:
+    """A sentence on what the system refuses; None where it is something else."""
+    if is_out_of_memory(error):
+        return "The memory is not enough; lower --batch-size or --image-size, or end other programs."
+    if "can't start new thread" in str(error):
+        return "No more threads can be started; end other programs, or raise `ulimit -u`."
+    # A reader that has enough is click's; what has no such text is no error of the system.
+    if not isinstance(error, OSError) or error.errno == errno.EPIPE or error.strerror is None:
+        return None
+    where = error.filename or "A file"
+    return f"{where} cannot be used ({error.strerror}); look at its permissions and the free space."
+
+
+def _line(text: str) -> str:
+    """`text` on one line, without passwords; of a long one, as of an argument of 100,000 characters, the ends."""
+    text = printable(masked(text))
+    return text if len(text) <= 2000 else f"{text[:1000]} … {text[-900:]}"
+
+
+def _print(text: Any) -> None:
+    """Lines on stdout, without anything that a terminal would obey."""
+    click.echo("\n".join(map(printable, str(text).split("\n"))))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -107,7 +144,7 @@ def main() -> None:
     help="official (NIST), glyphs (drawn), or a path to idx files, gzip.zip or a folder of images.  "
     "[default: what is prepared, else official]",
 )
-@click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
+@click.option("--data-dir", default="data", show_default=True, type=_FOLDER, help="Folder of the prepared splits.")
 @click.option(
     "--size",
     type=click.IntRange(8, 1024),
@@ -115,7 +152,7 @@ def main() -> None:
 )
 @click.option("--verify", is_flag=True, help="Hash every shard, also those that have not changed.")
 @click.option("--force", is_flag=True, help="Pack again, in the place of what was prepared from anything.")
-def prepare(split: str, source: str | None, data_dir: str, size: int | None, verify: bool, force: bool) -> None:
+def prepare(split: str, source: str | None, data_dir: Path, size: int | None, verify: bool, force: bool) -> None:
     """Pack a split into shards, once.
 
     \b
@@ -173,7 +210,7 @@ def inspect(split: str, character: str | None, augment: bool, recipe: str, out: 
 
     config, _ = _chosen(recipe, split, "cpu")
     out = out or Path("runs") / f"inspect-{split}.html"
-    click.echo(write_page(config.override({**options, "device": "cpu"}), character, augment, out))
+    _print(write_page(config.override({**options, "device": "cpu"}), character, augment, out))
 
 
 @main.command()
@@ -206,7 +243,7 @@ def train(split: str | None, recipe: str | None, resume: str | None, resume_forc
     from .train import train
 
     with ranks.joined():
-        checkpoint = ranks.from_main(lambda: find(resume, options["out"])) if resume else None
+        checkpoint = ranks.from_main(lambda: find(resume, options["out"])) if resume is not None else None
         if checkpoint:
             config, state = ranks.from_main(lambda: load(checkpoint, recipe, {"split": split, **options}))
         else:
@@ -224,14 +261,14 @@ def train(split: str | None, recipe: str | None, resume: str | None, resume_forc
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=_RUN)
 @click.option("--split", help="Another split with the same classes.  [default: the run's]")
-@click.option("--data-dir", help="Folder of the prepared splits.  [default: the run's]")
+@click.option("--data-dir", type=_FOLDER, help="Folder of the prepared splits.  [default: the run's]")
 @click.option(
-    "--views", type=click.IntRange(1), default=1, show_default=True, help="Mean over the image and warps of it."
+    "--views", type=click.IntRange(1, 1000), default=1, show_default=True, help="Mean over the image and warps of it."
 )
 @click.option("--validation", is_flag=True, help="The run's held-out images instead of the test.")
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as a JSON object in the last line.")
 def evaluate(
-    runs: tuple[Path, ...], split: str | None, data_dir: str | None, views: int, validation: bool, as_json: bool
+    runs: tuple[Path, ...], split: str | None, data_dir: Path | None, views: int, validation: bool, as_json: bool
 ) -> None:
     """Print the metrics of a run's best weights, or of the mean of several runs' probabilities.
 
@@ -242,12 +279,12 @@ def evaluate(
 
     results = evaluate_runs(runs, split, data_dir, views, validation)
     for part, result in results.items():
-        click.echo(summary(part, result))
-        click.echo(details(result))
+        _print(summary(part, result))
+        _print(details(result))
     if as_json:
         names = ("accuracy", "weighted_f1", "macro_f1", "per_class", "images", *DETAILS)
         result = results["validation" if validation else "test"]
-        click.echo(json.dumps({name: result[name] for name in names}, ensure_ascii=False))
+        _print(json.dumps({name: result[name] for name in names}))
 
 
 @main.command()
@@ -263,9 +300,9 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
     from .compare import compare, table
 
     result = compare(first, second)
-    click.echo(table(result))
+    _print(table(result))
     if as_json:
-        click.echo(json.dumps(result))
+        _print(json.dumps(result))
 
 
 @main.command()
@@ -279,7 +316,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """
     from .report import write_report
 
-    click.echo(write_report(runs, out))
+    _print(write_report(runs, out))
 
 
 @main.command()
@@ -298,9 +335,9 @@ def predict(model: Path, images: tuple[str, ...], top: int, as_json: bool, show:
     from .predict import predict, table
 
     answers, failed = predict(model, images, top, show)
-    click.echo(json.dumps(answers, ensure_ascii=False) if as_json else table(answers))
+    _print(json.dumps(answers) if as_json else table(answers))
     for message in failed:
-        click.echo(message, err=True)
+        click.echo(_line(message), err=True)
     if failed:
         raise SystemExit(1)
 
@@ -322,7 +359,7 @@ def export(run: Path, kind: str, output: Path | None) -> None:
     from .export import export
 
     for line in export(run, kind, output):
-        click.echo(line)
+        _print(line)
 
 
 @main.command()
@@ -410,9 +447,9 @@ def audit(split: str, recipe: str, folds: int, out: Path | None, **options: Any)
 
 
 @main.command()
-@click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
+@click.option("--data-dir", default="data", show_default=True, type=_FOLDER, help="Folder of the prepared splits.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-def doctor(data_dir: str, as_json: bool) -> None:
+def doctor(data_dir: Path, as_json: bool) -> None:
     """Tell what this machine can do and what is missing, with a line of advice for each problem.
 
     \b
@@ -420,8 +457,8 @@ def doctor(data_dir: str, as_json: bool) -> None:
     """
     from .doctor import examine, table
 
-    found = examine(Path(data_dir))
-    click.echo(json.dumps(found, ensure_ascii=False) if as_json else table(found))
+    found = examine(data_dir)
+    _print(json.dumps(found) if as_json else table(found))
 
 
 def _chosen(recipe: str, split: str | None, device: str | None) -> tuple[Config, str]:

@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import UserError
-from .files import is_component, is_plain
+from .files import MAX_NAME, is_component, is_plain
 
 Backend = Literal["auto", "dali", "cpu", "synthetic"]
 Amp = Literal["auto", "bf16", "fp16", "off"]
@@ -18,6 +18,9 @@ Compile = Literal["auto", "on", "off"]
 Optimizer = Literal["lion", "adamw", "adam", "sgd", "muon"]
 Schedule = Literal["cosine", "restarts"]
 Wandb = Literal["disabled", "offline", "online"]
+
+
+MOST = 1e30  # of any float: float32 ends at 3 · 10³⁸
 
 
 def _check(sound: bool, name: str, value: Any, range_: str) -> None:
@@ -32,11 +35,16 @@ def _check_values(node: Any) -> None:
         name = "--" + field_.name.replace("_", "-") if "help" in field_.metadata else field_.name
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, float):
-                _check(isfinite(item), name, item, "finite")
+                _check(abs(item) <= MOST, name, item, "finite, and of at most 10³⁰")
             elif isinstance(item, int):
                 _check(abs(item) < 2**63, name, f"{item:.3g}" if abs(item) < 1e300 else "huge", "below 2⁶³")
             elif isinstance(item, str):
-                _check(is_plain(item), name, ascii(item)[:200], "text without control characters")
+                _check(
+                    is_plain(item),
+                    name,
+                    ascii(item)[:80],
+                    f"text without control characters, of at most {MAX_NAME:,}",
+                )
 
 
 def option(default: Any, help: str) -> Any:
@@ -54,7 +62,12 @@ class Affine:
     flip: float = 0.0  # probability of a left-right flip; glyphs are chiral: only `seed` has it
 
     def __post_init__(self) -> None:
-        _check_values(self)
+        for angle in self.rotation:
+            _check(0 <= angle <= 7, "rotation", angle, "from 0 to 7")
+        _check(0 <= self.scale < 1, "scale", self.scale, "from 0 to below 1")
+        _check(0 <= self.shear <= 10, "shear", self.shear, "from 0 to 10")
+        for name in ("translation", "flip"):
+            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """What this machine can do for a training, and what is in the way."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -119,9 +120,10 @@ def _engines() -> list[Check]:
 
 
 def _kept_where() -> str:
-    if not kernel_cache.FALLBACK:
+    if kernel_cache.FALLBACK is None:
         return ""
-    return f"; compiled kernels are kept in {kernel_cache.FALLBACK}, since no other place for them can be written"
+    where = f"kept in {kernel_cache.FALLBACK}" if kernel_cache.FALLBACK else "compiled anew by each process"
+    return f"; its kernels are {where}, since no other place for them can be written"
 
 
 def _batch(shards: Shards, backend: str, device: str) -> torch.Tensor:
@@ -158,7 +160,8 @@ def _data(data_dir: Path) -> Iterator[Check]:
 
 
 def _space(data_dir: Path) -> Check:
-    there = next(folder for folder in (data_dir.resolve(), *data_dir.resolve().parents) if folder.exists())
+    place = Path(os.path.realpath(data_dir))  # `resolve` gives up on a loop of links
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
     free = shutil.disk_usage(there).free / 1e9
     advice = None if free >= FREE_GB else f"Free {FREE_GB} GB, or name another --data-dir and --out."
     return Check("disk", f"{free:,.1f} GB free at {there}", advice)

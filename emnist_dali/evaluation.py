@@ -61,7 +61,7 @@ def evaluation_loader(
 def predict_run(
     path: Path,
     split: str | None = None,
-    data_dir: str | None = None,
+    data_dir: str | Path | None = None,
     after_batch: Callable[[], None] = lambda: None,
     views: int = 1,
     validation: bool = False,
@@ -107,7 +107,7 @@ def predict_run(
 def evaluate_runs(
     paths: Sequence[Path],
     split: str | None = None,
-    data_dir: str | None = None,
+    data_dir: str | Path | None = None,
     views: int = 1,
     validation: bool = False,
 ) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from .errors import UserError
 MAX_JSON = 16 * 2**20
 MAX_NAME = 4096
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, line and paragraph separators
+_TURNING = range(0x202A, 0x202F), range(0x2066, 0x206A)  # what turns the direction of a line
 # What every file holds that this project writes where a user asked for it: such a file may be replaced.
 MARK = "emnist-dali:generated"
 # Pages from before there was a mark have this in their style.
@@ -161,11 +162,16 @@ def reason(error: BaseException) -> str:
     return (said if said.isprintable() else ascii(said))[:200]
 
 
+def _is_obeyed(character: str) -> bool:
+    """Whether a terminal does something else with it than to show it."""
+    turns = any(ord(character) in turning for turning in _TURNING)
+    return turns or unicodedata.category(character) in _UNPRINTABLE
+
+
 def printable(text: str) -> str:
     """`text` with control characters, line breaks and lone surrogates as escapes, which no terminal obeys."""
     return "".join(
-        character.encode("unicode_escape").decode() if unicodedata.category(character) in _UNPRINTABLE else character
-        for character in text
+        character.encode("unicode_escape").decode() if _is_obeyed(character) else character for character in text
     )
 
 
@@ -183,11 +189,7 @@ def masked(text: str) -> str:
 
 def is_plain(name: Any) -> bool:
     """Whether it is text that UTF-8 holds and a line shows, of at most MAX_NAME characters."""
-    return (
-        isinstance(name, str)
-        and len(name) <= MAX_NAME
-        and not any(unicodedata.category(character) in _UNPRINTABLE for character in name)
-    )
+    return isinstance(name, str) and len(name) <= MAX_NAME and not any(map(_is_obeyed, name))
 
 
 def is_component(name: Any) -> bool:

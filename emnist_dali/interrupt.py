@@ -11,7 +11,9 @@ from . import ranks
 
 # SIGHUP comes when a terminal or an ssh connection is gone.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
-# A Ctrl-C reaches each rank twice: from the terminal, and from torchrun, which passes it on.
+_HANGUP = getattr(signal, "SIGHUP", None)
+# A Ctrl-C reaches each rank twice: from the terminal, and from torchrun, which passes it on. A connection that is
+# gone comes from the kernel, from the shell and from systemd, which sends SIGTERM too.
 PASSED_ON_WITHIN = 2.0
 # A rank that waits for one that is gone cannot finish its step: it ends after so many seconds.
 GRACE = 10.0
@@ -36,11 +38,12 @@ class Interrupt:
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+            if handler is not None:  # None is one of a C library
+                signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
-            if ranks.world() == 1 or monotonic() - self._when > PASSED_ON_WITHIN:
+            if signum != _HANGUP and not (self._may_come_twice() and monotonic() - self._when <= PASSED_ON_WITHIN):
                 os._exit(128 + signum)
             return
         self.signum, self._when = signum, monotonic()
@@ -52,6 +55,9 @@ class Interrupt:
             timer.daemon = True
             timer.start()
 
+    def _may_come_twice(self) -> bool:
+        return ranks.world() > 1 or self.signum == _HANGUP
+
 
 def _under_nohup(signum: int) -> bool:
-    return signum == getattr(signal, "SIGHUP", None) and signal.getsignal(signum) == signal.SIG_IGN
+    return signum == _HANGUP and signal.getsignal(signum) == signal.SIG_IGN

@@ -10,7 +10,7 @@ import lz4.block
 import numpy as np
 
 from .errors import UserError
-from .files import printable, replacing, sha256, write_json
+from .files import printable, reason, replacing, sha256, write_json
 from .manifest import (
     CODECS,
     FORMAT,
@@ -41,7 +41,7 @@ def pack(source: Source, split: str, folder: Path, codec: str = "lz4", listing: 
     if len(source.classes) > MAX_CLASSES:
         raise UserError(f"{source.origin} has {len(source.classes)} classes; a shard holds at most {MAX_CLASSES}.")
     check_replaceable(folder)
-    target = folder.resolve()  # a link to another disk stays one
+    target = real_path(folder)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.emnist-dali-partial")
     try:
         partial.mkdir(parents=True)
@@ -101,11 +101,19 @@ def _pack_part(name: str, part: Part, folder: Path, codec: str) -> tuple[ShardFi
     return tuple(files)
 
 
+def real_path(folder: Path) -> Path:
+    """Where the folder lies: a link to another disk stays one. UserError where links lead in a circle."""
+    try:
+        return folder.resolve()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{folder} cannot be found ({reason(error)}); name another --data-dir.") from error
+
+
 def check_replaceable(folder: Path) -> None:
     """UserError where `folder` is there and holds anything but what `pack` has put there: nobody's files go."""
-    if not folder.exists():
-        return
     try:
+        if not folder.exists():
+            return
         found = sorted(path.name for path in folder.iterdir())
         if not found:
             return
@@ -138,7 +146,7 @@ def recover(folder: Path) -> None:
 
     Data that were being replaced get their place back; what was half written goes.
     """
-    folder = folder.resolve()
+    folder = real_path(folder)
     old = folder.with_name(f".{folder.name}.emnist-dali-old")
     try:
         if (old / MANIFEST).exists() and not folder.exists():

@@ -1,12 +1,13 @@
 """From a source to a split's folder of shards, once."""
 
+import os
 from pathlib import Path
 
 from .errors import UserError
 from .files import is_component, printable
 from .locks import LOCK, Lock
 from .manifest import MANIFEST, Manifest, read_manifest, remember, remembered_source, verify
-from .pack import check_replaceable, pack, recover
+from .pack import check_replaceable, pack, real_path, recover
 from .progress import say
 from .shards import Shards
 from .source import hashes, listing, load, origin
@@ -46,16 +47,16 @@ def prepare(
     packed from something else or to another size, and where it holds what `pack` has not written.
     """
     folder = split_folder(data_dir, split, source)
-    if not force and (folder / MANIFEST).exists():
+    if not force and os.path.exists(folder / MANIFEST):
         return _prepared(folder, split, source, size, check)
-    target = folder.resolve()
+    target = real_path(folder)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} could not be made ({error.strerror}); name another --data-dir.") from error
     with Lock(target.with_name(f".{target.name}{LOCK}"), folder, wait=True):
         recover(folder)
-        if not force and (folder / MANIFEST).exists():
+        if not force and os.path.exists(folder / MANIFEST):
             return _prepared(folder, split, source, size, check)
         source = source or "official"
         _check_apart(source, target)

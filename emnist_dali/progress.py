@@ -1,5 +1,6 @@
 """Progress bars and lines, of rank 0 only: bars on a terminal, for what takes more than two seconds."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterable
@@ -32,5 +33,6 @@ def say(line: str) -> None:
     try:
         tqdm.write(shown, file=sys.stdout)
         sys.stdout.flush()
-    except OSError:  # a pipe that was closed, a terminal that is gone: no reason to end a training
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    except OSError as error:  # no reason to end a training
+        if error.errno != errno.ENOSPC:  # a pipe that was closed, a terminal that is gone: nobody will ever read it
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115

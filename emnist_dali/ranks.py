@@ -5,6 +5,7 @@ Without torchrun there is one rank, and everything here costs nothing.
 
 import ctypes
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -93,15 +94,21 @@ def joined() -> Iterator[None]:
 
 
 def _check_variables() -> None:
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+    required = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
+    given = (name for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE") if name in os.environ)
+    for name in (*required, *given):
         value = os.environ.get(name, "")
         if not (value.isascii() and value.isdigit() and len(value) < 10):
             raise UserError(
                 f"WORLD_SIZE is set, and {name} is {printable(value)!r} and no number: start several ranks by "
                 "torchrun, or unset WORLD_SIZE."
             )
-    if not os.environ.get("MASTER_ADDR"):
-        raise UserError("WORLD_SIZE is set and MASTER_ADDR is not: start several ranks by torchrun, or unset it.")
+    if not re.fullmatch(r"[\w.:%-]+", os.environ.get("MASTER_ADDR", "")):
+        raise UserError(
+            "WORLD_SIZE is set and MASTER_ADDR is no address: start several ranks by torchrun, or unset it."
+        )
+    if not 0 < int(os.environ["MASTER_PORT"]) < 2**16:
+        raise UserError("WORLD_SIZE is set and MASTER_PORT is no port: start several ranks by torchrun, or unset it.")
     if int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"]):
         raise UserError("RANK is not below WORLD_SIZE: start several ranks by torchrun, or unset both.")
 

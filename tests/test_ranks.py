@@ -1,6 +1,5 @@
 """Several ranks on this machine's CPU, over gloo; where it is allowed also on two machines made of namespaces."""
 
-import json
 import os
 import shutil
 import signal
@@ -21,11 +20,11 @@ from emnist_dali.checkpoint import load_state
 from emnist_dali.device import resolve
 from emnist_dali.errors import UserError
 from emnist_dali.pack import pack
+from emnist_dali.run_folder import RunFolder
 from emnist_dali.source import Part
-from emnist_dali.trainer import TIMING
 
 from .rank_jobs import SECONDS, Job, Rank, checks, command
-from .runs import flags
+from .runs import flags, untimed
 
 ENDED = "ends because another rank has ended"
 # Sums over slices round in other places: after 50 steps the weights differ by 0.8 to 1.7 · 10⁻⁵ of their norm.
@@ -169,8 +168,7 @@ def whole_gn(data_dir, runs) -> Path:
 
 
 def lines(out: Path) -> list[dict]:
-    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name not in TIMING} for record in records]
+    return untimed(RunFolder(out).logged())
 
 
 def final(out: Path) -> dict:

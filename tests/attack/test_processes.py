@@ -25,7 +25,7 @@ from emnist_dali.run_folder import RunFolder, is_run
 from emnist_dali.shards import Shards
 
 from ..faults.processes import ended, start, training
-from ..runs import assert_same, go_on, kept, quick
+from ..runs import assert_same, kept
 from ..test_prepare import write_split
 from .tally import FACTOR, SEED, tried
 
@@ -163,9 +163,9 @@ def test_a_killed_holder_releases_its_run(data_dir, tmp_path):
         job.join(0.05)
     job.kill()
     job.join()
-    state = load_state(path / "checkpoints" / "last.pt")
-    go_on(path, epochs=1, force=True)
-    assert state["step"] <= load_state(path / "checkpoints" / "last.pt")["step"]
+    step = load_state(path / "checkpoints" / "last.pt")["step"]
+    assert ended(start(tmp_path / "log", "train", "--resume", path, "--epochs", 1, "--resume-force")) == 0
+    assert step <= load_state(path / "checkpoints" / "last.pt")["step"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")
@@ -274,19 +274,17 @@ def test_a_shard_that_is_cut_under_a_run_is_a_sentence(backend, data_dir, tmp_pa
 
 
 def test_a_terminal_that_is_gone_leaves_a_checkpoint(data_dir, tmp_path):
-    path = tmp_path / "run"
-    job = start(tmp_path / "log", *training(data_dir, "--epochs", 3, "--out", path))
+    path, words = tmp_path / "run", training(data_dir, "--epochs", 3)
+    job = start(tmp_path / "log", *words, "--out", path)
     while not is_run(path):
         assert job.is_alive(), (tmp_path / "log").read_text()
         job.join(0.05)
     os.kill(job.pid, signal.SIGHUP)
     assert ended(job) in (0, 128 + signal.SIGHUP)
     assert load_state(path / "checkpoints" / "last.pt")["step"] > 0
-    go_on(path)
-    assert_same(path, _whole(data_dir, tmp_path))
-
-
-def _whole(data_dir: Path, tmp_path: Path) -> Path:
-    from emnist_dali.train import train
-
-    return train(quick(data_dir, tmp_path / "whole", epochs=3)).path
+    others = (
+        start(tmp_path / "log", "train", "--resume", path),
+        start(tmp_path / "log2", *words, "--out", tmp_path / "w"),
+    )
+    assert finish(*others) == [0, 0]
+    assert_same(path, tmp_path / "w")
