@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields, replace
@@ -116,6 +117,27 @@ def test_a_value_out_of_range_names_its_option_and_itself(option, value):
         seed("balanced").override({option: value})
     flag = "--" + option.replace("_", "-")
     assert str(caught.value).startswith(f"{flag} is {value}; it must be ")
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -float("inf"), 1e31, 1e308])
+@pytest.mark.parametrize("option", ["lr", "weight_decay", "warmup", "min_lr", "clip", "elastic", "label_smoothing"])
+def test_no_float_is_beyond_what_libraries_take(option, value):
+    with pytest.raises(UserError, match=re.escape(str(value))):
+        seed("balanced").override({option: value})
+    content = seed("balanced").to_dict()
+    content["training"][option] = value
+    with pytest.raises(UserError):
+        from_dict(content)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"scale": 1.0}, {"scale": -0.1}, {"rotation": (0.1, 8.0)}, {"rotation": (-0.1,)}, {"shear": 11.0}]
+    + [{name: value} for name in ("translation", "flip") for value in (-0.1, 1.1, float("nan"))],
+)
+def test_a_warp_out_of_range(wrong):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))} is "):
+        Affine(**wrong)
 
 
 @pytest.mark.parametrize(

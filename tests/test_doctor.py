@@ -29,6 +29,15 @@ def test_what_works_needs_no_advice(data_dir, folder):
     assert data["advice"] is None
 
 
+@pytest.mark.parametrize(
+    ("folder", "said"), [("/tmp/kernels", "kept in /tmp/kernels"), ("", "compiled anew by each process")]
+)
+def test_kernels_that_numba_found_no_place_for_are_told(folder, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipelines.kernel_cache, "FALLBACK", folder)
+    found = checks(tmp_path)["the CPU kernel"]["found"]
+    assert found == f"works; its kernels are {said}, since no other place for them can be written"
+
+
 def test_servers_that_do_not_answer_are_told_with_the_ways_out(tmp_path):
     found = checks(tmp_path)
     assert found["NIST"]["found"] == "biometrics.nist.gov does not answer"
@@ -47,6 +56,11 @@ def test_damaged_data_are_named(data_dir, tmp_path):
 
 def test_without_data_it_says_how_to_have_them(tmp_path):
     assert "emnist-dali prepare" in checks(tmp_path / "nowhere")["data"]["advice"]
+
+
+def test_a_loop_of_links_has_no_data(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert checks(tmp_path / "loop")["data"]["found"] == f"nothing prepared in {tmp_path / 'loop'}"
 
 
 def test_a_missing_extra_and_a_missing_dali_are_told(tmp_path, monkeypatch):

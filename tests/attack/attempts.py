@@ -12,6 +12,8 @@ from click.testing import CliRunner, Result
 from emnist_dali.cli import main
 from emnist_dali.files import is_plain
 
+from .tally import tried
+
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGING = ("os.mkdir", "os.remove", "os.rmdir", "os.truncate")
 # Where a library may keep compiled code, and devices that take anything.
@@ -59,6 +61,7 @@ def kept_in(folder: Path) -> Iterator[None]:
 def attempt(folder: Path, *arguments: Any) -> Result:
     """The command, which ends as it should; it may write in `folder` only."""
     given = [argument if isinstance(argument, str) else str(argument) for argument in arguments]
+    tried()
     with kept_in(folder):
         result = CliRunner().invoke(main, given)
     judge(result, sentences=1000 if given[:1] == ["predict"] else 1)  # one a picture

@@ -83,6 +83,7 @@ def nobody() -> Iterator[None]:
 def no_network(monkeypatch):
     monkeypatch.setattr(doctor, "reachable", lambda url: False)
     monkeypatch.setattr(model, "reachable", lambda url: False)
+    monkeypatch.setattr("emnist_dali.sweep.OPENING", 0)
 
 
 @pytest.fixture(scope="module")

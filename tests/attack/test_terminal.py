@@ -29,6 +29,7 @@ SECRET = "hunter2"
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     monkeypatch.setattr(doctor, "reachable", lambda url: False)
+    monkeypatch.setattr("emnist_dali.sweep.OPENING", 0)
 
 
 def raw(text: str) -> list[str]:
@@ -103,7 +104,7 @@ def test_a_config(place, hostile, trained_run, tmp_path, monkeypatch):
         ("export", "run"),
     ):
         result = attempt(tmp_path, *arguments)
-        assert result.exit_code == 1 or (arguments[0] == "report" and "\u202a" <= max(hostile) <= "\u2069")
+        assert result.exit_code == 1
     assert not (tmp_path / "runs").exists()
 
 
