@@ -170,6 +170,8 @@ def _is_obeyed(character: str) -> bool:
 
 def printable(text: str) -> str:
     """`text` with control characters, line breaks and lone surrogates as escapes, which no terminal obeys."""
+    if text.isprintable():
+        return text
     return "".join(
         character.encode("unicode_escape").decode() if _is_obeyed(character) else character for character in text
     )
@@ -189,7 +191,11 @@ def masked(text: str) -> str:
 
 def is_plain(name: Any) -> bool:
     """Whether it is text that UTF-8 holds and a line shows, of at most MAX_NAME characters."""
-    return isinstance(name, str) and len(name) <= MAX_NAME and not any(map(_is_obeyed, name))
+    return (
+        isinstance(name, str)
+        and len(name) <= MAX_NAME
+        and (name.isprintable() or not any(map(_is_obeyed, name)))  # the former at once, for most names
+    )
 
 
 def is_component(name: Any) -> bool:
