@@ -1,5 +1,6 @@
 """runs/<name>/: config.json, env.json, metrics.jsonl, checkpoints/."""
 
+import errno
 import math
 import os
 import platform
@@ -35,6 +36,18 @@ FILES = (
 def is_run(path: Path) -> bool:
     """Whether a run was started in `path`; it has a checkpoint then."""
     return (path / CONFIG).exists()
+
+
+def check_out(out: str | None) -> None:
+    """UserError where a run in `out` could not begin, before any work is done for it."""
+    if not out:
+        return
+    path = Path(out)
+    if is_run(path):
+        raise UserError(_already(path))
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not os.access(there, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise UserError(f"{path} could not be made ({os.strerror(errno.EACCES)}); name another --out.")
 
 
 class RunFolder:

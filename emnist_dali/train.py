@@ -26,7 +26,7 @@ from .manifest import Manifest
 from .metrics import Predictions, evaluate, mistakes, score
 from .prepare import prepare
 from .progress import say
-from .run_folder import RunFolder
+from .run_folder import RunFolder, check_out
 from .shards import Shards
 from .stats import Stats, statistics
 from .trainer import TIMING, DivergedError, Trainer, training_loader, tune_device
@@ -59,6 +59,8 @@ def train(
             run = held.enter_context(RunFolder(Path(config.run.out)))
             run.take()
             resume.check_unchanged(state)
+        else:
+            ranks.from_main(lambda: check_out(config.run.out))
         shards, stats = _data(config)
         manifest, labels = shards.manifest, shards.labels()
         members, held_out = order.holdout(labels, config.data.val_fraction, config.training.seed)

@@ -148,10 +148,11 @@ class Trainer:
         except Exception as error:
             if is_out_of_memory(error) or ranks.is_lost(error):
                 raise
-            compiler = " or --compile off" if self.config.run.compile == "on" else ""
+            compiled = self.config.run.compile == "on"
             raise UserError(
-                f"{self.config.model.model} cannot be trained on images of {size}×{size} ({reason(error)}); "
-                f"take another --model or --image-size{compiler}."
+                f"{self.config.model.model} cannot be trained on images of {size}×{size}"
+                f"{', or not be compiled here' if compiled else ''} ({reason(error)}); "
+                f"take another --model or --image-size{', or --compile off' if compiled else ''}."
             ) from error
         return time.perf_counter() - started
 
