@@ -36,6 +36,15 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def read_bytes(path: Path, most: int) -> bytes:
+    """The content of a file of at most `most` bytes; ValueError for anything else."""
+    if not path.is_file():  # a pipe or a device would be read for ever
+        raise ValueError("it is no file")
+    if path.stat().st_size > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return path.read_bytes()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that gets the name `path` once the block has ended well: a reader sees the old file or the new one.
@@ -128,11 +137,7 @@ def read_json(path: Path, mend: str = "name another one", edited: bool = False) 
     if not path.exists():
         raise UserError(f"{path} is missing; {mend}.")
     try:
-        if not path.is_file():  # reading from a pipe would wait for ever
-            raise ValueError("it is no file")
-        if path.stat().st_size > MAX_JSON:
-            raise ValueError(f"it has more than {MAX_JSON:,} bytes")
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_bytes(path, MAX_JSON).decode())
         if isinstance(content, dict) and "sha256" in content:
             given = content.pop("sha256")
             if not edited and given != _digest(content):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import UserError
-from .files import reason
+from .files import read_bytes, reason
 
 # Of one image file: 4 bytes each, up to four times over where what is transparent is laid on paper, make 0.8 GB.
 MAX_PIXELS = 50_000_000
@@ -68,11 +68,7 @@ def readable(name: Path | str) -> Iterator[None]:
 
 def read(path: Path) -> bytes:
     """The bytes of an image file of at most MAX_FILE_BYTES; ValueError for anything else."""
-    if not path.is_file():  # a pipe or a device would be read for ever
-        raise ValueError("it is no file")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"it has more than {MAX_FILE_BYTES // 2**20} MiB")
-    return path.read_bytes()
+    return read_bytes(path, MAX_FILE_BYTES)
 
 
 def cost(content: bytes) -> int:

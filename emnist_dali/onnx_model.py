@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UserError
-from .files import is_plain, parse_json, reason
+from .files import is_plain, parse_json, read_bytes, reason
 
 if TYPE_CHECKING:
     import onnx
@@ -47,7 +47,7 @@ class Exported:
             ) from error
         self._path = path
         try:
-            content = _read(path) if content is None else content
+            content = read_bytes(path, MAX_BYTES) if content is None else content
             _check_structure(content)
             model = onnx.load_model_from_string(content)
             onnx.checker.check_model(model)
@@ -161,14 +161,6 @@ def _check_digest(content: bytes, expected: bool) -> None:
         return
     if start == _DIGEST or expected:
         raise ValueError("it was changed after it was written: its sha256 is of something else")
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():  # a pipe or a device would be read for ever
-        raise ValueError("it is no file")
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES // 2**20} MiB")
-    return path.read_bytes()
 
 
 def _check_structure(content: bytes) -> None:

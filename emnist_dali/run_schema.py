@@ -11,7 +11,7 @@ import torch
 
 from . import tensor_files
 from .errors import UserError
-from .files import MAX_JSON, is_plain, parse_json, printable, read_json, reason
+from .files import MAX_JSON, is_plain, parse_json, printable, read_bytes, read_json, reason
 from .idx import MAX_SIDE
 from .manifest import MAX_SAMPLES
 from .progress import say
@@ -220,11 +220,7 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     try:
         if not path.exists():
             return []
-        if not path.is_file():  # reading from a pipe would wait for ever
-            raise ValueError("it is no file")
-        if path.stat().st_size > MAX_JSON:
-            raise ValueError(f"it has more than {MAX_JSON:,} bytes")
-        *whole, rest = path.read_bytes().split(b"\n")
+        *whole, rest = read_bytes(path, MAX_JSON).split(b"\n")
         parsed = [_parsed(text, number) for number, text in enumerate(whole, 1)]
         if rest:
             try:
