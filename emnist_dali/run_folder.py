@@ -48,6 +48,9 @@ def check_out(out: str | None) -> None:
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not os.access(there, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"{path} could not be made ({os.strerror(errno.EACCES)}); name another --out.")
+    # A start that was killed has left its lock; without one these are somebody else's.
+    if not (path / LOCK).exists() and (taken := [name for name in FILES if os.path.lexists(path / name)]):
+        raise UserError(f"{path} holds {taken[0]}, and no run; name another --out, or move that elsewhere.")
 
 
 class RunFolder:
@@ -68,20 +71,18 @@ class RunFolder:
         """
         run = cls(Path(ranks.from_main(lambda: _made(config))))
         if ranks.main():
-            claimed = (run.path / LOCK).exists()
             run._lock = Lock(run.path / LOCK, run.path)
-            if is_run(run.path):  # another process was quicker
-                raise UserError(_already(run.path))
-            if not claimed and (taken := [name for name in FILES if os.path.lexists(run.path / name)]):
-                (run.path / LOCK).unlink()
-                raise UserError(
-                    f"{run.path} holds {taken[0]}, and no run; name another --out, or move that elsewhere."
-                )
             try:
+                if is_run(run.path):  # another process was quicker
+                    raise UserError(_already(run.path))
                 run.last.parent.mkdir(exist_ok=True)
                 (run.path / METRICS).unlink(missing_ok=True)  # of a start that was killed
             except OSError as error:
+                run.close()
                 raise UserError(f"{run.path} could not be made ({error.strerror}); name another --out.") from error
+            except UserError:
+                run.close()
+                raise
         return run
 
     def take(self) -> None:
@@ -188,8 +189,7 @@ def _made(config: Config) -> str:
     path = Path(config.run.out) if config.run.out else Path("runs") / name
     try:
         if config.run.out:
-            if is_run(path):
-                raise UserError(_already(path))
+            check_out(config.run.out)
             path.mkdir(parents=True, exist_ok=True)
             return str(path)
         path.parent.mkdir(exist_ok=True)
