@@ -152,8 +152,8 @@ def recover(folder: Path) -> None:
         if (old / MANIFEST).exists() and not folder.exists():
             old.rename(folder)
             say(f"{folder} is there again: it was being replaced when that was ended.")
-        elif (old / MANIFEST).exists():
-            _remove(old)
+        elif (folder / MANIFEST).exists():
+            _remove(old)  # where that was ended, in which the manifest may have gone first
         for path in folder.parent.glob(f".{glob.escape(folder.name)}.*.emnist-dali-partial"):
             _remove(path)
     except OSError as error:

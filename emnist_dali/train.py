@@ -50,7 +50,7 @@ def train(
 
     `state`, a checkpoint of the run in `config.run.out`, is where it goes on; with `force` also where that changes
     the result. Raises UserError for what a user can cause (data, device, weights, folders, a loss that is not
-    finite), and SystemExit after SIGTERM or SIGINT.
+    finite, a run that another process trains), and SystemExit after SIGTERM, SIGINT or SIGHUP.
     """
     asked, config = config, resolve(config)
     tune_device(config)

@@ -238,6 +238,24 @@ def test_a_replacement_that_is_killed_leaves_the_old_data_or_the_new(nth, tmp_pa
     assert [path.name for path in folder.parent.iterdir() if not path.name.endswith(".lock")] == ["digits"]
 
 
+@pytest.mark.parametrize("left", ["manifest.json", "train-00000.safetensors", "mine.txt"])
+def test_old_data_whose_removal_was_killed_do_not_block_the_next(left, tmp_path):
+    """Whichever file the kill had come to; what is not the program's stays, and is told of."""
+    write_split(tmp_path / "source")
+    folder = prepare("digits", str(tmp_path / "source"), tmp_path / "data")
+    old = folder.with_name(".digits.emnist-dali-old")
+    old.mkdir()
+    (old / left).write_text("left")
+    if left == "mine.txt":
+        with pytest.raises(UserError, match="not empty"):
+            prepare("digits", str(tmp_path / "source"), tmp_path / "data", force=True)
+        assert (old / left).read_text() == "left"
+    else:
+        prepare("digits", str(tmp_path / "source"), tmp_path / "data", force=True)
+        assert not old.exists()
+    verify(folder, read_manifest(folder))
+
+
 # ---- another --size, other images
 
 
