@@ -24,16 +24,17 @@ from typing import Any
 import click
 from scipy.stats import t as student
 
-import stages
-from emnist_dali import recipes, resume
-from emnist_dali.checkpoint import load_state
+import stage_timers
+from emnist_dali import recipes
 from emnist_dali.config import Affine, Config, from_dict
-from emnist_dali.errors import UserError
-from emnist_dali.files import read_json
-from emnist_dali.prepare import prepare
-from emnist_dali.run_folder import RunFolder, environment
-from emnist_dali.shards import Shards
-from emnist_dali.train import train
+from emnist_dali.core.errors import UserError
+from emnist_dali.core.files import read_json
+from emnist_dali.data.prepare import prepare
+from emnist_dali.data.shards import Shards
+from emnist_dali.runs.checkpoint import load_state
+from emnist_dali.runs.folder import RunFolder, environment
+from emnist_dali.training import resume
+from emnist_dali.training.session import train
 from record import write_record
 
 BASELINE = "baseline"
@@ -158,7 +159,7 @@ def measure(configs: dict[str, Config], seeds: int, out: Path, record: Path | No
     document = {
         "benchmark": "ablation",
         "machine": environment(),
-        "data": stages.data(shards),
+        "data": stage_timers.data(shards),
         "fingerprint": shards.manifest.fingerprint,
         "configs": {name: config.to_dict() for name, config in configs.items()},
     }

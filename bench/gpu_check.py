@@ -24,11 +24,11 @@ import click
 import torch
 
 import throughput
-from emnist_dali.errors import UserError
-from emnist_dali.files import write_whole
-from emnist_dali.manifest import MANIFEST
-from emnist_dali.prepare import prepare, split_folder
-from emnist_dali.run_folder import environment
+from emnist_dali.core.errors import UserError
+from emnist_dali.core.files import write_whole
+from emnist_dali.data.manifest import MANIFEST
+from emnist_dali.data.prepare import prepare, split_folder
+from emnist_dali.runs.folder import environment
 from record import write_record
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,7 +6,7 @@ from math import inf
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from emnist_dali.trainer import Trainer
+from emnist_dali.training.trainer import Trainer
 from timing import rate
 
 _COPIED = 1 << 28  # bytes: far more than any cache

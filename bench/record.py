@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from emnist_dali.errors import UserError
-from emnist_dali.files import read_json, write_whole
+from emnist_dali.core.errors import UserError
+from emnist_dali.core.files import read_json, write_whole
 
 
 def check_record(path: Path | None, benchmark: str) -> None:

@@ -21,24 +21,24 @@ import click
 import numpy as np
 import torch
 
+import growth
 import limits
 import peers
-import scale
-import stages
+import stage_timers
 from emnist_dali.config import Backend
-from emnist_dali.device import AMP_DTYPES, half_images, resolve
-from emnist_dali.errors import UserError
-from emnist_dali.loader import available_cpus
-from emnist_dali.manifest import MANIFEST
-from emnist_dali.prepare import prepare, split_folder
+from emnist_dali.core.errors import UserError
+from emnist_dali.data.manifest import MANIFEST
+from emnist_dali.data.prepare import prepare, split_folder
+from emnist_dali.data.shards import Shards
+from emnist_dali.data.stats import statistics
+from emnist_dali.loading.loader import available_cpus
 from emnist_dali.recipes import choose
-from emnist_dali.run_folder import environment
-from emnist_dali.shards import Shards
-from emnist_dali.stats import statistics
-from emnist_dali.trainer import tune_device
+from emnist_dali.runs.folder import environment
+from emnist_dali.runtime import AMP_DTYPES, half_images, resolve
+from emnist_dali.training.trainer import tune_device
 from limits import Cost, Machine
 from record import check_record, write_record
-from stages import Setup
+from stage_timers import Setup
 from timing import PAIRS, Rate, median_interval, rate, turn_about
 
 STAGES = ("read", "pipeline", "mix", "model", "train", "peers")
@@ -76,8 +76,8 @@ def main(
         check_record(json_file, "scale" if scaling else "throughput")
         setup = load(split, data_dir, source, threads, seconds, options)
         if scaling:
-            document = {"benchmark": "scale", **_about(setup), **scale.measure(setup)}
-            click.echo(scale.table(document))
+            document = {"benchmark": "scale", **_about(setup), **growth.measure(setup)}
+            click.echo(growth.table(document))
         else:
             document = {"benchmark": "throughput", **_about(setup), **measure(setup, asked or STAGES)}
             click.echo(table(document))
@@ -119,7 +119,7 @@ def load(
 def _about(setup: Setup) -> dict[str, Any]:
     return {
         "machine": environment(),
-        "data": stages.data(setup.shards),
+        "data": stage_timers.data(setup.shards),
         "images": len(setup.shards),
         "batch_size": setup.batch_size,
         "threads": setup.threads,
@@ -136,20 +136,20 @@ def measure(setup: Setup, asked: tuple[str, ...]) -> dict[str, Any]:
     training = None
     if {"model", "train"} & {*asked}:
         _note("compiling and warming up the training step")
-        training = stages.Training(config, shards, setup.stats, setup.threads, setup.seconds)
+        training = stage_timers.Training(config, shards, setup.stats, setup.threads, setup.seconds)
     machine = limits.measure(device, AMP_DTYPES.get(config.run.amp, torch.float32), setup.seconds)
     alone: dict[str, tuple[Callable[[], float], Cost]] = {
         "read": (
-            lambda: stages.read(shards, setup.batch_size, setup.threads, setup.seconds),
-            stages.read_cost(shards),
+            lambda: stage_timers.read(shards, setup.batch_size, setup.threads, setup.seconds),
+            stage_timers.read_cost(shards),
         ),
         "pipeline": (
-            lambda: stages.pipeline(setup.loader(affine=config.data.affine), setup.seconds),
-            stages.pipeline_cost(shards, size, half_images(config)),
+            lambda: stage_timers.pipeline(setup.loader(affine=config.data.affine), setup.seconds),
+            stage_timers.pipeline_cost(shards, size, half_images(config)),
         ),
         "mix": (
-            lambda: stages.mix(config, setup.batch_size, classes, setup.seconds),
-            stages.mix_cost(config, classes),
+            lambda: stage_timers.mix(config, setup.batch_size, classes, setup.seconds),
+            stage_timers.mix_cost(config, classes),
         ),
     }
     rates, costs = {}, {}
@@ -182,7 +182,7 @@ class _Ours:
     def __init__(self, setup: Setup, samples: int) -> None:
         self._setup = setup
         self._loader = setup.loader(members=np.arange(samples))
-        self._stream = stages.forever(self._loader)
+        self._stream = stage_timers.forever(self._loader)
         self._batches = 0
 
     def batch(self) -> peers.Batch:
@@ -191,7 +191,7 @@ class _Ours:
         return next(self._stream).images, torch.from_numpy(indices)
 
     def rate(self, seconds: float) -> float:
-        for _ in range(stages.ahead(self._loader)):
+        for _ in range(stage_timers.ahead(self._loader)):
             next(self._stream)
         return rate(lambda: len(next(self._stream).labels), seconds, self._setup.device)
 

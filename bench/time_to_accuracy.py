@@ -20,18 +20,18 @@ import click
 import numpy as np
 import torch
 
-import stages
+import stage_timers
 from emnist_dali.config import Config
-from emnist_dali.device import autocast, resolve
-from emnist_dali.errors import UserError
-from emnist_dali.evaluation import evaluation_loader
-from emnist_dali.metrics import evaluate
-from emnist_dali.prepare import prepare
+from emnist_dali.core.errors import UserError
+from emnist_dali.data.prepare import prepare
+from emnist_dali.data.shards import Shards
+from emnist_dali.data.stats import statistics
+from emnist_dali.evaluation.evaluate import evaluation_loader
+from emnist_dali.evaluation.metrics import evaluate
 from emnist_dali.recipes import RECIPES, choose
-from emnist_dali.run_folder import environment
-from emnist_dali.shards import Shards
-from emnist_dali.stats import statistics
-from emnist_dali.trainer import Trainer, training_loader, tune_device
+from emnist_dali.runs.folder import environment
+from emnist_dali.runtime import autocast, resolve
+from emnist_dali.training.trainer import Trainer, training_loader, tune_device
 from record import check_record, write_record
 
 
@@ -74,7 +74,7 @@ def measure(config: Config, target: float, runs: int) -> dict[str, Any]:
     document = {
         "benchmark": "time_to_accuracy",
         "machine": environment(),
-        "data": stages.data(Shards(folder, "train")),
+        "data": stage_timers.data(Shards(folder, "train")),
         "config": config.to_dict(),
         "target": target,
         "prepare_seconds": perf_counter() - started,

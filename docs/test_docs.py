@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emnist_dali import glyphs, recipes
-from emnist_dali.prepare import prepare
-from emnist_dali.splits import SPLITS, file_name
-from emnist_dali.train import train
+from emnist_dali import recipes
+from emnist_dali.data import glyphs
+from emnist_dali.data.emnist import SPLITS, file_name
+from emnist_dali.data.prepare import prepare
+from emnist_dali.training.session import train
 from tests.idx_files import write_idx
 
 PROJECT = Path(__file__).resolve().parents[1]

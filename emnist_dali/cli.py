@@ -15,10 +15,10 @@ import click
 
 from . import __version__
 from .config import Config, Data, Model, Run, Training
-from .errors import UserError, is_out_of_memory
-from .files import MAX_NAME, is_plain, masked, printable
+from .core.errors import UserError, is_out_of_memory
+from .core.files import MAX_NAME, is_plain, masked, printable
+from .data.emnist import SPLITS
 from .recipes import RECIPES, choose
-from .splits import SPLITS
 
 
 class _Path(click.Path):
@@ -158,7 +158,7 @@ def prepare(split: str, source: str | None, data_dir: Path, size: int | None, ve
     \b
     emnist-dali prepare --split balanced
     """
-    from .prepare import prepare
+    from .data.prepare import prepare
 
     prepare(split, source, data_dir, size=size, check=verify, force=force)
 
@@ -206,7 +206,7 @@ def inspect(split: str, character: str | None, augment: bool, recipe: str, out: 
     \b
     emnist-dali inspect --split balanced --class A --augment
     """
-    from .inspection import write_page
+    from .reports.inspect_report import write_page
 
     config, _ = _chosen(recipe, split, "cpu")
     out = out or Path("runs") / f"inspect-{split}.html"
@@ -236,22 +236,22 @@ def train(split: str | None, recipe: str | None, resume: str | None, resume_forc
     emnist-dali train --resume runs/balanced-cpu-20261122-160000
     torchrun --nproc-per-node 8 -m emnist_dali train --split balanced
     """
-    from . import ranks
-    from .progress import say
-    from .report import write_report
-    from .resume import find, load
-    from .train import train
+    from .core import distributed
+    from .core.progress import say
+    from .reports.run_report import write_report
+    from .training.resume import find, load
+    from .training.session import train
 
-    with ranks.joined():
-        checkpoint = ranks.from_main(lambda: find(resume, options["out"])) if resume is not None else None
+    with distributed.joined():
+        checkpoint = distributed.from_main(lambda: find(resume, options["out"])) if resume is not None else None
         if checkpoint:
-            config, state = ranks.from_main(lambda: load(checkpoint, recipe, {"split": split, **options}))
+            config, state = distributed.from_main(lambda: load(checkpoint, recipe, {"split": split, **options}))
         else:
             config, why = _chosen(recipe or "auto", split, options["device"])
             config, state = config.override(options), None
             say(why)
         run = train(config, state, resume_force)
-        if ranks.main():
+        if distributed.main():
             try:
                 say(f"Report: {write_report([run.path], None)}")
             except UserError as error:  # the training itself is safe
@@ -275,7 +275,7 @@ def evaluate(
     \b
     emnist-dali evaluate runs/balanced-cpu-20261122-160000
     """
-    from .evaluation import DETAILS, details, evaluate_runs, summary
+    from .evaluation.evaluate import DETAILS, details, evaluate_runs, summary
 
     results = evaluate_runs(runs, split, data_dir, views, validation)
     for part, result in results.items():
@@ -297,7 +297,7 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
     \b
     emnist-dali compare runs/a runs/b
     """
-    from .compare import compare, table
+    from .evaluation.significance import compare, table
 
     result = compare(first, second)
     _print(table(result))
@@ -314,7 +314,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     \b
     emnist-dali report runs/a runs/b --out report.html
     """
-    from .report import write_report
+    from .reports.run_report import write_report
 
     _print(write_report(runs, out))
 
@@ -332,7 +332,7 @@ def predict(model: Path, images: tuple[str, ...], top: int, as_json: bool, show:
     \b
     emnist-dali predict runs/balanced-cpu-20261122-160000 photo.jpg scans/
     """
-    from .predict import predict, table
+    from .deploy.predict import predict, table
 
     answers, failed = predict(model, images, top, show)
     _print(json.dumps(answers) if as_json else table(answers))
@@ -356,7 +356,7 @@ def export(run: Path, kind: str, output: Path | None) -> None:
     \b
     emnist-dali export runs/balanced-cpu-20261122-160000 --format onnx
     """
-    from .export import export
+    from .deploy.export import export
 
     for line in export(run, kind, output):
         _print(line)
@@ -371,7 +371,7 @@ def serve(model: Path, port: int) -> None:
     \b
     emnist-dali serve runs/balanced-cpu-20261122-160000
     """
-    from .serve import serve
+    from .deploy.serve import serve
 
     serve(model, port)
 
@@ -409,8 +409,8 @@ def sweep(
     \b
     emnist-dali sweep --split balanced --trials 50 --epochs 3
     """
-    from .progress import say
-    from .sweep import sweep
+    from .core.progress import say
+    from .tools.sweep import sweep
 
     config, why = _chosen(recipe, split, options["device"])
     say(why)
@@ -436,8 +436,8 @@ def audit(split: str, recipe: str, folds: int, out: Path | None, **options: Any)
     \b
     emnist-dali audit --split balanced
     """
-    from .audit import audit, table
-    from .progress import say
+    from .core.progress import say
+    from .tools.audit import audit, table
 
     config, why = _chosen(recipe, split, options["device"])
     say(why)
@@ -455,7 +455,7 @@ def doctor(data_dir: Path, as_json: bool) -> None:
     \b
     emnist-dali doctor
     """
-    from .doctor import examine, table
+    from .tools.doctor import examine, table
 
     found = examine(data_dir)
     _print(json.dumps(found) if as_json else table(found))

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .errors import UserError
-from .files import MAX_NAME, is_component, is_plain
+from .core.errors import UserError
+from .core.files import MAX_NAME, is_component, is_plain
 
 Backend = Literal["auto", "dali", "cpu", "synthetic"]
 Amp = Literal["auto", "bf16", "fp16", "off"]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .config import Affine, Config, Data, Mixing, Model, Run, Training, from_dict
-from .files import read_json
+from .core.files import read_json
 
 # Radians; ±2 of 28 pixels.
 _WARPS = Affine(rotation=(0.2,), scale=0.12, shear=0.15, translation=2 / 28)

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emnist_dali import glyphs, idx, recipes
-from emnist_dali.pack import pack
-from emnist_dali.source import Part, Source
-from emnist_dali.splits import file_name
+from emnist_dali import recipes
+from emnist_dali.data import glyphs, idx
+from emnist_dali.data.emnist import file_name
+from emnist_dali.data.pack import pack
+from emnist_dali.data.sources import Part, Source
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "emnist"
 CLASSES = "0123456789Aa"
@@ -40,7 +41,7 @@ def folder(data_dir: Path) -> Path:
 @pytest.fixture(scope="session")
 def trained_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a complete run on «small», which reads most characters; not to be written to."""
-    from emnist_dali.train import train
+    from emnist_dali.training.session import train
 
     config = recipes.cpu("small").override(
         {

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from emnist_dali.files import sha256, write_json
-from emnist_dali.manifest import MANIFEST, VERIFIED
+from emnist_dali.core.files import sha256, write_json
+from emnist_dali.data.manifest import MANIFEST, VERIFIED
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:

@@ -17,17 +17,19 @@ import torch
 from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from emnist_dali import cli, ranks, recipes, trainer
+from emnist_dali import cli, recipes
 from emnist_dali.config import Mixing
-from emnist_dali.device import autocast, resolve
-from emnist_dali.evaluation import evaluation_loader
-from emnist_dali.feeds import Batch
-from emnist_dali.metrics import evaluate
-from emnist_dali.model import build_model
-from emnist_dali.shards import Shards
-from emnist_dali.stats import statistics
+from emnist_dali.core import distributed
+from emnist_dali.data.shards import Shards
+from emnist_dali.data.stats import statistics
+from emnist_dali.evaluation.evaluate import evaluation_loader
+from emnist_dali.evaluation.metrics import evaluate
+from emnist_dali.loading.backends import Batch
+from emnist_dali.models.build import build_model
+from emnist_dali.runtime import autocast, resolve
+from emnist_dali.training import trainer
 
-from .runs import TINY
+from .training_runs import TINY
 
 # Against hangs only.
 SECONDS = 120
@@ -47,7 +49,7 @@ class Job:
 
     def __init__(self, folder: Path, world: int, function: Callable, *arguments: Any) -> None:
         context = get_context("forkserver")
-        context.set_forkserver_preload(["emnist_dali.train", "tests.rank_jobs"])
+        context.set_forkserver_preload(["emnist_dali.training.session", "tests.rank_jobs"])
         folder.mkdir()
         self.folder, port = folder, free_port()
         self.ranks: list[BaseProcess] = [
@@ -108,10 +110,10 @@ def make_trainer(data_dir: Path, **options: Any) -> trainer.Trainer:
 
 def checks(data_dir: Path) -> dict[str, Any]:
     """All that can be seen of a group of any size."""
-    with ranks.joined():
+    with distributed.joined():
         return {
             "cpu": _batches(data_dir, "cpu"),
-            "dali": _batches(data_dir, "dali") if ranks.world() < 4 else None,
+            "dali": _batches(data_dir, "dali") if distributed.world() < 4 else None,
             "evaluation": {images: _evaluation(data_dir, images) for images in (108, 37, 3)},
             "steps": {accumulation: _steps(data_dir, accumulation) for accumulation in (1, 2)},
             "epoch": _epoch(data_dir),
@@ -163,7 +165,7 @@ def _epoch(data_dir: Path) -> dict[str, Any]:
         reduced.append((loop.step, bucket.buffer().nbytes))
         return allreduce_hook(group, bucket)
 
-    if ranks.world() > 1:
+    if distributed.world() > 1:
         loop.parallel.register_comm_hook(None, hook)
     before = []
     real = trainer.distribute_bn
@@ -192,7 +194,7 @@ def _targets(data_dir: Path) -> torch.Tensor:
     """(steps, N, classes): mixed targets where every image of a rank is of the class of its number."""
     mixing = Mixing(mixup_alpha=1.0, cutmix_alpha=1.0, probability=1.0, switch=0.5)
     loop = make_trainer(data_dir, mixing=mixing)
-    batch = Batch(torch.randn(8, 1, 32, 32), torch.full((8,), ranks.rank()))
+    batch = Batch(torch.randn(8, 1, 32, 32), torch.full((8,), distributed.rank()))
     targets = []
     for loop.micro in range(20):
         targets.append(loop._mix(batch)[1])

@@ -8,15 +8,15 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from emnist_dali.checkpoint import load_weights
 from emnist_dali.cli import main
-from emnist_dali.evaluation import DETAILS, predict_run
-from emnist_dali.files import read_json, write_json
-from emnist_dali.pack import pack
-from emnist_dali.run_folder import RunFolder
-from emnist_dali.source import Part
+from emnist_dali.core.files import read_json, write_json
+from emnist_dali.data.pack import pack
+from emnist_dali.data.sources import Part
+from emnist_dali.evaluation.evaluate import DETAILS, predict_run
+from emnist_dali.runs.checkpoint import load_weights
+from emnist_dali.runs.folder import RunFolder
 
-from .runs import lines
+from .training_runs import lines
 
 CLASSES = "0123456789Aa"
 

@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 
 from emnist_dali.config import Affine, Config, Data, Mixing, Model, Run, Training, from_dict
-from emnist_dali.errors import UserError
+from emnist_dali.core.errors import UserError
 from emnist_dali.recipes import RECIPES, choose, cpu, fast, seed
 
 PARTS = {"data": Data, "model": Model, "training": Training, "run": Run}

@@ -10,7 +10,7 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from emnist_dali.cli import main
-from emnist_dali.files import is_plain
+from emnist_dali.core.files import is_plain
 
 from .tally import tried
 

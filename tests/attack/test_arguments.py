@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from emnist_dali import doctor, recipes
-from emnist_dali.errors import UserError
+from emnist_dali import recipes
+from emnist_dali.core.errors import UserError
+from emnist_dali.tools import doctor
 
 from .attempts import attempt
 from .tally import FACTOR, SEED
@@ -180,10 +181,10 @@ def place(made, monkeypatch) -> Any:
 
     monkeypatch.chdir(made)
     monkeypatch.setattr(tempfile, "tempdir", str(made / "tmp"))
-    monkeypatch.setattr("emnist_dali.download.fetch", unreachable)
+    monkeypatch.setattr("emnist_dali.data.download.fetch", unreachable)
     monkeypatch.setattr(doctor, "reachable", lambda url: False)
-    monkeypatch.setattr("emnist_dali.model.reachable", lambda url: False)
-    monkeypatch.setattr("emnist_dali.sweep.OPENING", 0)
+    monkeypatch.setattr("emnist_dali.models.build.reachable", lambda url: False)
+    monkeypatch.setattr("emnist_dali.tools.sweep.OPENING", 0)
     monkeypatch.setattr("waitress.create_server", lambda *_, **__: _Server())
     before = {path: path.lstat().st_mode for path in made.iterdir()}
     yield made

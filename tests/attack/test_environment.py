@@ -20,11 +20,11 @@ import pytest
 import torch
 
 from emnist_dali import cli, pipelines
-from emnist_dali.checkpoint import load_state
-from emnist_dali.errors import is_out_of_memory
-from emnist_dali.interrupt import Interrupt
+from emnist_dali.core.errors import is_out_of_memory
+from emnist_dali.core.signals import Interrupt
 from emnist_dali.pipelines import kernel_cache
-from emnist_dali.run_folder import RunFolder, is_run
+from emnist_dali.runs.checkpoint import load_state
+from emnist_dali.runs.folder import RunFolder, is_run
 
 from ..faults.processes import ended, training
 from .attempts import attempt
@@ -169,7 +169,7 @@ def _main(output: Path, function: Callable[[], None], arguments: list[str]) -> N
 def started(output: Path, function: Callable[[], None], *arguments: Any) -> BaseProcess:
     """`emnist-dali`, forked from a process that has loaded torch, in which `function` is called first."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["emnist_dali.train", "tests.faults.processes"])
+    context.set_forkserver_preload(["emnist_dali.training.session", "tests.faults.processes"])
     process = context.Process(target=_main, args=(output, function, [str(word) for word in arguments]))
     process.start()
     return process

@@ -11,16 +11,16 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from emnist_dali import pack as pack_module
 from emnist_dali.cli import main
-from emnist_dali.errors import UserError
-from emnist_dali.manifest import read_manifest, verify
-from emnist_dali.prepare import prepare
-from emnist_dali.run_folder import FILES, RunFolder
-from emnist_dali.shards import Shards
+from emnist_dali.core.errors import UserError
+from emnist_dali.data import pack as pack_module
+from emnist_dali.data.manifest import read_manifest, verify
+from emnist_dali.data.prepare import prepare
+from emnist_dali.data.shards import Shards
+from emnist_dali.runs.folder import FILES, RunFolder
 
-from ..runs import flags, quick
-from ..test_prepare import write_split
+from ..data.test_prepare import write_split
+from ..training_runs import flags, quick
 from .tally import FACTOR, SEED
 
 

@@ -7,10 +7,10 @@ import random
 import numpy as np
 import pytest
 
-from emnist_dali import onnx_model
-from emnist_dali.errors import UserError
-from emnist_dali.files import MARK, is_plain
-from emnist_dali.onnx_model import Exported, with_digest
+from emnist_dali.core.errors import UserError
+from emnist_dali.core.files import MARK, is_plain
+from emnist_dali.runs import onnx_classifier
+from emnist_dali.runs.onnx_classifier import Exported, with_digest
 
 from .tally import FACTOR, SEED, tried
 
@@ -318,7 +318,7 @@ def test_bytes_that_are_wrong_anywhere(tmp_path):
 
 
 def test_a_graph_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_model, "SECONDS", 0.01)
+    monkeypatch.setattr(onnx_classifier, "SECONDS", 0.01)
     chain = [node("MatMul", f"m{i} m{i}", f"m{i + 1}") for i in range(12)]
     slow = sum_of(("Reshape", "large square", "m0"), 2**18)
     slow.graph.node.extend(chain)

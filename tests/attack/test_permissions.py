@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from emnist_dali import doctor, model
-from emnist_dali.files import read_json, write_json
+from emnist_dali.core.files import read_json, write_json
+from emnist_dali.models import build
+from emnist_dali.tools import doctor
 
 from .attempts import attempt
 from .test_arguments import COMMANDS, picture
@@ -82,8 +83,8 @@ def nobody() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     monkeypatch.setattr(doctor, "reachable", lambda url: False)
-    monkeypatch.setattr(model, "reachable", lambda url: False)
-    monkeypatch.setattr("emnist_dali.sweep.OPENING", 0)
+    monkeypatch.setattr(build, "reachable", lambda url: False)
+    monkeypatch.setattr("emnist_dali.tools.sweep.OPENING", 0)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emnist_dali.files import is_plain
-from emnist_dali.image_files import MAX_PIXELS, cost, open_image
+from emnist_dali.core.files import is_plain
+from emnist_dali.data.image_files import MAX_PIXELS, cost, open_image
 
 from .tally import FACTOR, SEED, tried
 
@@ -25,8 +25,8 @@ MEBIBYTES = 1000  # a picture may take
 DECODE = f"""
 import json, os, resource, signal, sys
 import PIL.TiffImagePlugin, PIL.WebPImagePlugin
-from emnist_dali.decoder import decode
-from emnist_dali.errors import UserError
+from emnist_dali.deploy.decoder import decode
+from emnist_dali.core.errors import UserError
 
 for path in sys.argv[1:]:
     content = open(path, "rb").read()

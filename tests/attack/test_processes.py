@@ -18,15 +18,15 @@ from pathlib import Path
 
 import pytest
 
-from emnist_dali.checkpoint import load_state, load_weights
-from emnist_dali.locks import LOCK
-from emnist_dali.manifest import read_manifest, verify
-from emnist_dali.run_folder import RunFolder, is_run
-from emnist_dali.shards import Shards
+from emnist_dali.core.locks import LOCK
+from emnist_dali.data.manifest import read_manifest, verify
+from emnist_dali.data.shards import Shards
+from emnist_dali.runs.checkpoint import load_state, load_weights
+from emnist_dali.runs.folder import RunFolder, is_run
 
+from ..data.test_prepare import write_split
 from ..faults.processes import ended, start, training
-from ..runs import assert_same, kept
-from ..test_prepare import write_split
+from ..training_runs import assert_same, kept
 from .tally import FACTOR, SEED, tried
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")

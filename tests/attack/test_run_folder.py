@@ -15,19 +15,21 @@ import numpy as np
 import pytest
 import torch
 
-from emnist_dali import export as exporting
-from emnist_dali import resume, run_schema, tensor_files
-from emnist_dali.checkpoint import load_state, load_weights, save_state
-from emnist_dali.compare import compare
-from emnist_dali.errors import UserError
-from emnist_dali.files import read_json
-from emnist_dali.report import write_report
-from emnist_dali.run_folder import LAST, RunFolder
-from emnist_dali.stats import statistics
-from emnist_dali.train import Session, train
+from emnist_dali.core import tensor_files
+from emnist_dali.core.errors import UserError
+from emnist_dali.core.files import read_json
+from emnist_dali.data.stats import statistics
+from emnist_dali.deploy import export as exporting
+from emnist_dali.evaluation.significance import compare
+from emnist_dali.reports.run_report import write_report
+from emnist_dali.runs import schema
+from emnist_dali.runs.checkpoint import load_state, load_weights, save_state
+from emnist_dali.runs.folder import LAST, RunFolder
+from emnist_dali.training import resume
+from emnist_dali.training.session import Session, train
 
 from ..fuzz.mutate import ODD, sealed
-from ..runs import equal
+from ..training_runs import equal
 from .tally import FACTOR, SEED, running, tried
 
 FLIPS = 200  # of each file
@@ -96,7 +98,7 @@ def write(run: Path, name: str, content: Any) -> None:
     """Under a right checksum."""
     if name == "metrics.jsonl":
         entries = content if isinstance(content, list) else [content]
-        lines = (run_schema.line(of) if isinstance(of, dict) else json.dumps(of) + "\n" for of in entries)
+        lines = (schema.line(of) if isinstance(of, dict) else json.dumps(of) + "\n" for of in entries)
         (run / name).write_bytes("".join(lines).encode("utf-8", "surrogatepass"))
     elif name == BEST:
         tensors, _ = tensor_files.decode(run / BEST, "weights")
@@ -244,10 +246,10 @@ def read_statistics(folder: Path) -> Any:
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "config.json": lambda run: RunFolder(run).config(),
-    "env.json": lambda run: run_schema.read_env(run / "env.json"),
+    "env.json": lambda run: schema.read_env(run / "env.json"),
     "metrics.jsonl": lambda run: RunFolder(run).logged(),
     BEST: lambda run: load_weights(run / BEST),
-    PREDICTIONS: lambda run: {k: v.tolist() for k, v in run_schema.read_predictions(run / PREDICTIONS).items()},
+    PREDICTIONS: lambda run: {k: v.tolist() for k, v in schema.read_predictions(run / PREDICTIONS).items()},
     LAST: lambda run: load_state(run / LAST),
 }
 
@@ -267,7 +269,7 @@ def noticed(read: Callable[[], Any], expected: Any, said: list[str]) -> bool:
 @pytest.mark.parametrize("name", [*FILES, "stats"])
 def test_a_flipped_bit_is_noticed_or_harmless(name, run, folder, tmp_path, monkeypatch):
     said: list[str] = []
-    monkeypatch.setattr(run_schema, "say", said.append)
+    monkeypatch.setattr(schema, "say", said.append)
     if name == "stats":
         place = shutil.copytree(folder, tmp_path / "data")
         path, read = next(place.glob("stats-*.json")), lambda: read_statistics(place)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ..test_conversion import written
+from ..deploy.test_emnist_style import written
 from .tally import FACTOR
 
 # As many requests at once, idle connections and bombs as the large form has.

@@ -17,10 +17,10 @@ import optuna
 import pytest
 from optuna.storages._rdb.storage import _VersionManager
 
-from emnist_dali import sweep
-from emnist_dali.errors import UserError
+from emnist_dali.core.errors import UserError
+from emnist_dali.tools import sweep
 
-from ..runs import quick
+from ..training_runs import quick
 from .tally import FACTOR, SEED
 
 NUMBERS = [SEED + i for i in range(10 * FACTOR)]

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from emnist_dali import cli, doctor
-from emnist_dali.files import read_json, write_json
-from emnist_dali.progress import say
-from emnist_dali.run_folder import RunFolder, environment, is_run
+from emnist_dali import cli
+from emnist_dali.core.files import read_json, write_json
+from emnist_dali.core.progress import say
+from emnist_dali.runs.folder import RunFolder, environment, is_run
+from emnist_dali.tools import doctor
 
-from ..runs import flags
+from ..training_runs import flags
 from .attempts import attempt, judge
 from .test_arguments import picture
 
@@ -29,7 +30,7 @@ SECRET = "hunter2"
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     monkeypatch.setattr(doctor, "reachable", lambda url: False)
-    monkeypatch.setattr("emnist_dali.sweep.OPENING", 0)
+    monkeypatch.setattr("emnist_dali.tools.sweep.OPENING", 0)
 
 
 def raw(text: str) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 
 from emnist_dali import cli
 
-from ..runs import flags
+from ..training_runs import flags
 
 # Against hangs only.
 SECONDS = 120
@@ -21,7 +21,7 @@ started = 0  # processes
 def start(output: Path, *arguments: Any, cwd: Path | None = None, file_bytes: int | None = None) -> BaseProcess:
     """What it prints is added to `output`; none of its files can have more than `file_bytes`, as on a full disk."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["emnist_dali.train", "tests.faults.processes"])
+    context.set_forkserver_preload(["emnist_dali.training.session", "tests.faults.processes"])
     process = context.Process(target=_main, args=(output, [str(word) for word in arguments], cwd, file_bytes))
     process.start()
     global started

@@ -5,11 +5,11 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from emnist_dali import feeds
-from emnist_dali.errors import UserError
-from emnist_dali.loader import Loader
-from emnist_dali.shards import Shards
-from emnist_dali.stats import Stats
+from emnist_dali.core.errors import UserError
+from emnist_dali.data.shards import Shards
+from emnist_dali.data.stats import Stats
+from emnist_dali.loading import backends
+from emnist_dali.loading.loader import Loader
 
 
 def batches(folder, size=32):
@@ -26,14 +26,14 @@ def batches(folder, size=32):
     ],
 )
 def test_what_dali_says_of_a_batch_is_one_sentence(cause, fault, folder, monkeypatch):
-    gather = feeds.DaliFeed._gather
+    gather = backends.DaliFeed._gather
 
     def wrong(feed, i):
         labels, images = gather(feed, i)
         return labels, fault(images)
 
     assert batches(folder) == [64, 64, 64]
-    monkeypatch.setattr(feeds.DaliFeed, "_gather", wrong)
+    monkeypatch.setattr(backends.DaliFeed, "_gather", wrong)
     with pytest.raises(UserError) as caught:
         batches(folder)
     assert str(caught.value).startswith("DALI could not make a batch (")

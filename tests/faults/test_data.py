@@ -7,15 +7,15 @@ import shutil
 import pytest
 from safetensors import safe_open
 
-from emnist_dali import order
-from emnist_dali.errors import UserError
-from emnist_dali.pack import pack
-from emnist_dali.run_folder import RunFolder
-from emnist_dali.shards import Shards
-from emnist_dali.stats import statistics
-from emnist_dali.train import Session, train
+from emnist_dali.core.errors import UserError
+from emnist_dali.data.pack import pack
+from emnist_dali.data.shards import Shards
+from emnist_dali.data.stats import statistics
+from emnist_dali.loading import sampling
+from emnist_dali.runs.folder import RunFolder
+from emnist_dali.training.session import Session, train
 
-from ..runs import go_on, kept, lines, quick
+from ..training_runs import go_on, kept, lines, quick
 
 backends = pytest.mark.parametrize("backend", ["cpu", "dali"])
 
@@ -56,8 +56,8 @@ def flip(shard, place: int, bits: int, unseen: bool = False) -> None:
 def record_of_batch(data, batch: int) -> int:
     """A record that the run's training sees in `batch` for the first time: of no class's held-out images."""
     shards = Shards(data / "demo" / "small", "train")
-    members, _ = order.holdout(shards.labels(), 0.05, 0)
-    return int(members[order.shuffled(len(members), range(64 * batch, 64 * batch + 1), 0, batch // 9)][0])
+    members, _ = sampling.holdout(shards.labels(), 0.05, 0)
+    return int(members[sampling.shuffled(len(members), range(64 * batch, 64 * batch + 1), 0, batch // 9)][0])
 
 
 @backends

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from emnist_dali import run_folder as run_folder_module
-from emnist_dali import train as train_module
-from emnist_dali.errors import UserError
-from emnist_dali.manifest import read_manifest, verify
-from emnist_dali.pack import pack
-from emnist_dali.prepare import prepare
-from emnist_dali.run_folder import RunFolder
-from emnist_dali.stats import statistics
-from emnist_dali.train import Session, train
+from emnist_dali.core.errors import UserError
+from emnist_dali.data.manifest import read_manifest, verify
+from emnist_dali.data.pack import pack
+from emnist_dali.data.prepare import prepare
+from emnist_dali.data.stats import statistics
+from emnist_dali.runs import folder as run_folder_module
+from emnist_dali.runs.folder import RunFolder
+from emnist_dali.training import session as train_module
+from emnist_dali.training.session import Session, train
 
-from ..runs import assert_same, go_on, kept, quick
+from ..training_runs import assert_same, go_on, kept, quick
 
 resource = pytest.importorskip("resource")
 
@@ -112,7 +112,7 @@ def test_packing_anew_on_a_full_disk_leaves_the_old_data(drawn, tmp_path, monkey
     folder = tmp_path / "demo" / "small"
     pack(drawn, "small", folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr("emnist_dali.prepare.load", lambda *_, **__: drawn)
+    monkeypatch.setattr("emnist_dali.data.prepare.load", lambda *_, **__: drawn)
     for free in (100, 100_000):  # nothing fits; the shard of the test part does
         with full_disk(free), pytest.raises(UserError, match=f"{folder} could not be written") as caught:
             prepare("small", "glyphs", tmp_path, force=True)

@@ -5,10 +5,10 @@ import random
 from pathlib import Path
 from time import perf_counter
 
-from emnist_dali.checkpoint import load_state, load_weights
-from emnist_dali.run_folder import RunFolder, is_run
+from emnist_dali.runs.checkpoint import load_state, load_weights
+from emnist_dali.runs.folder import RunFolder, is_run
 
-from ..runs import assert_same
+from ..training_runs import assert_same
 from .processes import ended, start, training
 
 KILLS = int(os.environ.get("EMNIST_DALI_KILLS", 5))

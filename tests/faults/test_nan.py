@@ -7,14 +7,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from emnist_dali.checkpoint import load_state, load_weights
 from emnist_dali.cli import main
-from emnist_dali.errors import UserError
-from emnist_dali.run_folder import RunFolder
-from emnist_dali.train import train
-from emnist_dali.trainer import Trainer
+from emnist_dali.core.errors import UserError
+from emnist_dali.runs.checkpoint import load_state, load_weights
+from emnist_dali.runs.folder import RunFolder
+from emnist_dali.training.session import train
+from emnist_dali.training.trainer import Trainer
 
-from ..runs import kept, lines, quick
+from ..training_runs import kept, lines, quick
 
 WAY_OUT = re.compile(r"`emnist-dali (train --resume \S+ --resume-force --lr \S+)` goes on from there\.$")
 

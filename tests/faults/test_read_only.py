@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from emnist_dali.errors import UserError
-from emnist_dali.train import Session, train
+from emnist_dali.core.errors import UserError
+from emnist_dali.training.session import Session, train
 
-from ..runs import go_on, kept, quick
+from ..training_runs import go_on, kept, quick
 
 NOBODY = 65534
 

@@ -8,11 +8,11 @@ from time import perf_counter
 
 import pytest
 
-from emnist_dali.checkpoint import load_state
-from emnist_dali.run_folder import is_run
-from emnist_dali.train import train
+from emnist_dali.runs.checkpoint import load_state
+from emnist_dali.runs.folder import is_run
+from emnist_dali.training.session import train
 
-from ..runs import assert_same, go_on, quick
+from ..training_runs import assert_same, go_on, quick
 from .processes import ended, start, training
 
 SECONDS = 10

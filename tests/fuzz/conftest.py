@@ -16,7 +16,7 @@ import pytest
 import timm  # noqa: F401
 import torch  # noqa: F401
 
-from emnist_dali.errors import UserError
+from emnist_dali.core.errors import UserError
 
 SECONDS = 60  # an input may take; it is a hang then. The largest takes 2 on a core of its own, over 20 on a busy one.
 MEMORY = 2 * 2**30

@@ -11,8 +11,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emnist_dali import idx, source
-from emnist_dali.splits import SPLITS, file_name
+from emnist_dali.data import idx, sources
+from emnist_dali.data.emnist import SPLITS, file_name
 
 from ..idx_files import idx_bytes
 from .mutate import broken, examples
@@ -80,7 +80,7 @@ def pack(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes
     return buffer.getvalue()
 
 
-def check(loaded: source.Source | None) -> None:
+def check(loaded: sources.Source | None) -> None:
     if loaded is not None:
         assert loaded.classes == tuple(CLASSES)
         for part in loaded.parts.values():
@@ -89,8 +89,8 @@ def check(loaded: source.Source | None) -> None:
             assert part.labels.max() < len(CLASSES)
 
 
-def load(path: Path) -> source.Source:
-    return source.load("letters", str(path), path / "no cache is needed")
+def load(path: Path) -> sources.Source:
+    return sources.load("letters", str(path), path / "no cache is needed")
 
 
 @examples(100)

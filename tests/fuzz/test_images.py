@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from emnist_dali import source
+from emnist_dali.data import sources
 
 from .mutate import PNG_MAGIC, broken, examples, sound_png
 
@@ -88,8 +88,8 @@ def anew(place: Path) -> Path:
     return path
 
 
-def read(folder: Path) -> source.Source:
-    loaded = source.load("own", str(folder), folder / "no cache is needed", size=8)
+def read(folder: Path) -> sources.Source:
+    loaded = sources.load("own", str(folder), folder / "no cache is needed", size=8)
     for part in loaded.parts.values():
         assert part.images.shape == (len(part.labels), 8, 8)
         assert part.images.dtype == np.uint8

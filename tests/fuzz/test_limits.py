@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emnist_dali import files, image_files, source
-from emnist_dali import pack as pack_module
 from emnist_dali.config import Data, Model
-from emnist_dali.errors import UserError
-from emnist_dali.manifest import MAX_SAMPLES, read_manifest
-from emnist_dali.pack import pack
-from emnist_dali.shards import Shards
-from emnist_dali.source import Part, Source
-from emnist_dali.stats import statistics
+from emnist_dali.core import files
+from emnist_dali.core.errors import UserError
+from emnist_dali.data import image_files, sources
+from emnist_dali.data import pack as pack_module
+from emnist_dali.data.manifest import MAX_SAMPLES, read_manifest
+from emnist_dali.data.pack import pack
+from emnist_dali.data.shards import Shards
+from emnist_dali.data.sources import Part, Source
+from emnist_dali.data.stats import statistics
 
 from ..prepared import manifest_of
 
@@ -40,10 +41,10 @@ def images(tmp_path):
     ],
 )
 def test_of_a_folder_of_images(images, monkeypatch, limit, value, message):
-    source.load("own", str(images), images, size=8)
-    monkeypatch.setattr(image_files if hasattr(image_files, limit) else source, limit, value)
+    sources.load("own", str(images), images, size=8)
+    monkeypatch.setattr(image_files if hasattr(image_files, limit) else sources, limit, value)
     with pytest.raises(UserError, match=message):
-        source.load("own", str(images), images, size=8)
+        sources.load("own", str(images), images, size=8)
 
 
 def test_of_a_zip(tmp_path, monkeypatch):
@@ -52,10 +53,10 @@ def test_of_a_zip(tmp_path, monkeypatch):
         for i in range(100):
             archive.writestr(f"{i}", b"")
     with pytest.raises(UserError, match="lacks"):
-        source.load("letters", str(path), tmp_path)
-    monkeypatch.setattr(source, "MAX_DIRECTORY", 4_000)
+        sources.load("letters", str(path), tmp_path)
+    monkeypatch.setattr(sources, "MAX_DIRECTORY", 4_000)
     with pytest.raises(UserError, match="Truncated central directory"):
-        source.load("letters", str(path), tmp_path)
+        sources.load("letters", str(path), tmp_path)
 
 
 def test_of_json(tmp_path, monkeypatch):

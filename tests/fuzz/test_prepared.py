@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from emnist_dali import stats
-from emnist_dali.manifest import CODECS, Manifest, read_manifest, verify
-from emnist_dali.pack import pack
+from emnist_dali.data import stats
+from emnist_dali.data.manifest import CODECS, Manifest, read_manifest, verify
+from emnist_dali.data.pack import pack
+from emnist_dali.data.prepare import prepare
+from emnist_dali.data.shards import Shards
+from emnist_dali.data.sources import Part, Source, SourceFile
 from emnist_dali.pipelines.fused import Preprocess
-from emnist_dali.prepare import prepare
-from emnist_dali.shards import Shards
-from emnist_dali.source import Part, Source, SourceFile
 
 from ..prepared import manifest_of, vouch_for
 from .mutate import WORDS, broken, broken_json, examples, json_bytes

@@ -12,12 +12,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from emnist_dali.checkpoint import load_state, load_weights
 from emnist_dali.config import Config, Model
-from emnist_dali.model import build_model
+from emnist_dali.data.stats import Stats
+from emnist_dali.models.build import build_model
 from emnist_dali.recipes import RECIPES
-from emnist_dali.run_folder import RunFolder
-from emnist_dali.stats import Stats
+from emnist_dali.runs.checkpoint import load_state, load_weights
+from emnist_dali.runs.folder import RunFolder
 
 from .mutate import broken, broken_json, examples, json_bytes
 

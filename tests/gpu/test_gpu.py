@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from emnist_dali import recipes, resume, trainer
+from emnist_dali import recipes
 from emnist_dali.config import Affine
-from emnist_dali.device import resolve
-from emnist_dali.loader import Loader
-from emnist_dali.pack import pack
-from emnist_dali.shards import Shards
-from emnist_dali.stats import Stats, statistics
-from emnist_dali.train import train
-from emnist_dali.trainer import Trainer
+from emnist_dali.data.pack import pack
+from emnist_dali.data.shards import Shards
+from emnist_dali.data.stats import Stats, statistics
+from emnist_dali.loading.loader import Loader
+from emnist_dali.runtime import resolve
+from emnist_dali.training import resume, trainer
+from emnist_dali.training.session import train
+from emnist_dali.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 AFFINE = Affine(rotation=(0.2,), scale=0.1, shear=0.1, translation=0.1)
@@ -45,7 +46,7 @@ def test_decode_and_equalize_are_bit_equal(codec, drawn, tmp_path):
 
 
 def test_decode_and_equalize_are_bit_equal_on_real_images(real_folder, tmp_path):
-    from emnist_dali.prepare import prepare
+    from emnist_dali.data.prepare import prepare
 
     folder = prepare("balanced", str(real_folder / "balanced"), tmp_path)
     shards = Shards(folder, "test")

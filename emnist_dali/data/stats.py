@@ -1,0 +1,74 @@
+"""Mean and standard deviation of the train split as the model sees it: after equalize and resize."""
+
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..core.errors import UserError
+from ..core.files import read_json, reason, write_json
+from ..core.progress import progress
+from ..pipelines.fused import Preprocess
+from .shards import Shards
+
+MIN_STD = 1e-6  # below it, rounding is all that is left of the deviation
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Stats:
+    """On the scale 0 … 1; ValueError for what statistics of images cannot be."""
+
+    mean: float
+    std: float
+    equalize: bool = True  # whether images are equalized first: they go with the statistics everywhere
+
+    def __post_init__(self) -> None:
+        if not (_is_number(self.mean) and _is_number(self.std) and 0 <= self.mean <= 1 and MIN_STD <= self.std <= 1):
+            raise ValueError("no mean and standard deviation on the scale 0 … 1")
+        if not isinstance(self.equalize, bool):
+            raise ValueError("equalize is neither true nor false")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def statistics(folder: Path, size: int, equalize: bool = True) -> Stats:
+    """Of the whole train split at (size, size), through the fused kernel; kept beside the manifest.
+
+    In `stats-<size>.json`, or without equalization in `stats-<size>-plain.json`.
+    """
+    path = folder / f"stats-{size}{'' if equalize else '-plain'}.json"
+    if path.exists():
+        try:
+            stats = Stats(**read_json(path, "delete it: it is computed anew"))
+            if stats.equalize is not equalize:
+                raise ValueError("of images that are equalized otherwise")
+            return stats
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} holds no statistics ({reason(error)}); delete it: it is computed anew."
+            ) from error
+    shards = Shards(folder, "train")
+    preprocess = Preprocess(shards.shape, size, mean=0, std=1, compressed=shards.compressed, equalize=equalize)
+    out = np.empty((_BATCH, size, size), np.float32)
+    resize = np.empty((0, 2, 3), np.float32)
+    total = squares = 0.0
+    with progress(description=f"statistics at {size}×{size}", total=len(shards), unit=" images") as bar:
+        for start in range(0, len(shards), _BATCH):
+            indices = np.arange(start, min(start + _BATCH, len(shards)))
+            shards.preprocess(preprocess, indices, resize, out)
+            values = out[: len(indices)].astype(np.float64).ravel()
+            total += values.sum()
+            squares += values @ values
+            bar.update(len(indices))
+    pixels = len(shards) * size * size
+    mean = float(total) / pixels
+    std = float(np.sqrt(max(squares / pixels - mean**2, 0.0)))
+    # Images of one grey level only: any scale does.
+    stats = Stats(mean, std if std >= MIN_STD else 1.0, equalize)
+    with suppress(UserError):  # a data folder may be read-only; then every run computes them again
+        write_json(path, asdict(stats))
+    return stats

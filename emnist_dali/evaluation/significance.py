@@ -1,0 +1,72 @@
+"""Two runs on the same test images: how far apart they are, and whether that can be chance."""
+
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from ..core.errors import UserError
+from ..core.files import printable
+from ..runs.folder import RunFolder
+from ..runs.schema import read_predictions
+
+
+def compare(first: Path, second: Path) -> dict[str, Any]:
+    """Accuracies with Wilson's 95 % interval, their paired difference with Wald's, and McNemar's exact test.
+
+    Reads the predictions that each run kept, and no test image. Raises UserError where a run has none, or where the
+    two are of different images.
+    """
+    (right, labels), (other, other_labels) = _right(first), _right(second)
+    if not np.array_equal(labels, other_labels):
+        raise UserError(f"{first} and {second} were tested on different images; compare runs of one split.")
+    n = len(labels)
+    only_first, only_second = int((right & ~other).sum()), int((other & ~right).sum())
+    apart = only_first + only_second
+    difference = (only_second - only_first) / n
+    spread = 1.96 * sqrt(apart - (only_second - only_first) ** 2 / n) / n
+    return {
+        "runs": [str(first), str(second)],
+        "images": n,
+        "accuracy": [float(right.mean()), float(other.mean())],
+        "interval": [wilson(int(mask.sum()), n) for mask in (right, other)],
+        "difference": difference,
+        "difference_interval": [difference - spread, difference + spread],
+        "only_first_right": only_first,
+        "only_second_right": only_second,
+        "mcnemar_p": binomtest(only_first, apart).pvalue if apart else 1.0,
+    }
+
+
+def _right(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Which images (N,) were read rightly, and their labels."""
+    path = RunFolder(run).predictions("test")
+    if not path.is_file():
+        raise UserError(f"{path} is missing; name a run that was tested.")
+    tensors = read_predictions(path)
+    return tensors["predicted"] == tensors["labels"], tensors["labels"]
+
+
+def wilson(right: int, images: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    interval = binomtest(right, images).proportion_ci(method="wilson")
+    return interval.low, interval.high
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `compare` as lines for people."""
+    lines = []
+    for run, accuracy, (low, high) in zip(result["runs"], result["accuracy"], result["interval"], strict=True):
+        lines.append(f"{printable(run)}: {100 * accuracy:.2f} %, 95 % interval {100 * low:.2f} to {100 * high:.2f}")
+    low, high = result["difference_interval"]
+    p = result["mcnemar_p"]
+    lines.append(
+        f"difference {100 * result['difference']:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}; "
+        f"only the first is right on {result['only_first_right']:,}, only the second on "
+        f"{result['only_second_right']:,} of {result['images']:,} images"
+    )
+    verdict = "more than chance" if p < 0.05 else "may be chance"
+    lines.append(f"McNemar's exact test: p = {p:.2g}, {verdict} at the 5 % level")
+    return "\n".join(lines)

@@ -1,0 +1,187 @@
+"""What this machine can do for a training, and what is in the way."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from huggingface_hub.constants import ENDPOINT
+
+from ..core.errors import UserError
+from ..core.files import reason
+from ..data.emnist import ARCHIVE_URL
+from ..data.manifest import MANIFEST, read_manifest, verify
+from ..data.pack import pack
+from ..data.prepare import DEMO
+from ..data.shards import Shards
+from ..data.sources import Part, Source
+from ..data.stats import Stats
+from ..loading.loader import Loader
+from ..models.build import reachable
+from ..pipelines import kernel_cache
+from ..runs.folder import environment
+
+STATS = Stats(0.17, 0.33)  # about EMNIST's
+EXTRAS = {
+    "audit": ("cleanlab",),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+    "serve": ("flask", "waitress"),
+    "sweep": ("optuna",),
+}
+# Packed data, a run's checkpoints and DALI's own files fit several times.
+FREE_GB = 2
+
+
+@dataclass(frozen=True)
+class Check:
+    """`advice` is one line on what to do, None where nothing needs to be done."""
+
+    name: str
+    found: str
+    advice: str | None = None
+
+
+def examine(data_dir: Path) -> dict[str, Any]:
+    """The machine, and each check with what was found; hashes every shard in `data_dir` and asks two servers."""
+    checks = [
+        _gpu(),
+        *_engines(),
+        *_extras(),
+        *_data(data_dir),
+        _space(data_dir),
+        _network("NIST", ARCHIVE_URL, "Only a first `emnist-dali prepare` needs it; or name --source PATH."),
+        _network(
+            "hub of pretrained weights", ENDPOINT, "Take --weights FILE or --no-pretrained where they are asked."
+        ),
+    ]
+    return {"machine": environment(), "checks": [asdict(check) for check in checks]}
+
+
+def _gpu() -> Check:
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        count = torch.cuda.device_count()
+        others = f", and {count - 1} more" if count > 1 else ""
+        return Check("GPU", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {bf16}, driver {_driver()}{others}")
+    driver = _driver()
+    if driver:
+        built = torch.version.cuda or "no CUDA"
+        advice = f"torch is built for {built}: update the driver, or install a torch for this one (pytorch.org)."
+        return Check("GPU", f"driver {driver}, but torch sees none", advice)
+    return Check("GPU", "none; recipe cpu trains in minutes without")
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return None
+
+
+def _engines() -> list[Check]:
+    """The same random images through each engine, out of a shard packed for this."""
+    images = np.random.default_rng(0).integers(0, 256, (64, 28, 28), dtype=np.uint8)
+    part = Part(images, np.zeros(64, np.uint8))
+    source = Source("random", ("x",), {"train": part, "test": part}, (), official=False)
+    with TemporaryDirectory() as folder:
+        pack(source, "random", Path(folder) / "random")
+        shards = Shards(Path(folder) / "random", "train")
+        try:
+            expected = _batch(shards, "cpu", "cpu")
+        except Exception as error:  # numba's and LLVM's own
+            advice = "Reinstall numba; where its cache cannot be written, set NUMBA_CACHE_DIR."
+            return [Check("the CPU kernel", f"fails ({reason(error)})", advice)]
+        checks = [Check("the CPU kernel", f"works{_kept_where()}")]
+        for name, device in (("DALI on the CPU", "cpu"), ("DALI on the GPU", "cuda")):
+            if device == "cuda" and not torch.cuda.is_available():
+                checks.append(Check(name, "not tried: torch sees no GPU"))
+                continue
+            try:
+                apart = (_batch(shards, "dali", device) - expected).abs().max().item()
+            except UserError as error:
+                checks.append(Check(name, str(error), "Train with --backend cpu meanwhile."))
+                continue
+            # One grey level, in units of these statistics.
+            agrees = apart <= 1 / 255 / STATS.std
+            advice = None if agrees else "Train with --backend cpu, and report this: the engines must agree."
+            levels = 255 * STATS.std * apart
+            checks.append(Check(name, f"works, {levels:.2g} grey levels from the CPU kernel", advice))
+    return checks
+
+
+def _kept_where() -> str:
+    if kernel_cache.FALLBACK is None:
+        return ""
+    where = f"kept in {kernel_cache.FALLBACK}" if kernel_cache.FALLBACK else "compiled anew by each process"
+    return f"; its kernels are {where}, since no other place for them can be written"
+
+
+def _batch(shards: Shards, backend: str, device: str) -> torch.Tensor:
+    with Loader(
+        shards, batch_size=64, size=32, stats=STATS, train=False, backend=backend, device=device, threads=1
+    ) as loader:
+        return next(iter(loader)).images.float().cpu().clone()
+
+
+def _extras() -> Iterator[Check]:
+    for extra, packages in EXTRAS.items():
+        missing = [package for package in packages if find_spec(package) is None]
+        if missing:
+            advice = f"pip install 'emnist-dali[{extra}]', for what it is needed for."
+            yield Check(f"extra {extra}", f"{', '.join(missing)} missing", advice)
+        else:
+            yield Check(f"extra {extra}", "installed")
+
+
+def _data(data_dir: Path) -> Iterator[Check]:
+    manifests = sorted([*data_dir.glob(f"*/{MANIFEST}"), *data_dir.glob(f"{DEMO}/*/{MANIFEST}")])
+    if not manifests:
+        advice = "emnist-dali prepare --split balanced fetches and packs EMNIST; --source glyphs draws a stand-in."
+        yield Check("data", f"nothing prepared in {data_dir}", advice)
+    for path in manifests:
+        name = f"data in {path.parent}"
+        try:
+            manifest = read_manifest(path.parent)
+            verify(path.parent, manifest)
+            images = ", ".join(f"{sum(counts):,} {part}" for part, counts in manifest.counts.items())
+            yield Check(name, f"{manifest}: {images} images, every hash is right")
+        except UserError as error:
+            yield Check(name, str(error), f"emnist-dali prepare --split {path.parent.name} --force packs it again.")
+
+
+def _space(data_dir: Path) -> Check:
+    place = Path(os.path.realpath(data_dir))  # `resolve` gives up on a loop of links
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    free = shutil.disk_usage(there).free / 1e9
+    advice = None if free >= FREE_GB else f"Free {FREE_GB} GB, or name another --data-dir and --out."
+    return Check("disk", f"{free:,.1f} GB free at {there}", advice)
+
+
+def _network(name: str, url: str, advice: str) -> Check:
+    host = urlsplit(url).netloc
+    return Check(name, f"{host} answers") if reachable(url) else Check(name, f"{host} does not answer", advice)
+
+
+def table(found: dict[str, Any]) -> str:
+    """The result of `examine` as lines for people."""
+    machine = found["machine"]
+    packages = ", ".join(f"{name} {version or 'missing'}" for name, version in machine["packages"].items())
+    lines = [
+        f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['platform']}",
+        f"Python {machine['python']}, {packages}",
+    ]
+    for check in found["checks"]:
+        lines.append(f"{'→' if check['advice'] else '✓'} {check['name']}: {check['found']}")
+        if check["advice"]:
+            lines.append(f"    {check['advice']}")
+    return "\n".join(lines)

@@ -1,0 +1,35 @@
+"""Soft-target KL divergence with class weights."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..core.errors import UserError
+
+
+def class_weights(counts: Sequence[int], classes: Sequence[str]) -> torch.Tensor:
+    """(classes,) float32: inverse frequency rescaled to [1, 2]; equal counts give 1.
+
+    Raises UserError where a class has no image.
+    """
+    if 0 in counts:
+        raise UserError(
+            f"The training images hold no {classes[list(counts).index(0)]!r}, so its class weight is infinite; "
+            "train without class weights or lower --val-fraction."
+        )
+    inverse = 1 / torch.tensor(counts, dtype=torch.float64)
+    low, high = inverse.min(), inverse.max()
+    if high == low:
+        return torch.ones(len(counts))
+    return (1 + (inverse - low) / (high - low)).float()
+
+
+def kl_divergence(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean over the batch of Σ_c w_c t_c (log t_c − log p_c); logits and targets (N, C), weights (C,).
+
+    Divided by the number of images, not by the sum of weights, so that the losses of ranks add up.
+    """
+    terms = torch.nn.functional.kl_div(logits.float().log_softmax(-1), targets, reduction="none")
+    if weights is not None:
+        terms = terms * weights
+    return terms.sum() / len(logits)

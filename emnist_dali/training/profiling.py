@@ -1,0 +1,73 @@
+"""`train --profile`: where the time of a step goes."""
+
+import gzip
+import json
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from ..config import Config
+from ..core import distributed
+from ..core.errors import UserError
+from ..core.files import printable, reason, write_whole
+from ..core.progress import say
+from ..runs.folder import TRACE
+
+# The first steps allocate, choose kernels and fill the queues.
+_SKIPPED, _WARM_UP, STEPS = 5, 2, 10
+_OPERATORS = 10
+
+
+def start(config: Config, folder: Path) -> AbstractContextManager[profile | None]:
+    """A profiler to step with the training, or None; it writes `folder`/trace.json.gz after STEPS steps.
+
+    A run that ends earlier is profiled as far as it got beyond the first steps.
+    """
+    if not config.run.profile or not distributed.main():
+        return nullcontext()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # without a GPU it reports an error that is none
+    on_gpu = config.run.device != "cpu"
+
+    def ready(profiler: profile) -> None:
+        path = folder / TRACE
+        try:
+            with TemporaryDirectory() as scratch:
+                plain = Path(scratch, "trace.json")
+                profiler.export_chrome_trace(str(plain))
+                content = plain.read_bytes()
+            json.loads(content)  # on a full disk torch writes half of it and says nothing
+            write_whole(path, gzip.compress(content))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{path} could not be written ({reason(error)}); free space there and in {gettempdir()}."
+            ) from error
+        say(_table(profiler, on_gpu) + f"\nTrace: {printable(str(path))}; open it at https://ui.perfetto.dev.")
+
+    return profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])],
+        schedule=schedule(skip_first=_SKIPPED, wait=0, warmup=_WARM_UP, active=STEPS, repeat=1),
+        on_trace_ready=ready,
+    )
+
+
+def _table(profiler: profile, on_gpu: bool) -> str:
+    """The costliest operators, by their own time on the device."""
+    time_of = (lambda event: event.self_device_time_total) if on_gpu else (lambda event: event.self_cpu_time_total)
+    # Kernels stand there once more, on their own; a step and the optimizer's step are no operators.
+    operators = [
+        event
+        for event in profiler.key_averages()
+        if event.device_type.name == "CPU" and not event.key.startswith(("ProfilerStep", "Optimizer."))
+    ]
+    events = sorted(operators, key=time_of, reverse=True)
+    total = sum(map(time_of, events)) or 1
+    lines = [f"{'operator':<58}{'share':>8}{'ms a call':>11}{'calls':>8}"]
+    for event in events[:_OPERATORS]:
+        spent = time_of(event)
+        lines.append(
+            f"{event.key[:56]:<58}{100 * spent / total:>6.1f} %{spent / event.count / 1e3:>11.3f}{event.count:>8}"
+        )
+    return "\n".join(lines)

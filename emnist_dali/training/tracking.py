@@ -1,0 +1,93 @@
+"""Weights & Biases, or nothing in its place."""
+
+import os
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..config import Config
+from ..core import distributed
+from ..core.errors import UserError
+from ..runs.folder import CONFIG, RunFolder
+
+
+class Sample(NamedTuple):
+    """A test image (H, W) uint8, its true and predicted class, and the probability of the predicted one."""
+
+    image: np.ndarray
+    true: str
+    predicted: str
+    probability: float
+
+
+class NoTracking:
+    """What a run without W&B logs to."""
+
+    id: str | None = None
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        pass
+
+    def finish(self, classes: tuple[str, ...], results: dict[str, dict[str, Any]], samples: Iterable[Sample]) -> None:
+        pass
+
+
+class WandbTracking:
+    """A W&B run; its project is emnist-dali unless WANDB_PROJECT names another."""
+
+    def __init__(self, config: Config, run: RunFolder, data: str, id: str | None) -> None:
+        import wandb
+
+        self._wandb, self._folder = wandb, run
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "emnist-dali"),
+                name=run.path.name,
+                group=config.run.wandb_group,
+                dir=run.path,
+                mode=config.run.wandb,
+                id=id,
+                resume="allow" if id else None,
+                config={**config.to_dict(), "data_described": data},
+            )
+        except wandb.Error as error:
+            raise UserError(
+                f"W&B could not start ({error}); run `wandb login` first, or take --wandb offline."
+            ) from error
+        self.id = self._run.id
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def finish(self, classes: tuple[str, ...], results: dict[str, dict[str, Any]], samples: Iterable[Sample]) -> None:
+        """`results` as of `metrics.evaluate`, by part; confusion matrix and `samples` are the test part's.
+
+        The best weights go along as an artifact of type model.
+        """
+        wandb = self._wandb
+        for part, result in results.items():
+            scalars = {name: value for name, value in result.items() if isinstance(value, int | float)}
+            self._run.summary.update({f"{part}/{name}": value for name, value in scalars.items()})
+        cells = [
+            [classes[true], classes[predicted], count]
+            for true, row in enumerate(results["test"]["confusion"])
+            for predicted, count in enumerate(row)
+        ]
+        counts = wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=cells)
+        fields = {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"}
+        plot = wandb.plot_table("wandb/confusion_matrix/v1", counts, fields, {"title": "test"})
+        rows = [(wandb.Image(sample.image), *sample[1:]) for sample in samples]
+        predictions = wandb.Table(columns=["image", "true", "predicted", "probability"], data=rows)
+        self._run.log({"test/confusion": plot, "test/predictions": predictions})
+        model = wandb.Artifact(f"model-{self.id}", "model", metadata={"test_accuracy": results["test"]["accuracy"]})
+        for path in (self._folder.best, self._folder.path / CONFIG):
+            model.add_file(str(path))
+        self._run.log_artifact(model)
+        self._run.finish()
+
+
+def start(config: Config, run: RunFolder, data: str, id: str | None) -> NoTracking | WandbTracking:
+    """Tracking on rank 0, where the config asks for it; with `id` it goes on with that W&B run."""
+    asked = config.run.wandb != "disabled" and distributed.main()
+    return WandbTracking(config, run, data, id) if asked else NoTracking()

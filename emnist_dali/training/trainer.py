@@ -1,0 +1,342 @@
+"""The training loop: an epoch, from top to bottom."""
+
+import gc
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3, distribute_bn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..config import Config
+from ..core import distributed
+from ..core.errors import UserError, is_out_of_memory
+from ..core.files import reason
+from ..core.progress import progress, say
+from ..data.shards import Shards
+from ..data.stats import Stats
+from ..loading import sampling
+from ..loading.backends import Batch
+from ..loading.loader import Loader
+from ..models.build import build_model, channels_last
+from ..runtime import autocast, compiled, half_images, keep_freed_memory
+from . import augment, mixing
+from .loss import class_weights, kl_divergence
+from .optim import build_optimizer, learning_rate
+
+# Steps between two readings of the loss, the only moments at which the host waits for the device.
+LOG_EVERY = 50
+# What of an epoch's record is not the same in the same run again.
+TIMING = ("images_per_second", "data_wait", "seconds")
+# Steps before a CPU run tells how long it will take.
+ESTIMATE_AFTER = 3
+
+
+def tune_device(config: Config) -> None:
+    """Settings of this process that make a resolved config's device faster."""
+    if config.run.device == "cpu":
+        keep_freed_memory()
+    else:
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """A step makes no cycles; a collection would only look through all that torch and timm have loaded."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def training_loader(
+    config: Config, shards: Shards, stats: Stats, members: np.ndarray | None = None, threads: int | None = None
+) -> Loader:
+    """The batches that a resolved config trains on: `members` of `shards`, all of them without it."""
+    return Loader(
+        shards,
+        members=members,
+        batch_size=config.data.batch_size,
+        size=config.data.image_size,
+        stats=stats,
+        affine=config.data.affine,
+        seed=config.training.seed,
+        accumulation=config.training.accumulation,
+        backend=config.data.backend,
+        device=config.run.device,
+        half=half_images(config),
+        threads=threads,
+        rank=distributed.rank(),
+        world=distributed.world(),
+    )
+
+
+class DivergedError(UserError):
+    """The loss or a weight is no longer finite."""
+
+
+class Trainer:
+    """What training changes, and the step that changes it; `counts` are the training images of each class.
+
+    It stands at step `step` of the run: `epoch` and the `micro`-batches of it that are done. `after_step` is called
+    between any two steps. With several ranks each calls everything here.
+    """
+
+    def __init__(self, config: Config, loader: Loader, classes: Sequence[str], counts: Sequence[int]) -> None:
+        training = config.training
+        self.config, self.loader, self.classes = config, loader, len(classes)
+        self.device = torch.device(config.run.device)
+        self.autocast = autocast(config)
+        self.profiler: torch.profiler.profile | None = None
+        self.after_step: Callable[[], None] = lambda: None
+        torch.manual_seed(training.seed)
+        self.model = build_model(config.model, self.classes).to(self.device)
+        if training.sync_bn:
+            self.model = convert_sync_batchnorm(self.model)
+        self.parallel = self.model
+        if distributed.world() > 1:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch is to rename the argument
+                # Statistics stay each rank's own until the epoch ends: broadcasting them costs a message a step.
+                self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False)
+        self.loss = compiled(self._loss, config)
+        self.ema = ModelEmaV3(self.model, decay=training.ema, use_warmup=True) if training.ema else None
+        self.evaluated = compiled(self.trained, config)
+        self.optimizer = build_optimizer(self.model, training)
+        # fp16 needs it, and is exempt from the rule against synchronisation: it looks for infinities at each step.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.run.amp == "fp16")
+        self.weights = class_weights(counts, classes).to(self.device) if training.class_weights else None
+        self.steps_per_epoch = len(loader) // training.accumulation
+        self.step = 0
+        self.begin(0)
+
+    @property
+    def trained(self) -> torch.nn.Module:
+        """What is validated, called best and exported: the averaged weights where there are any."""
+        return self.ema.module if self.ema else self.model
+
+    def warm_up(self) -> float:
+        """One step that leaves no trace, and compiles; the seconds it took.
+
+        UserError where the model cannot take these images, or cannot be compiled here.
+        """
+        started = time.perf_counter()
+        kept = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        size, share = self.config.data.image_size, self.loader.plan.share
+        dtype = torch.float16 if self.loader.half else torch.float32
+        try:
+            images = channels_last(torch.zeros((share, 1, size, size), dtype=dtype, device=self.device))
+            targets = torch.full((share, self.classes), 1 / self.classes, device=self.device)
+            self.model.train()
+            with self.autocast():
+                loss = self.loss(images, targets)
+            loss.backward()
+            self.optimizer.zero_grad()
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(kept[name])
+            with torch.inference_mode(), self.autocast():
+                self.evaluated.eval()(images)
+        # Of any of timm's models, and of any compiler.
+        except Exception as error:
+            if is_out_of_memory(error) or distributed.is_lost(error):
+                raise
+            compiled = self.config.run.compile == "on"
+            raise UserError(
+                f"{self.config.model.model} cannot be trained on images of {size}×{size}"
+                f"{', or not be compiled here' if compiled else ''} ({reason(error)}); "
+                f"take another --model or --image-size{', or --compile off' if compiled else ''}."
+            ) from error
+        return time.perf_counter() - started
+
+    def begin(self, epoch: int) -> None:
+        """Goes to the start of `epoch`."""
+        self.epoch, self.micro = epoch, 0
+        self.seconds = self.waited = 0.0
+        self.loss_sum = torch.zeros((), device=self.device)
+
+    @_without_garbage_collection()
+    def train_epoch(self) -> dict[str, Any]:
+        """The rest of the epoch, or what --steps leaves of it; the epoch's record, `data_wait` as a share."""
+        training = self.config.training
+        done = self.micro // training.accumulation
+        left = min(self.steps_per_epoch - done, (training.steps or math.inf) - self.step)
+        self.loader.start(self.epoch, done)
+        batches = iter(self.loader)
+        self.parallel.train()
+        self._last = time.perf_counter()
+        batch = self._fetch(batches) if left else None
+        bar = progress(range(left), description=f"epoch {self.epoch + 1}", unit=" steps")
+        for i in bar:
+            _seed_torch(training.seed, self.step, distributed.rank())
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(training, self.step, self.steps_per_epoch)
+            for k in reversed(range(training.accumulation)):
+                images, targets = self._mix(batch)
+                with self._all_reduced(k == 0):
+                    with self.autocast():
+                        loss = self.loss(channels_last(images), targets)
+                    self.scaler.scale(loss / training.accumulation).backward()
+                self.loss_sum += loss.detach()
+                self.micro += 1
+                batch = self._fetch(batches)  # while the device works
+            self._update()
+            self._clock()
+            if self.step % LOG_EVERY == 0:
+                bar.set_postfix(loss=f"{self._mean_loss():.3f}")
+            if i + 1 == ESTIMATE_AFTER and self.epoch == 0:
+                self._estimate(self.seconds / (done + i + 1))
+            if self.profiler:
+                self.profiler.step()
+            self.after_step()
+        if distributed.world() > 1:
+            for model in (self.model, self.ema.module) if self.ema else (self.model,):
+                distribute_bn(model, distributed.world(), reduce=True)
+        loss = self._mean_loss()
+        self._clock()
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss": loss,
+            "lr": learning_rate(training, self.step - 1, self.steps_per_epoch),
+            "images_per_second": self.micro * self.config.data.batch_size / self.seconds,
+            "data_wait": self.waited / self.seconds,
+            "seconds": self.seconds,
+        }
+
+    def _all_reduced(self, now: bool) -> AbstractContextManager:
+        """Gradients are reduced over the ranks once a step, in its last micro-batch."""
+        return nullcontext() if now or distributed.world() == 1 else self.parallel.no_sync()
+
+    def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return kl_divergence(self.parallel(images), targets, self.weights)
+
+    def _fetch(self, batches: Iterator[Batch]) -> Batch | None:
+        started = time.perf_counter()
+        batch = next(batches, None)
+        self.waited += time.perf_counter() - started
+        return batch
+
+    def _clock(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._last
+        self._last = now
+
+    def _augmented(self, images: torch.Tensor) -> torch.Tensor:
+        training, plan = self.config.training, self.loader.plan
+        own = slice(plan.rank * plan.share, (plan.rank + 1) * plan.share)
+        place = (self.epoch, self.micro, plan.batch_size, own)
+        if training.elastic:
+            images = augment.distorted(images, training, *place)
+        if training.erasing:
+            images = augment.erased(images, training, self.loader.stats, *place)
+        return images
+
+    def _mix(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        training = self.config.training
+        how = mixing.Mix()
+        if training.mixing and self.step < training.mixing.until * training.epochs * self.steps_per_epoch:
+            generator = sampling.generator(training.seed, sampling.Stream.MIXING, self.epoch, self.micro)
+            how = mixing.draw(training.mixing, self.config.data.image_size, generator)
+        return mixing.mix(self._augmented(batch.images), batch.labels, how, self.classes, training.label_smoothing)
+
+    def _update(self) -> None:
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.step += 1
+        if self.ema:
+            self.ema.update(self.model, self.step)
+
+    def _mean_loss(self) -> float:
+        """The epoch's mean loss so far, of all ranks; waits for the device."""
+        loss = distributed.mean(self.loss_sum).item() / self.micro
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"The loss is {loss} at step {self.step}, or in the {LOG_EVERY} before it; "
+                "lower --lr, or try --amp off."
+            )
+        return loss
+
+    def _estimate(self, seconds: float) -> None:
+        steps = self.config.training.steps or self.config.training.epochs * self.steps_per_epoch
+        hours = seconds * steps / 3600
+        if self.device.type == "cpu" and hours > 1:
+            say(f"At this pace the training takes {hours:,.0f} hours on this CPU; --recipe cpu takes minutes.")
+
+    def check(self) -> None:
+        """Raises DivergedError where a weight or the loss is not finite; waits for the device."""
+        tensors = [self.loss_sum, *self.model.state_dict().values(), *self.trained.state_dict().values()]
+        if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
+            raise DivergedError(
+                f"The loss or a weight is not finite at step {self.step}; lower --lr, or try --amp off."
+            )
+
+    def state(self) -> dict[str, Any]:
+        """All that the loop owns, for a checkpoint, in whose `ranks` stands what differs between ranks.
+
+        Generators and the schedule are functions of the place and own nothing. Raises DivergedError as `check`.
+        """
+        self.check()
+        own = {"loss_sum": self.loss_sum.cpu(), "model": _buffers(self.model), "trained": _buffers(self.trained)}
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ranks": distributed.gathered(own),
+            **{name: getattr(self, name) for name in _PLACE},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`; another number of ranks starts from the means of what differed between them."""
+        self.model.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
+        groups = [{**group} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, groups, strict=True):
+            # The config's; the rate is set at each step.
+            group.update({name: value for name, value in own.items() if name not in ("params", "lr")})
+        for parameter, kept in self.optimizer.state.items():
+            for name, tensor in kept.items():
+                if isinstance(tensor, torch.Tensor) and tensor.shape not in ((), parameter.shape):
+                    raise ValueError(f"{name} of the optimizer has the shape {tuple(tensor.shape)}")
+        self.scaler.load_state_dict(state["scaler"])
+        for name in _PLACE:
+            setattr(self, name, state[name])
+        saved = state["ranks"]
+        own = saved[distributed.rank()] if len(saved) == distributed.world() else _mean_of(saved)
+        self.loss_sum.copy_(own["loss_sum"])
+        for name, model in (("model", self.model), ("trained", self.trained)):
+            model.load_state_dict(own[name], strict=False)
+
+
+_PLACE = ("epoch", "micro", "step", "seconds", "waited")
+
+
+def _buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer.cpu() for name, buffer in model.named_buffers()}
+
+
+def _mean_of(saved: list[dict[str, Any]]) -> dict[str, Any]:
+    first = saved[0]
+    if isinstance(first, dict):
+        return {name: _mean_of([own[name] for own in saved]) for name in first}
+    return torch.stack(saved).mean(0) if first.is_floating_point() else first
+
+
+def _seed_torch(seed: int, step: int, rank: int) -> None:
+    """Dropout and drop-path of a step depend on nothing but its place."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))

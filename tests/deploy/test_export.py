@@ -1,0 +1,319 @@
+import io
+import json
+import re
+import shutil
+import sys
+from contextlib import redirect_stdout
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from emnist_dali.cli import main
+from emnist_dali.core.errors import UserError
+from emnist_dali.core.files import check_output
+from emnist_dali.data.shards import Shards
+from emnist_dali.data.stats import Stats
+from emnist_dali.deploy import export as export_module
+from emnist_dali.deploy.export import export, made_images
+from emnist_dali.deploy.exportable import RawModel, equalize
+from emnist_dali.evaluation.metrics import Predictions, score
+from emnist_dali.models.build import build_model
+from emnist_dali.runs.checkpoint import load_weights, save_weights
+from emnist_dali.runs.classifier import Trained, load_classifier
+from emnist_dali.runs.onnx_classifier import Exported, with_digest
+
+CLASSES = "0123456789Aa"
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(trained_run, tmp_path_factory):
+    """A copy of the run, exported as ONNX, pt2 and safetensors."""
+    path = tmp_path_factory.mktemp("export") / "run"
+    shutil.copytree(trained_run, path)
+    for kind in ("onnx", "pt2", "safetensors"):
+        result = invoke("export", path, "--format", kind)
+        assert result.exit_code == 0, result.output
+        assert f"{path / 'model'}.{kind}: " in result.output
+        assert "108 test images and 956 made ones: the same class on 1,064 of 1,064" in result.output
+        assert result.output.count("\n") == 3  # nothing of the exporters'
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(folder):
+    shards = Shards(folder, "test")
+    return np.concatenate([shards.images(np.arange(len(shards))), made_images((28, 28), 20)])
+
+
+@pytest.mark.parametrize("equalized", [True, False])
+@pytest.mark.parametrize(("shape", "size"), [((28, 28), 28), ((28, 28), 112), ((28, 28), 45), ((20, 24), 32)])
+def test_the_raw_model_sees_what_the_trainer_sees(trained_run, shape, size, equalized):
+    images, trained = made_images(shape, 30), Trained(trained_run)
+    trained.shape, trained.stats = shape, Stats(0.2, 0.3, equalized)
+    trained.config = trained.config.override({"image_size": size})
+    seen = []
+    raw = RawModel(lambda inputs: seen.append(inputs) or inputs.flatten(1), size, trained.stats)
+    raw(torch.from_numpy(images))
+    torch.testing.assert_close(seen[0], trained.inputs(images), rtol=0, atol=2e-5)
+
+
+def test_equalization_is_opencvs_to_the_bit():
+    generator = np.random.default_rng(0)
+    two_levels = np.where(generator.random((50, 28, 28)) < generator.random((50, 1, 1)), 3, 250).astype(np.uint8)
+    images = np.concatenate([made_images((28, 28), 300), two_levels])
+    for image, equalized in zip(images, equalize(torch.from_numpy(images)).numpy(), strict=True):
+        assert np.array_equal(equalized, cv2.equalizeHist(image))
+
+
+def test_onnx_is_the_trainer(run, images):
+    trained, exported = Trained(run), load_classifier(run / "model.onnx")
+    assert isinstance(exported, Exported)
+    for name in ("name", "classes", "shape", "converted"):
+        assert getattr(exported, name) == getattr(trained, name)
+    expected, found = trained.probabilities(images), exported.probabilities(images)
+    assert found.dtype == np.float32
+    assert np.array_equal(found.argmax(1), expected.argmax(1))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_one_file_takes_batches_of_any_size(run, images, count):
+    exported, module = Exported(run / "model.onnx"), torch.export.load(run / "model.pt2").module()
+    last = slice(len(images) - count, None)
+    some, expected = images[last], exported.probabilities(images)[last]
+    assert exported.probabilities(some).shape == (count, 12)
+    np.testing.assert_allclose(exported.probabilities(some), expected, rtol=0, atol=1e-5)
+    if count:
+        with torch.inference_mode():
+            np.testing.assert_allclose(module(torch.from_numpy(some)).numpy(), expected, rtol=0, atol=1e-5)
+
+
+def test_onnx_tells_what_it_is(run):
+    import onnx
+
+    model = onnx.load(run / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert model.metadata_props[-1].key == "sha256"
+    about = {entry.key: json.loads(entry.value) for entry in model.metadata_props[:-1]}
+    weights = load_weights(run / "checkpoints/best.safetensors")[1]
+    assert about.items() >= weights.items()
+    assert about["recipe"] == "cpu"
+    test = next(line for line in map(json.loads, (run / "metrics.jsonl").open()) if line["kind"] == "test")
+    assert about["test"]["accuracy"] == test["accuracy"]
+    assert about["test"]["images"] == 108
+    assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["images", "probabilities"]
+
+
+def test_safetensors_are_the_runs_weights(run):
+    weights, about = load_weights(run / "model.safetensors")
+    best, known = load_weights(run / "checkpoints/best.safetensors")
+    assert about.items() >= known.items()
+    assert about["recipe"] == "cpu"
+    assert weights.keys() == best.keys()
+    assert all(torch.equal(weights[name], best[name]) for name in best)
+
+
+def test_the_model_card_tells_what_there_is_to_know(run):
+    card = (run / "model.md").read_text()
+    test = next(line for line in map(json.loads, (run / "metrics.jsonl").open()) if line["kind"] == "test")
+    for words in (
+        "small, drawn glyphs and not EMNIST",
+        "emnist_fast_small",
+        f"| test | 108 | {test['accuracy']:.4f} |",
+        json.dumps(list(CLASSES)),
+        "(N, 28, 28) uint8",
+        "1,064",
+    ):
+        assert words in card
+
+
+def test_the_model_cards_examples_run(run, monkeypatch):
+    monkeypatch.chdir(run)
+    examples = re.findall(r"```python\n(.*?)```", (run / "model.md").read_text(), re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        with redirect_stdout(io.StringIO()) as printed:
+            exec(example, {})
+        assert printed.getvalue().strip() in {f"['{character}']" for character in CLASSES}
+
+
+def test_any_timm_model_exports(run, images, tmp_path):
+    """With its stem's stride changed, mixed precision, and test images that are not there."""
+    trained = Trained(run)
+    model = replace(trained.config.model, model="test_efficientnet", stem_stride=1)
+    config = replace(trained.config, model=model).override({"image_size": 32, "amp": "bf16", "data_dir": "nowhere"})
+    path = tmp_path / "other"
+    (path / "checkpoints").mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(config.to_dict()))
+    result = score(Predictions(torch.eye(12)[[1, 0, 2]], torch.tensor([0, 0, 2])), CLASSES)
+    (path / "metrics.jsonl").write_text(json.dumps({"kind": "test", **result}))
+    save_weights(path / "checkpoints/best.safetensors", build_model(model, 12), trained.about)
+    lines = export(path, "onnx")
+    assert "0 test images and 1,064 made ones" in lines[1]
+    assert "In bf16" in lines[2]
+    assert "0 taken for 1: 50.0 % of 0 (1)" in (path / "model.md").read_text()
+
+
+def offset(found):
+    return found + np.float32(2e-3)
+
+
+def nan(found):
+    found[-1, -1] = np.nan
+    return found
+
+
+def other_class(found):
+    """The last image's two highest the other way round, too little to be seen by the tolerance."""
+    first, second = found[-1].argsort()[[-1, -2]]
+    found[-1, first] = found[-1, second] = found[-1, [first, second]].mean()
+    found[-1, second] += 1e-4
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoiled", "message"),
+    [
+        ("onnx", offset, "by up to 0.002"),
+        ("pt2", offset, "by up to 0.002"),
+        ("safetensors", offset, "by up to 0.002"),
+        ("safetensors", nan, "by up to nan"),
+        ("safetensors", other_class, "its class on 1;"),
+    ],
+)
+def test_what_differs_from_the_trainer_is_not_written(trained_run, tmp_path, monkeypatch, kind, spoiled, message):
+    real, calls = Trained.probabilities, []
+
+    def first_spoiled(self, images):
+        calls.append(real(self, images))
+        return spoiled(calls[0]) if len(calls) == 1 else calls[-1]
+
+    monkeypatch.setattr(Trained, "probabilities", first_spoiled)
+    monkeypatch.setattr(export_module, "TOLERANCE", 1.0 if spoiled is other_class else export_module.TOLERANCE)
+    result = invoke("export", trained_run, "--format", kind, "--output", tmp_path / f"model.{kind}")
+    assert result.exit_code == 1
+    assert "was not written" in result.output
+    assert message in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_does_not_export_is_one_sentence(trained_run, tmp_path, monkeypatch):
+    def forward(self, images):
+        return images.flatten(1)[:, : int(images.sum())]
+
+    monkeypatch.setattr(RawModel, "forward", forward)
+    result = invoke("export", trained_run, "--format", "pt2", "--output", tmp_path / "model.pt2")
+    assert result.exit_code == 1
+    assert "could not be exported as pt2" in result.output
+    assert result.output.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_was_not_tested_says_so(run, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(run, path)
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    (path / "metrics.jsonl").write_text("\n".join(line for line in lines if '"kind": "epoch"' in line))
+    export(path, "safetensors")
+    assert "has not been tested" in (path / "model.md").read_text()
+    assert "test" not in load_weights(path / "model.safetensors")[1]
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "onnx", "onnxscript"])
+def test_a_missing_package_is_one_sentence(trained_run, tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    result = invoke("export", trained_run, "--output", tmp_path / "model.onnx")
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: {package} could not be imported")
+    assert "pip install 'emnist-dali[export]'" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_onnx_without_onnxruntime_is_one_sentence(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"^onnxruntime could not be imported .*'emnist-dali\[export\]'\.$"):
+        load_classifier(run / "model.onnx")
+
+
+def test_what_is_no_onnx_of_this_project_is_one_sentence(run, tmp_path):
+    import onnx
+
+    path = tmp_path / "other.onnx"
+    path.write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"other\.onnx could not be opened as ONNX"):
+        load_classifier(path)
+    content = (run / "model.onnx").read_bytes()
+    for key, value, message in (
+        ("classes", json.dumps(["a", "b"]), "not probabilities of those classes"),
+        ("classes", json.dumps([1] * 12), "no names"),
+        ("shape", "{", "no model of this project"),
+        ("shape", None, "its metadata lack 'shape'"),
+    ):
+        model = onnx.load_model_from_string(content[:-76])
+        entry = next(entry for entry in model.metadata_props if entry.key == key)
+        if value is None:
+            model.metadata_props.remove(entry)
+        else:
+            entry.value = value
+        path.write_bytes(with_digest(model.SerializeToString()))
+        with pytest.raises(UserError, match=message):
+            load_classifier(path)
+
+
+def test_a_damaged_onnx_is_one_sentence(run, tmp_path):
+    content, path = bytearray((run / "model.onnx").read_bytes()), tmp_path / "model.onnx"
+    content[len(content) // 2] ^= 1  # of a weight
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged \(it was changed after it was written: its sha256 is of"):
+        load_classifier(path)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
+def test_a_file_of_somebody_else_stays_and_one_of_ours_is_replaced(run, tmp_path, monkeypatch, kind):
+    path = tmp_path / f"model.{kind}"
+    shutil.copy(run / path.name, path)
+    check_output(path)
+    monkeypatch.setattr(export_module, "Trained", lambda path: pytest.fail("work was done"))
+    path.write_bytes(b"mine")
+    result = invoke("export", run, "--format", kind, "--output", path)
+    assert result.exit_code == 1
+    assert "is there and was not written by emnist-dali" in result.output
+    assert path.read_bytes() == b"mine"
+
+
+def test_only_a_model_card_that_nobody_edited_is_replaced(run, tmp_path):
+    card = tmp_path / "README.md"
+
+    def exported():
+        result = invoke("export", run, "--format", "safetensors", "--output", tmp_path / "README.safetensors")
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    stays = f"{card} was written or edited by somebody else and stays as it is"
+    card.write_text("# My project\n")
+    assert stays in exported()
+    assert card.read_text() == "# My project\n"
+    card.unlink()
+    for _ in range(2):
+        assert f"{card}: its model card." in exported()
+    ours = card.read_text()
+    assert re.fullmatch(r"<!-- emnist-dali:generated [0-9a-f]{64} -->", ours.splitlines()[-1])
+    for edited in (ours.replace("Classes", "classes", 1), ours + "More.\n", ours[:-3], "\n" + ours):
+        card.write_text(edited)
+        assert stays in exported()
+        assert card.read_text() == edited
+
+
+def test_a_file_of_another_suffix_is_one_sentence(trained_run, tmp_path):
+    result = invoke("export", trained_run, "--output", tmp_path / "model.md")
+    assert result.exit_code == 1
+    assert "does not end in .onnx" in result.output
+    assert invoke("export", trained_run, "--format", "tflite").exit_code == 2

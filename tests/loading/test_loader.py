@@ -1,0 +1,225 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from emnist_dali.config import Affine
+from emnist_dali.core.errors import UserError
+from emnist_dali.data import pack as pack_module
+from emnist_dali.data.pack import pack
+from emnist_dali.data.shards import Shards
+from emnist_dali.data.stats import Stats, statistics
+from emnist_dali.loading import sampling
+from emnist_dali.loading.loader import Loader
+
+BACKENDS = ("cpu", "dali")
+STATS = Stats(0.17, 0.33)
+AFFINE = Affine(rotation=(0.2,), scale=0.1, translation=0.1)
+
+
+@pytest.fixture
+def shards(folder) -> Shards:
+    return Shards(folder, "train")
+
+
+def make(shards, backend="cpu", **changes) -> Loader:
+    return Loader(
+        shards, **{"batch_size": 64, "size": 32, "stats": STATS, "backend": backend, "threads": 2, **changes}
+    )
+
+
+def collect(loader) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(batch.images.numpy().copy(), batch.labels.numpy().copy()) for batch in loader]
+
+
+def assert_equal(one, other) -> None:
+    assert len(one) == len(other)
+    for (images, labels), (other_images, other_labels) in zip(one, other, strict=True):
+        np.testing.assert_array_equal(images, other_images)
+        np.testing.assert_array_equal(labels, other_labels)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batches_hold_the_images_of_the_order_with_their_labels(backend, shards):
+    with make(shards, backend, seed=3) as loader, make(shards, train=False) as straight:
+        in_order = np.concatenate([images for images, _ in collect(straight)])
+        labels = shards.labels()
+        for epoch in range(2):
+            expected = sampling.shuffled(600, range(600), 3, epoch)
+            batches = collect(loader)
+            assert len(batches) == len(loader) == 9
+            for k, (images, got) in enumerate(batches):
+                chosen = expected[k * 64 : (k + 1) * 64]
+                assert images.shape == (64, 1, 32, 32)
+                assert images.dtype == np.float32
+                np.testing.assert_array_equal(got, labels[chosen])
+                np.testing.assert_allclose(images, in_order[chosen], atol=1e-3)
+
+
+@pytest.mark.parametrize("affine", [None, AFFINE])
+def test_dali_and_cpu_give_the_same_batches(affine, shards):
+    with make(shards, "cpu", affine=affine) as cpu, make(shards, "dali", affine=affine) as dali:
+        for (images, labels), (dali_images, dali_labels) in zip(collect(cpu), collect(dali), strict=True):
+            np.testing.assert_array_equal(labels, dali_labels)
+            # One grey level.
+            assert np.abs(images - dali_images).max() <= 1 / 255 / STATS.std
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_last_evaluation_batch_is_counted_exactly(backend, shards):
+    members = np.arange(5, 600, 7)
+    with make(shards, backend, members=members, train=False) as loader:
+        for _ in range(2):
+            batches = collect(loader)
+            assert len(batches) == len(loader) == 2
+            labels = np.concatenate([labels for _, labels in batches])
+            assert len(labels) == 128
+            np.testing.assert_array_equal(labels[: len(members)], shards.labels(members))
+            assert (labels[len(members) :] == -1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_breaking_out_and_starting_anywhere(backend, shards):
+    with make(shards, backend, affine=AFFINE) as loader:
+        epochs = [collect(loader) for _ in range(3)]
+        loader.start(0)
+        for k, batch in enumerate(loader):
+            np.testing.assert_array_equal(batch.images.numpy(), epochs[0][k][0])
+            if k == 2:
+                break
+        assert_equal(collect(loader), epochs[1])
+        loader.start(2, step=4)
+        assert_equal(collect(loader), epochs[2][4:])
+        assert len(loader) == 9
+        loader.close()
+        loader.start(1)
+        assert_equal(collect(loader), epochs[1])
+    assert_equal(epochs[0], collect(make(shards, backend, affine=AFFINE)))
+
+
+def test_steps_count_their_micro_batches(shards):
+    with make(shards, accumulation=2) as loader:
+        assert len(loader) == 8
+        batches = collect(loader)
+        loader.start(0, step=3)
+        assert_equal(collect(loader), batches[6:])
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "synthetic"])
+def test_a_batch_is_valid_until_the_second_next(backend, shards):
+    with make(shards, backend) as loader:
+        batches = iter(loader)
+        one = next(batches)
+        before = one.images.clone(), one.labels.clone()
+        next(batches)
+        assert torch.equal(one.images, before[0])
+        assert torch.equal(one.labels, before[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("train", [True, False])
+def test_ranks_together_see_what_one_rank_sees(backend, train, shards):
+    with make(shards, train=train, affine=AFFINE if train else None) as alone:
+        whole = collect(alone)
+    ranks = []
+    for rank in range(2):
+        with make(shards, backend, train=train, affine=AFFINE if train else None, rank=rank, world=2) as loader:
+            assert len(loader) == len(whole)
+            ranks.append(collect(loader))
+    for (images, labels), *parts in zip(whole, *ranks, strict=True):
+        np.testing.assert_array_equal(labels, np.concatenate([part[1] for part in parts]))
+        seen = labels >= 0
+        joined = np.concatenate([part[0] for part in parts])
+        np.testing.assert_allclose(images[seen], joined[seen], atol=1 / 255 / STATS.std)
+
+
+def test_the_affine_warp_is_new_in_each_epoch(shards):
+    members = np.zeros(64, np.int64)
+    with make(shards, members=members, affine=AFFINE) as loader:
+        (one,), (other,) = collect(loader), collect(loader)
+    assert np.abs(one[0] - other[0]).max() > 0.5
+    assert np.abs(one[0][0] - one[0][1]).max() > 0.5
+
+
+def test_synthetic_is_one_resident_batch(shards):
+    with make(shards, "synthetic") as loader:
+        batches = list(loader)
+    assert len(batches) == 9
+    assert len({batch.images.data_ptr() for batch in batches}) == 1
+    assert batches[0].images.shape == (64, 1, 32, 32)
+    assert 0 <= batches[0].labels.min() <= batches[0].labels.max() < 12
+
+
+def anonymous_kib() -> int:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is read from Linux's /proc")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_peak_memory_after_epoch_20_is_that_after_epoch_2(backend, shards):
+    peaks = []
+    with make(shards, backend, affine=AFFINE) as loader:
+        peak = 0
+        for epoch in range(20):
+            for _ in loader:
+                peak = max(peak, anonymous_kib())
+            if epoch in (1, 19):
+                peaks.append(peak)
+    # An epoch is 2.4 MB of images; a leak of one batch an epoch would be 4.7 MB.
+    assert peaks[1] - peaks[0] < 2048
+
+
+def test_memory_does_not_grow_with_the_data(drawn, tmp_path):
+    train = drawn.parts["train"]
+    large = dataclasses.replace(train, images=np.tile(train.images, (40, 1, 1)), labels=np.tile(train.labels, 40))
+    pack(dataclasses.replace(drawn, parts=drawn.parts | {"train": large}), "large", tmp_path / "large")
+    before = anonymous_kib()
+    shards = Shards(tmp_path / "large", "train")
+    for start in range(0, len(shards), 1000):
+        shards.labels(np.arange(start, start + 1000))
+    assert len(shards) == 24_000
+    assert anonymous_kib() - before < 1024
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_broken_record_stops_the_epoch_by_name(backend, drawn, tmp_path, monkeypatch):
+    compress = pack_module.lz4.block.compress
+    monkeypatch.setattr(
+        pack_module.lz4.block, "compress", lambda record, store_size: compress(record, store_size=store_size)[:-3]
+    )
+    pack(drawn, "small", tmp_path / "small")
+    with (
+        make(Shards(tmp_path / "small", "train"), backend) as loader,
+        pytest.raises(UserError, match=r"train-00000\.safetensors: record \d+ does not decode"),
+    ):
+        next(iter(loader))
+
+
+def test_wrong_sizes_are_errors(shards):
+    with pytest.raises(UserError, match="does not divide by 3 ranks"):
+        make(shards, world=3)
+    with pytest.raises(UserError, match="fewer than the 1024 of one step"):
+        make(shards, batch_size=512, accumulation=2)
+
+
+def test_dali_that_is_missing_is_an_error(shards, monkeypatch):
+    import sys
+
+    monkeypatch.delattr("emnist_dali.pipelines.dali")
+    monkeypatch.delitem(sys.modules, "emnist_dali.pipelines.dali")
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    with make(shards, "dali") as loader, pytest.raises(UserError, match="--backend cpu"):
+        next(iter(loader))
+
+
+def test_statistics_are_those_of_the_loaders_images(shards, folder):
+    stats = statistics(folder, 32)
+    with Loader(shards, batch_size=60, size=32, stats=stats, train=False) as loader:
+        images = np.concatenate([images for images, _ in collect(loader)]).astype(np.float64)
+    assert abs(images.mean()) < 1e-5
+    assert abs(images.std() - 1) < 1e-5
+    assert (folder / "stats-32.json").exists()
+    assert statistics(folder, 32) == stats

@@ -1,0 +1,80 @@
+import pytest
+import torch
+
+from emnist_dali.config import Model
+from emnist_dali.core.errors import UserError
+from emnist_dali.models.build import build_model, channels_last
+
+# Parameters, and multiplications an image of 28×28 in millions.
+SIZES = {"emnist_fast": (1_121_263, 45.89), "emnist_fast_small": (284_175, 11.55)}
+
+
+def untrained(name: str, classes: int = 47) -> torch.nn.Module:
+    return build_model(Model(model=name, pretrained=False), classes)
+
+
+def conv_outputs(net: torch.nn.Module, images: torch.Tensor) -> list[tuple[torch.nn.Conv2d, torch.Tensor]]:
+    seen = []
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda module, _, out: seen.append((module, out)))
+    net.eval()(images)
+    return seen
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_its_cost_is_the_one_that_the_times_are_told_for(name):
+    net = untrained(name)
+    parameters, millions = SIZES[name]
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    outputs = conv_outputs(net, torch.zeros(1, 1, 28, 28))
+    multiplications = sum(conv.weight.numel() * out.shape[2] * out.shape[3] for conv, out in outputs)
+    assert (multiplications + net.head.weight.numel()) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_channels_suit_vector_units_and_stay_last(name):
+    outputs = conv_outputs(untrained(name), channels_last(torch.randn(2, 1, 28, 28)))
+    assert [conv.out_channels % 16 for conv, _ in outputs] == [0] * 5
+    assert all(out.is_contiguous(memory_format=torch.channels_last) for _, out in outputs)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_pixel_counts(name):
+    """Also those of the last row and column, where the sides are odd."""
+    images = torch.randn((1, 1, 28, 28), generator=torch.Generator().manual_seed(0), requires_grad=True)
+    untrained(name).eval()(images).square().sum().backward()
+    assert (images.grad != 0).all()
+
+
+@pytest.mark.parametrize(("classes", "size"), [(10, 28), (62, 28), (47, 32)])
+def test_a_logit_a_class_at_any_size(classes, size):
+    assert untrained("emnist_fast_small", classes).eval()(torch.zeros(3, 1, size, size)).shape == (3, classes)
+
+
+def test_it_learns_in_a_few_steps():
+    torch.manual_seed(0)
+    net = untrained("emnist_fast_small", 4).train()
+    images, labels = torch.randn(32, 1, 28, 28), torch.arange(32) % 4
+    optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3)
+    losses = []
+    for _ in range(8):
+        loss = torch.nn.functional.cross_entropy(net(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 4
+
+
+def test_there_are_no_pretrained_weights():
+    with pytest.raises(UserError, match="--no-pretrained"):
+        build_model(Model(model="emnist_fast"), 47)
+
+
+def test_its_own_weights_load_from_a_file(tmp_path):
+    path = tmp_path / "weights.pth"
+    theirs = untrained("emnist_fast_small")
+    torch.save(theirs.state_dict(), path)
+    ours = build_model(Model(model="emnist_fast_small", weights=str(path)), 47)
+    assert all(torch.equal(value, ours.state_dict()[name]) for name, value in theirs.state_dict().items())

@@ -1,0 +1,370 @@
+"""Both engines against the reference, and the reference against OpenCV."""
+
+import cv2
+import lz4.block
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emnist_dali.core.errors import UserError
+from emnist_dali.core.files import read_json, write_json
+from emnist_dali.data.shards import Shards
+from emnist_dali.data.stats import Stats, statistics
+from emnist_dali.loading.loader import Loader
+from emnist_dali.pipelines import affine, dali, fused, reference
+
+RESIZE = np.empty((0, 2, 3), np.float32)
+AUGMENT = {"rotation": (0.3, 0.1), "scale": 0.2, "shear": 0.2, "translation": 0.15, "flip": 0.5}
+# One grey level on the scale of images normalized with std 1.
+LEVEL = 1 / 255
+
+
+def one_shard(records: bytes, offsets: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    labels = np.zeros(len(offsets) - 1, np.uint8)
+    return np.frombuffer(records, np.uint8), np.array(offsets, np.int64), labels
+
+
+def packed(images: np.ndarray, compressed: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    records = [image.tobytes() for image in images]
+    if compressed:
+        records = [lz4.block.compress(record, store_size=False) for record in records]
+    return one_shard(b"".join(records), np.cumsum([0, *map(len, records)]).tolist())
+
+
+def run_fused(
+    images: np.ndarray,
+    size: int,
+    mean: float,
+    std: float,
+    matrices: np.ndarray = RESIZE,
+    compressed: bool = True,
+    equalize: bool = True,
+) -> np.ndarray:
+    records = fused.Records([packed(images, compressed)])
+    out = np.full((len(images), size, size), np.nan, np.float32)
+    preprocess = fused.Preprocess(images.shape[1:], size, mean, std, compressed, equalize)
+    assert preprocess.run(records, np.arange(len(images)), matrices, out) == fused.SOUND
+    return out
+
+
+def run_dali(
+    images: np.ndarray, size: int, mean: float, std: float, matrices: np.ndarray = RESIZE, equalize: bool = True
+) -> np.ndarray:
+    block = dali.block_size(len(images))
+    blocks = images.reshape(-1, block, *images.shape[1:], 1)
+    labels = np.arange(len(images)).reshape(-1, block)
+    inputs = (labels, blocks, *([matrices.reshape(-1, block, 2, 3)] if len(matrices) else []))
+    pipeline = dali.build(
+        lambda _: inputs,
+        batch_size=len(images),
+        device_id=None,
+        threads=2,
+        compressed=False,
+        warped=len(matrices) > 0,
+        shape=images.shape[1:],
+        size=size,
+        mean=mean,
+        std=std,
+        half=False,
+        equalize=equalize,
+    )
+    result, labels_out = dali.run(pipeline)
+    assert labels_out.tolist() == list(range(len(images)))
+    assert result.shape == (len(images), 1, size, size)
+    return result[:, 0].numpy().copy()
+
+
+def run_reference(
+    images: np.ndarray, size: int, mean: float, std: float, matrices: np.ndarray = RESIZE, equalize: bool = True
+) -> np.ndarray:
+    warps = matrices if len(matrices) else [None] * len(images)
+    made = [reference.preprocess(i, size, mean, std, m, equalize) for i, m in zip(images, warps, strict=True)]
+    return np.stack(made)
+
+
+def draw_matrices(n: int, size: int, shape: tuple[int, int] = (28, 28)) -> np.ndarray:
+    return affine.matrices(np.random.default_rng(1), n, shape, size, **AUGMENT)
+
+
+@pytest.fixture(scope="module")
+def odd_images() -> np.ndarray:
+    """Constant, two-valued, nearly constant and random images."""
+    rng = np.random.default_rng(0)
+    constant = [np.full((28, 28), value) for value in (0, 1, 128, 255)]
+    two = [np.where(rng.random((28, 28)) < share, high, low) for share, low, high in [(0.5, 0, 255), (0.01, 7, 8)]]
+    one_pixel = np.zeros((28, 28))
+    one_pixel[3, 4] = 9
+    return np.stack([*constant, *two, one_pixel, *rng.integers(0, 256, (57, 28, 28))]).astype(np.uint8)
+
+
+@pytest.fixture(scope="module", params=["drawn", "real"])
+def images(request, drawn) -> np.ndarray:
+    """128 glyphs: drawn ones, and real ones where they are at hand."""
+    some = drawn.parts["test"].images if request.param == "drawn" else request.getfixturevalue("real_images")[::147]
+    return np.resize(some, (128, 28, 28))
+
+
+def equalized(images: np.ndarray) -> np.ndarray:
+    return np.stack([cv2.equalizeHist(image) for image in images])
+
+
+@pytest.mark.parametrize("run", [run_fused, run_dali])
+def test_equalize_equals_opencv_on_odd_images(run, odd_images):
+    # With this std a level is normalized to itself; 28×28 leaves the resize nothing to do.
+    np.testing.assert_array_equal(run(odd_images, 28, 0, 1 / 255), equalized(odd_images))
+
+
+@pytest.mark.parametrize("run", [run_fused, run_dali])
+def test_equalize_equals_opencv_on_real_images(run, real_images):
+    images = real_images[:10_240]
+    np.testing.assert_array_equal(run(images, 28, 0, 1 / 255), equalized(images))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 256))
+def test_equalize_equals_opencv_on_any_levels(seed, levels):
+    rng = np.random.default_rng(seed)
+    images = rng.choice(256, levels)[rng.integers(0, levels, (4, 28, 28))].astype(np.uint8)
+    np.testing.assert_array_equal(run_fused(images, 28, 0, 1 / 255), equalized(images))
+
+
+@pytest.mark.parametrize("size", [8, 27, 28, 32, 112])
+@pytest.mark.parametrize("run", [run_fused, run_dali, run_reference])
+def test_resize_is_opencvs_bilinear_within_a_level(run, size, images):
+    expected = np.stack([cv2.resize(i, (size, size), interpolation=cv2.INTER_LINEAR) for i in equalized(images)])
+    assert np.abs(run(images, size, 0, 1) - expected / 255).max() <= LEVEL
+
+
+@pytest.mark.parametrize("run", [run_fused, run_dali])
+@pytest.mark.parametrize("equalize", [True, False])
+def test_normalize_is_exact(run, equalize, odd_images):
+    mean, std = 0.1736, 0.3317
+    expected = ((equalized(odd_images) if equalize else odd_images) / 255 - mean) / std
+    found = run(odd_images, 28, mean, std, equalize=equalize)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("run", [run_fused, run_dali])
+def test_grey_levels_stay_where_they_are_not_equalized(run, odd_images):
+    plain = run(odd_images, 28, 0, 1 / 255, equalize=False)
+    np.testing.assert_allclose(plain, odd_images, rtol=0, atol=1e-4)
+    assert np.abs(plain - equalized(odd_images)).max() > 100
+
+
+@pytest.mark.parametrize("size", [28, 32, 112])
+@pytest.mark.parametrize("warped", [False, True])
+@pytest.mark.parametrize("equalize", [True, False])
+def test_engines_agree_with_the_reference(size, warped, equalize, images):
+    matrices = draw_matrices(len(images), size) if warped else RESIZE
+    expected = run_reference(images, size, 0.2, 0.35, matrices, equalize)
+    for run in (run_fused, run_dali):
+        found = run(images, size, 0.2, 0.35, matrices, equalize=equalize)
+        assert np.abs(found - expected).max() <= LEVEL / 0.35
+
+
+def test_engines_agree_on_images_that_are_not_square():
+    images = np.random.default_rng(2).integers(0, 256, (16, 20, 36), dtype=np.uint8)
+    for matrices in (RESIZE, draw_matrices(16, 48, (20, 36))):
+        expected = run_reference(images, 48, 0, 1, matrices)
+        for run in (run_fused, run_dali):
+            assert np.abs(run(images, 48, 0, 1, matrices) - expected).max() <= LEVEL
+
+
+def test_raw_and_compressed_records_give_the_same(odd_images):
+    for equalize in (True, False):
+        both = [run_fused(odd_images, 32, 0.1, 0.3, RESIZE, compressed, equalize) for compressed in (True, False)]
+        np.testing.assert_array_equal(*both)
+
+
+@pytest.mark.parametrize("size", [32, 63, 64, 112])
+@pytest.mark.parametrize("warped", [False, True])
+def test_where_the_batch_lies_in_memory_makes_no_difference(size, warped, odd_images):
+    """Images of 64×64 and more are streamed where the batch begins at a multiple of 64 bytes."""
+    records, preprocess = fused.Records([packed(odd_images)]), fused.Preprocess((28, 28), size, 0.2, 0.3, True)
+    matrices = draw_matrices(64, size) if warped else RESIZE
+    memory = np.empty(64 * size * size + 32, np.float32)
+    aligned = (-memory.ctypes.data // 4) % 16
+    batches = []
+    for start in (aligned, aligned + 1):
+        out = memory[start : start + 64 * size * size].reshape(64, size, size)
+        out[:] = np.nan
+        assert preprocess.run(records, np.arange(64), matrices, out) == fused.SOUND
+        batches.append(out.copy())
+    np.testing.assert_array_equal(*batches)
+    assert not np.isnan(batches[0]).any()
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_samples_of_many_shards_in_any_order(compressed, odd_images):
+    parts = np.split(odd_images, [1, 7, 7, 40])
+    shards = [packed(part, compressed) for part in parts]
+    for k, (_, _, labels) in enumerate(shards):
+        labels[:] = k
+    records = fused.Records(shards)
+    assert len(records) == 64
+    indices = np.array([63, 0, 1, 6, 7, 39, 40, 39])
+    out = np.empty((8, 784), np.uint8)
+    assert fused.decode(records, indices, compressed, out) == fused.SOUND
+    np.testing.assert_array_equal(out.reshape(-1, 28, 28), odd_images[indices])
+    assert records.labels(indices).tolist() == [4, 0, 1, 1, 3, 3, 4, 3]
+    ends = np.cumsum(records.sizes(indices))
+    gathered = np.empty(ends[-1], np.uint8)
+    records.gather(indices, ends, gathered)
+    again = fused.Records([one_shard(gathered.tobytes(), [0, *ends.tolist()])])
+    assert fused.decode(again, np.arange(8), compressed, out) == fused.SOUND
+    np.testing.assert_array_equal(out.reshape(-1, 28, 28), odd_images[indices])
+
+
+def test_samples_that_are_not_there(odd_images):
+    records, out = fused.Records([packed(odd_images)]), np.empty((2, 784), np.uint8)
+    for index in (-1, 64):
+        assert fused.decode(records, np.array([5, index]), True, out) == 1
+        assert records.sizes(np.array([index])) == [-1]
+        with pytest.raises(IndexError, match="0 to 63"):
+            records.labels(np.array([index]))
+
+
+def test_only_shards_are_taken():
+    records, offsets, labels = packed(np.zeros((2, 28, 28), np.uint8))
+    for wrong in (
+        (records, offsets[:-1], labels),
+        (records, offsets.astype(np.int32), labels),
+        (records[::2], offsets, labels),
+    ):
+        with pytest.raises(ValueError, match=r"no shard|contiguous"):
+            fused.Records([wrong])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200), st.binary(min_size=1, max_size=64), st.data())
+def test_lz4_decoder_takes_what_liblz4_takes_and_gives_the_same(garbage, pattern, data):
+    image = np.resize(np.frombuffer(pattern, np.uint8), 784)
+    block = bytearray(lz4.block.compress(image.tobytes(), store_size=False))
+    kind = data.draw(st.sampled_from(["sound", "cut", "flipped", "longer", "garbage"]))
+    if kind == "cut":
+        block = block[: data.draw(st.integers(0, len(block) - 1))]
+    elif kind == "flipped":
+        block[data.draw(st.integers(0, len(block) - 1))] ^= data.draw(st.integers(1, 255))
+    elif kind == "longer":
+        block += garbage
+    elif kind == "garbage":
+        block = bytearray(garbage)
+    try:
+        expected = lz4.block.decompress(bytes(block), uncompressed_size=784)
+    except lz4.block.LZ4BlockError:
+        expected = b""
+    out = np.zeros((1, 784), np.uint8)
+    records = fused.Records([one_shard(bytes(block), [0, len(block)])])
+    outcome = fused.decode(records, np.array([0]), True, out)
+    if len(expected) == 784 and outcome == fused.SOUND:
+        assert out.tobytes() == expected
+    # liblz4 is stricter in one point: its encoder's end-of-block rules.
+    assert (outcome == fused.SOUND) >= (len(expected) == 784)
+    if kind == "sound":
+        assert outcome == fused.SOUND
+
+
+@pytest.mark.parametrize("offsets", [[0, 10_000], [-5, 20], [20, 10], [0, 3]])
+@pytest.mark.parametrize("compressed", [True, False])
+def test_offsets_out_of_bounds_are_an_error(offsets, compressed, odd_images):
+    records, _, labels = packed(odd_images[:1], compressed)
+    shard = fused.Records([(records, np.array(offsets), labels)])
+    assert fused.decode(shard, np.array([0]), compressed, np.zeros((1, 784), np.uint8)) == 0
+
+
+def test_matrices_stay_within_their_limits():
+    still = {"rotation": (), "scale": 0.0, "shear": 0.0, "translation": 0.0, "flip": 0.0}
+
+    def draw(**changes):
+        return affine.matrices(np.random.default_rng(0), 2000, (28, 28), 28, **(still | changes))
+
+    identity = np.tile(np.float32([[1, 0, 0], [0, 1, 0]]), (2000, 1, 1))
+    np.testing.assert_allclose(draw(), identity, atol=1e-5)
+    angles = np.arctan2(*draw(rotation=(0.2,))[:, 1, :2].T[[0, 1]])
+    assert 0.19 < np.abs(angles).max() <= 0.2001
+    assert np.abs(np.arctan2(*draw(rotation=(0.2, 0.1))[:, 1, :2].T)).max() > 0.2
+    scales = 1 / draw(scale=0.1)[:, 0, 0]
+    assert 0.9 <= scales.min() < 0.905 < 1.095 < scales.max() <= 1.1001
+    shifts = draw(translation=0.1)[:, :, 2]
+    assert 2.7 < np.abs(shifts).max() <= 2.8001
+    mirrored = draw(flip=0.3)[:, 0, 0] < 0
+    assert abs(mirrored.mean() - 0.3) < 0.04
+    assert (np.linalg.det(draw(**AUGMENT | {"flip": 0.0})[:, :, :2]) > 0).all()
+    centre = np.array([14, 14, 1])
+    np.testing.assert_allclose(draw(rotation=(0.3,), scale=0.2, shear=0.3) @ centre, 14, atol=1e-4)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("warped", [True, False])
+@pytest.mark.parametrize("equalize", [True, False])
+def test_graph_for_the_gpu_is_accepted_by_dali(compressed, warped, equalize):
+    """DALI checks operators and arguments against their schemas when it serializes a graph: no GPU is needed."""
+    preprocessing = {"shape": (28, 28), "size": 112, "mean": 0.2, "std": 0.3, "half": True, "equalize": equalize}
+    graphs = {
+        on_gpu: dali._graph(
+            lambda _: None, on_gpu, compressed, warped, preprocessing, batch_size=8, num_threads=1, device_id=None
+        ).serialize()
+        for on_gpu in (True, False)
+        if on_gpu or not compressed  # there is no inflate on the CPU
+    }
+    for graph in graphs.values():
+        assert (b"Equalize" in graph) == equalize
+        assert b"CropMirrorNormalize" in graph
+        assert (b"decoders__Inflate" in graph) == compressed
+        assert (b"WarpAffine" in graph) == warped
+        assert (b"Resize" in graph) != warped
+    assert b"gpu" in graphs[True]
+    assert b"gpu" not in graphs.get(False, b"")
+
+
+@pytest.mark.parametrize(("batch_size", "block"), [(512, 64), (100, 4), (96, 32), (64, 64), (7, 1)])
+def test_blocks_divide_the_batch(batch_size, block):
+    assert dali.block_size(batch_size) == block
+
+
+@pytest.fixture
+def fresh_folder(folder, tmp_path):
+    """The prepared split, without the statistics that other tests have left."""
+    for path in folder.iterdir():
+        if not path.name.startswith("stats-"):
+            (tmp_path / path.name).symlink_to(path)
+    return tmp_path
+
+
+def test_statistics_of_both_kinds_lie_beside_each_other(fresh_folder, drawn):
+    both = {equalize: statistics(fresh_folder, 20, equalize) for equalize in (True, False)}
+    names = {True: "stats-20.json", False: "stats-20-plain.json"}
+    assert sorted(path.name for path in fresh_folder.glob("stats-*")) == sorted(names.values())
+    images = drawn.parts["train"].images
+    for equalize, stats in both.items():
+        made = run_reference(images, 20, 0, 1, equalize=equalize)
+        assert stats.mean == pytest.approx(made.mean(dtype=np.float64), abs=LEVEL / 10)
+        assert stats.std == pytest.approx(made.std(dtype=np.float64), abs=LEVEL / 10)
+        assert stats.equalize is equalize
+        assert read_json(fresh_folder / names[equalize])["equalize"] is equalize
+        assert statistics(fresh_folder, 20, equalize) == stats  # read again
+    assert abs(both[False].mean - both[True].mean) > 0.01
+
+
+def test_statistics_from_before_there_was_a_choice_are_of_equalized_images(fresh_folder):
+    write_json(fresh_folder / "stats-20.json", {"mean": 0.25, "std": 0.5})
+    assert statistics(fresh_folder, 20) == Stats(0.25, 0.5, equalize=True)
+
+
+def test_statistics_of_the_other_kind_are_one_sentence(fresh_folder):
+    for name, equalize in (("stats-20.json", True), ("stats-20-plain.json", False)):
+        write_json(fresh_folder / name, {"mean": 0.25, "std": 0.5, "equalize": not equalize})
+        with pytest.raises(UserError, match=rf"{name} holds no statistics.*delete it"):
+            statistics(fresh_folder, 20, equalize)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "dali"])
+def test_a_loader_equalizes_where_its_statistics_were_made_so(backend, folder, drawn):
+    shards, images = Shards(folder, "test"), drawn.parts["test"].images[:64]
+    for equalize in (True, False):
+        stats = Stats(0.2, 0.35, equalize)
+        with Loader(shards, batch_size=64, size=32, stats=stats, train=False, backend=backend) as loader:
+            found = next(iter(loader)).images[:, 0].numpy().copy()
+        expected = run_reference(images, 32, 0.2, 0.35, equalize=equalize)
+        assert np.abs(found - expected).max() <= LEVEL / 0.35
