@@ -29,16 +29,17 @@ from emnist_dali import recipes
 from emnist_dali.config import Affine, Config, from_dict
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json
+from emnist_dali.core.machine import environment
 from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
 from emnist_dali.runs.checkpoint import load_state
-from emnist_dali.runs.folder import RunFolder, environment
+from emnist_dali.runs.folder import RunFolder
 from emnist_dali.training import resume
 from emnist_dali.training.session import train
 from record import write_record
 
 BASELINE = "baseline"
-METRICS = ("val_class_mean", "val_accuracy", "class_mean", "accuracy", "macro_f1")
+METRICS = ("val_balanced_accuracy", "val_accuracy", "balanced_accuracy", "accuracy", "macro_f1")
 
 
 def baseline(split: str, epochs: int) -> Config:
@@ -252,7 +253,7 @@ def table(document: dict[str, Any]) -> str:
     ]
     for name, row in document["variants"].items():
         cells = [f"| {name}"]
-        for metric in ("val_class_mean", "accuracy"):
+        for metric in ("val_balanced_accuracy", "accuracy"):
             cells += [_percent(row[metric]), _difference(row[metric])]
         lines.append(" | ".join([*cells, f"{row['seconds']:.0f} |"]))
     return "\n".join(lines)

@@ -29,11 +29,10 @@ from emnist_dali import recipes
 from emnist_dali.core import distributed
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json, write_json
+from emnist_dali.core.machine import available_cpus, environment
 from emnist_dali.data.prepare import prepare, split_folder
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import statistics
-from emnist_dali.loading.loader import available_cpus
-from emnist_dali.runs.folder import environment
 from emnist_dali.runtime import resolve
 from emnist_dali.training.trainer import Trainer, training_loader, tune_device
 from record import check_record, write_record
@@ -58,9 +57,9 @@ def main(worlds: tuple[int, ...], turns: int, json_file: Path | None, **options:
     """Images a second of training on several ranks of this machine's CPU."""
     try:
         if "RANK" in os.environ:
-            with distributed.joined():
+            with distributed.process_group():
                 found = turn(**options)
-                if distributed.main():
+                if distributed.is_main():
                     write_json(Path(os.environ["SCALING_OUT"]), found)
             return
         check_record(json_file, "scaling")
@@ -120,7 +119,7 @@ def turn(
 ) -> dict[str, Any]:
     """What one rank sees of a turn; all ranks take part, in equal steps."""
     given = {"split": split, "data_dir": data_dir, "source": source, "model": model, "pretrained": False}
-    given |= {"image_size": image_size, "batch_size": batch_size * distributed.world(), "device": "cpu"}
+    given |= {"image_size": image_size, "batch_size": batch_size * distributed.world_size(), "device": "cpu"}
     config = resolve(recipes.cpu(split).override({**given, "lr": 1e-6}))  # nothing diverges
     tune_device(config)
     shards = Shards(split_folder(data_dir, split, source), "train")
@@ -135,7 +134,7 @@ def turn(
             trainer.begin(epoch)
             record = trainer.train_epoch()
     gradients = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
-    sent = _seconds(lambda: distributed.world() > 1 and torch_distributed.all_reduce(gradients))
+    sent = _seconds(lambda: distributed.world_size() > 1 and torch_distributed.all_reduce(gradients))
     return {
         "images_per_second": record["images_per_second"],
         "step_seconds": record["seconds"] / steps,

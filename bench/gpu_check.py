@@ -26,9 +26,9 @@ import torch
 import throughput
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import write_whole
+from emnist_dali.core.machine import environment
 from emnist_dali.data.manifest import MANIFEST
 from emnist_dali.data.prepare import prepare, split_folder
-from emnist_dali.runs.folder import environment
 from record import write_record
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -24,7 +24,7 @@ from emnist_dali.data.sources import Part, Source
 from emnist_dali.data.stats import Stats
 from emnist_dali.loading.loader import Loader
 from stage_timers import Setup
-from timing import rate, turn_about
+from timing import measure_interleaved, rate
 
 RECORDS = (10**4, 10**5, 10**6, 10**7)
 BATCHES = tuple(2**k for k in range(6, 14))
@@ -42,7 +42,7 @@ def measure(setup: Setup) -> dict[str, Any]:
             members = np.resize(np.arange(len(shards)), max(len(shards), 4 * batch_size))
             return setup.loader(members=members, batch_size=batch_size, threads=threads)
 
-        rates = turn_about(
+        rates = measure_interleaved(
             {
                 "read": lambda: stage_timers.read(shards, batch_size, threads, setup.seconds),
                 "pipeline": lambda: stage_timers.pipeline(loader(), setup.seconds),
@@ -135,7 +135,7 @@ def _one_size(settings: dict[str, Any]) -> dict[str, float]:
             memory.append(anonymous_mib())  # while the loader's batches are there
             return value
 
-        rates = turn_about({"pipeline": measure})["pipeline"]
+        rates = measure_interleaved({"pipeline": measure})["pipeline"]
     return {"open_seconds": opened, "first_batch_seconds": first, "peak_mib": max(memory), **rates.to_dict()}
 
 

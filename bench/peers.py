@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from emnist_dali.loading.loader import available_cpus
+from emnist_dali.core.machine import available_cpus
 from emnist_dali.pipelines.fused import STREAMED, bilinear_axis
 
 try:

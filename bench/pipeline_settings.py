@@ -25,16 +25,16 @@ import torch
 import stage_timers
 from emnist_dali.config import Affine
 from emnist_dali.core.errors import UserError
+from emnist_dali.core.machine import environment
 from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.sources import Part, Source
 from emnist_dali.loading import backends
 from emnist_dali.pipelines import dali
-from emnist_dali.runs.folder import environment
 from record import check_record, write_record
 from stage_timers import Setup
 from throughput import load
-from timing import Rate, rate, turn_about
+from timing import Rate, measure_interleaved, rate
 
 Measure = Callable[[], float]
 
@@ -232,7 +232,7 @@ def main(
         groups: dict[str, dict[str, Rate]] = {}
         for name in asked or GROUPS:
             with _named_errors(name):
-                groups[name] = turn_about(GROUPS[name](setup))
+                groups[name] = measure_interleaved(GROUPS[name](setup))
             if not groups[name]:
                 continue
             click.echo(f"{name}: {GROUPS[name].__doc__.splitlines()[0]}")

@@ -109,7 +109,7 @@ def pipeline(loader: Loader, seconds: float) -> float:
 
 
 def ahead(loader: Loader) -> int:
-    """Batches that a loader may hold ready: those of CpuFeed's ring or DALI's queue, and then some."""
+    """Batches that a loader may hold ready: those of CpuBackend's ring or DALI's queue, and then some."""
     return loader.threads + 4
 
 

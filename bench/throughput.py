@@ -27,19 +27,18 @@ import peers
 import stage_timers
 from emnist_dali.config import Backend
 from emnist_dali.core.errors import UserError
+from emnist_dali.core.machine import available_cpus, environment
 from emnist_dali.data.manifest import MANIFEST
 from emnist_dali.data.prepare import prepare, split_folder
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import statistics
-from emnist_dali.loading.loader import available_cpus
 from emnist_dali.recipes import choose
-from emnist_dali.runs.folder import environment
 from emnist_dali.runtime import AMP_DTYPES, half_images, resolve
 from emnist_dali.training.trainer import tune_device
 from limits import Cost, Machine
 from record import check_record, write_record
 from stage_timers import Setup
-from timing import PAIRS, Rate, median_interval, rate, turn_about
+from timing import PAIRS, Rate, measure_interleaved, median_interval, rate
 
 STAGES = ("read", "pipeline", "mix", "model", "train", "peers")
 OURS = "emnist-dali, {backend}"
@@ -156,12 +155,12 @@ def measure(setup: Setup, asked: tuple[str, ...]) -> dict[str, Any]:
     for name in (name for name in alone if name in asked):
         _note(name)
         work, costs[name] = alone[name]
-        rates |= turn_about({name: work})
+        rates |= measure_interleaved({name: work})
     document: dict[str, Any] = {"limits": asdict(machine)}
     if training:
         _note("model and train, turn about")
         both = {"model": training.model, "train": training.train}
-        rates |= turn_about({name: both[name] for name in both if name in asked}, PAIRS)
+        rates |= measure_interleaved({name: both[name] for name in both if name in asked}, PAIRS)
         costs |= dict.fromkeys(both, limits.training_cost(training.trainer))
         training.close()
         document["compile_seconds"] = training.compile_seconds
@@ -237,7 +236,7 @@ def _peers(setup: Setup) -> dict[str, dict[str, Any]]:
                     results[name]["wrong"] = f"off by {off:.2f} grey levels: not timed"
                     running.pop(name).close()
             _note("peers, turn about")
-            measured = turn_about(
+            measured = measure_interleaved(
                 {name: (lambda peer=peer: peer.rate(setup.seconds)) for name, peer in running.items()},
                 settle=SETTLE,
             )

@@ -23,13 +23,13 @@ import torch
 import stage_timers
 from emnist_dali.config import Config
 from emnist_dali.core.errors import UserError
+from emnist_dali.core.machine import environment
 from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import statistics
-from emnist_dali.evaluation.evaluate import evaluation_loader
-from emnist_dali.evaluation.metrics import evaluate
+from emnist_dali.evaluation.inference import evaluation_loader, predict
+from emnist_dali.evaluation.metrics import score
 from emnist_dali.recipes import RECIPES, choose
-from emnist_dali.runs.folder import environment
 from emnist_dali.runtime import autocast, resolve
 from emnist_dali.training.trainer import Trainer, training_loader, tune_device
 from record import check_record, write_record
@@ -107,7 +107,7 @@ def one_run(config: Config, folder: Path) -> dict[str, Any]:
         seconds = perf_counter() - started
     test = Shards(folder, "test")
     with evaluation_loader(config, test, stats, np.arange(len(test))) as loader:
-        result = evaluate(trainer.evaluated, loader, manifest.classes, autocast(config), "test")
+        result = score(predict(trainer.evaluated, loader, autocast(config), "test"), manifest.classes)
     run = {
         "seed": config.training.seed,
         "accuracy": result["accuracy"],

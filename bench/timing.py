@@ -32,7 +32,7 @@ class Rate:
         }
 
 
-def turn_about(
+def measure_interleaved(
     contestants: dict[str, Callable[[], float]], repetitions: int = REPETITIONS, settle: float = 0.0
 ) -> dict[str, Rate]:
     """Each contestant measures its own rate; A B A B …, so that what slows the machine for a while meets all.

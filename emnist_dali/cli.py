@@ -242,16 +242,20 @@ def train(split: str | None, recipe: str | None, resume: str | None, resume_forc
     from .training.resume import find, load
     from .training.session import train
 
-    with distributed.joined():
-        checkpoint = distributed.from_main(lambda: find(resume, options["out"])) if resume is not None else None
+    with distributed.process_group():
+        checkpoint = (
+            distributed.broadcast_from_main(lambda: find(resume, options["out"])) if resume is not None else None
+        )
         if checkpoint:
-            config, state = distributed.from_main(lambda: load(checkpoint, recipe, {"split": split, **options}))
+            config, state = distributed.broadcast_from_main(
+                lambda: load(checkpoint, recipe, {"split": split, **options})
+            )
         else:
             config, why = _chosen(recipe or "auto", split, options["device"])
             config, state = config.override(options), None
             say(why)
         run = train(config, state, resume_force)
-        if distributed.main():
+        if distributed.is_main():
             try:
                 say(f"Report: {write_report([run.path], None)}")
             except UserError as error:  # the training itself is safe
@@ -262,22 +266,19 @@ def train(split: str | None, recipe: str | None, resume: str | None, resume_forc
 @click.argument("runs", nargs=-1, required=True, type=_RUN)
 @click.option("--split", help="Another split with the same classes.  [default: the run's]")
 @click.option("--data-dir", type=_FOLDER, help="Folder of the prepared splits.  [default: the run's]")
-@click.option(
-    "--views", type=click.IntRange(1, 1000), default=1, show_default=True, help="Mean over the image and warps of it."
-)
 @click.option("--validation", is_flag=True, help="The run's held-out images instead of the test.")
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as a JSON object in the last line.")
 def evaluate(
-    runs: tuple[Path, ...], split: str | None, data_dir: Path | None, views: int, validation: bool, as_json: bool
+    runs: tuple[Path, ...], split: str | None, data_dir: Path | None, validation: bool, as_json: bool
 ) -> None:
     """Print the metrics of a run's best weights, or of the mean of several runs' probabilities.
 
     \b
     emnist-dali evaluate runs/balanced-cpu-20261122-160000
     """
-    from .evaluation.evaluate import DETAILS, details, evaluate_runs, summary
+    from .evaluation.evaluate import DETAILS, details, evaluate, summary
 
-    results = evaluate_runs(runs, split, data_dir, views, validation)
+    results = evaluate(runs, split, data_dir, validation)
     for part, result in results.items():
         _print(summary(part, result))
         _print(details(result))

@@ -13,7 +13,7 @@ from .core.errors import UserError
 from .core.files import MAX_NAME, is_component, is_plain
 
 Backend = Literal["auto", "dali", "cpu", "synthetic"]
-Amp = Literal["auto", "bf16", "fp16", "off"]
+Amp = Literal["auto", "native", "bf16", "fp16", "off"]
 Compile = Literal["auto", "on", "off"]
 Optimizer = Literal["lion", "adamw", "adam", "sgd", "muon"]
 Schedule = Literal["cosine", "restarts"]
@@ -148,8 +148,6 @@ class Training:
     label_smoothing: float = 0.1
     class_weights: bool = option(False, "Weight the loss by the classes' inverse frequency.")
     mixing: Mixing | None = None
-    erasing: float = 0.0  # probability that a box of an image is blanked
-    elastic: float = 0.0  # standard deviation of the displacements, pixels of the images that the model sees
     sync_bn: bool = option(False, "BatchNorm over the batches of all ranks; on GPUs only.")
     ema: float | None = None  # decay a step of the averaged weights; None trains without
     seed: int = option(0, "Seed of every random number.")
@@ -164,8 +162,6 @@ class Training:
         _check(self.restart_every >= 1, "restart_every", self.restart_every, "at least 1")
         _check(self.min_lr >= 0, "min_lr", self.min_lr, "0 or more")
         _check(self.clip > 0, "clip", self.clip, "above 0")
-        _check(0 <= self.erasing <= 1, "erasing", self.erasing, "from 0 to 1")
-        _check(self.elastic >= 0, "elastic", self.elastic, "0 or more")
         _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
         _check(self.ema is None or 0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
         _check(0 <= self.seed < 2**63, "--seed", self.seed, "from 0 to 2⁶³ − 1")
@@ -175,7 +171,11 @@ class Training:
 @dataclass(frozen=True, kw_only=True)
 class Run:
     device: str = option("auto", "cuda, cuda:1, cpu; auto takes a GPU where there is one.")
-    amp: Amp = option("auto", "Mixed precision; auto is bf16 where the GPU has it, else fp16, and off on the CPU.")
+    amp: Amp = option(
+        "auto",
+        "Mixed precision; auto: bf16 where the GPU has it, else fp16, and off on a CPU; native: bf16 where the "
+        "processor has instructions for it, else off.",
+    )
     compile: Compile = option("auto", "torch.compile of training and evaluation; auto is on with a GPU.")
     profile: bool = option(False, "Write a trace of ten steps for Perfetto; print the ten costliest operators.")
     out: str | None = option(None, "Run folder.  [default: runs/<split>-<recipe>-<time>]")

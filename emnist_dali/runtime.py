@@ -1,6 +1,5 @@
 """What `auto` means on this machine."""
 
-import ctypes
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -10,6 +9,7 @@ import torch
 from .config import Config
 from .core import distributed
 from .core.errors import UserError
+from .core.machine import multiplies_bf16
 
 # EfficientNet-B2 at 112×112 takes 17 GB for a batch of 512 on a CPU, and is no faster than with 64.
 CPU_PIXELS = 64 * 112 * 112
@@ -33,7 +33,7 @@ def resolve(config: Config) -> Config:
     if kind != "cpu" and (kind != "cuda" or (parsed.index or 0) >= torch.cuda.device_count()):
         raise UserError(
             f"Device {device} cannot be used here, which has {torch.cuda.device_count()} GPUs; take --device cpu"
-            f"{' or start fewer ranks' if distributed.world() > 1 else ''}."
+            f"{' or start fewer ranks' if distributed.world_size() > 1 else ''}."
         )
     if kind == "cpu":
         config = replace(config, run=replace(config.run, device="cpu"))  # of any number
@@ -44,6 +44,8 @@ def resolve(config: Config) -> Config:
         # GPUs before Ampere only emulate bf16.
         emulated = kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
         amp = "off" if kind == "cpu" else "fp16" if emulated else "bf16"
+    elif amp == "native":
+        amp = "bf16" if kind == "cuda" or multiplies_bf16() else "off"
     # On a CPU it takes a minute and gains a tenth.
     compile = ("on" if kind == "cuda" else "off") if config.run.compile == "auto" else config.run.compile
     if data.backend == "auto":
@@ -59,7 +61,7 @@ def resolve(config: Config) -> Config:
 
 def own_device(config: Config) -> Config:
     """Under torchrun each rank has the GPU of its own number."""
-    if distributed.world() == 1 or not config.run.device.startswith("cuda"):
+    if distributed.world_size() == 1 or not config.run.device.startswith("cuda"):
         return config
     return replace(config, run=replace(config.run, device=f"cuda:{distributed.local_rank()}"))
 
@@ -78,21 +80,6 @@ def autocast(config: Config) -> Callable[[], AbstractContextManager]:
 def compiled(function: Callable, config: Config) -> Callable:
     """`function` through torch.compile where a resolved config says so; every batch has the same shape."""
     return torch.compile(function, dynamic=False) if config.run.compile == "on" else function
-
-
-def keep_freed_memory() -> None:
-    """Has glibc's malloc keep the memory of freed tensors instead of handing it back to the kernel.
-
-    Otherwise every activation is paged in anew at each step: 1,250 against 2,000 img/s in training
-    `test_efficientnet` at 32×32, batch 256, on 2 cores.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return  # another C library
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    mallopt(m_mmap_threshold, 32 << 20)  # the most glibc takes
-    mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def half_images(config: Config) -> bool:

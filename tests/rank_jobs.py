@@ -22,8 +22,8 @@ from emnist_dali.config import Mixing
 from emnist_dali.core import distributed
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import statistics
-from emnist_dali.evaluation.evaluate import evaluation_loader
-from emnist_dali.evaluation.metrics import evaluate
+from emnist_dali.evaluation.inference import evaluation_loader, predict
+from emnist_dali.evaluation.metrics import score
 from emnist_dali.loading.backends import Batch
 from emnist_dali.models.build import build_model
 from emnist_dali.runtime import autocast, resolve
@@ -110,10 +110,10 @@ def make_trainer(data_dir: Path, **options: Any) -> trainer.Trainer:
 
 def checks(data_dir: Path) -> dict[str, Any]:
     """All that can be seen of a group of any size."""
-    with distributed.joined():
+    with distributed.process_group():
         return {
             "cpu": _batches(data_dir, "cpu"),
-            "dali": _batches(data_dir, "dali") if distributed.world() < 4 else None,
+            "dali": _batches(data_dir, "dali") if distributed.world_size() < 4 else None,
             "evaluation": {images: _evaluation(data_dir, images) for images in (108, 37, 3)},
             "steps": {accumulation: _steps(data_dir, accumulation) for accumulation in (1, 2)},
             "epoch": _epoch(data_dir),
@@ -143,7 +143,7 @@ def _evaluation(data_dir: Path, images: int) -> dict[str, Any]:
     torch.nn.init.normal_(model.get_classifier().weight)  # so that not all images are of one class
     members = np.arange(108)[:: 108 // images][:images]
     with evaluation_loader(config, shards, statistics(folder, 32), members) as loader:
-        return evaluate(model, loader, shards.manifest.classes, autocast(config), "test")
+        return score(predict(model, loader, autocast(config), "test"), shards.manifest.classes)
 
 
 def _steps(data_dir: Path, accumulation: int) -> tuple[dict, dict]:
@@ -165,7 +165,7 @@ def _epoch(data_dir: Path) -> dict[str, Any]:
         reduced.append((loop.step, bucket.buffer().nbytes))
         return allreduce_hook(group, bucket)
 
-    if distributed.world() > 1:
+    if distributed.world_size() > 1:
         loop.parallel.register_comm_hook(None, hook)
     before = []
     real = trainer.distribute_bn

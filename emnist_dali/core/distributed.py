@@ -28,7 +28,7 @@ def rank() -> int:
     return _number("RANK", 0)
 
 
-def world() -> int:
+def world_size() -> int:
     return _number("WORLD_SIZE", 1)
 
 
@@ -37,7 +37,7 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
-def local_world() -> int:
+def local_world_size() -> int:
     return _number("LOCAL_WORLD_SIZE", 1)
 
 
@@ -49,13 +49,13 @@ def _number(name: str, alone: int) -> int:
     return int(os.environ.get(name, alone)) if _in_group else alone
 
 
-def main() -> bool:
+def is_main() -> bool:
     """Whether this is the rank that prints, logs and saves."""
     return rank() == 0
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """The group of all ranks: NCCL between GPUs, gloo for what lies on the host.
 
     Raises UserError where another rank ends first, and where only some of torchrun's variables are there.
@@ -79,7 +79,7 @@ def joined() -> Iterator[None]:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if _machines() == 1 else "0"
         store = distributed.PrefixStore(attempt, next(distributed.rendezvous("env://"))[0])
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-        distributed.init_process_group(backend, store=store, rank=rank(), world_size=world())
+        distributed.init_process_group(backend, store=store, rank=rank(), world_size=world_size())
         yield
     except RuntimeError as error:
         if is_lost(error):
@@ -124,7 +124,7 @@ def _end_with_torchrun() -> None:
 def is_lost(error: BaseException) -> bool:
     """Whether it says that another rank has ended."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return world() > 1 and isinstance(error, RuntimeError) and ("peer" in str(error) or "DistError" in names)
+    return world_size() > 1 and isinstance(error, RuntimeError) and ("peer" in str(error) or "DistError" in names)
 
 
 @contextmanager
@@ -139,7 +139,7 @@ def local_main_first() -> Iterator[None]:
 
 def any_rank(*flags: bool) -> list[bool]:
     """Each flag, or-ed over the ranks. The host waits for the other hosts, and for no device."""
-    if world() == 1:
+    if world_size() == 1:
         return list(flags)
     import torch
     from torch import distributed
@@ -149,34 +149,34 @@ def any_rank(*flags: bool) -> list[bool]:
     return tensor.bool().tolist()
 
 
-def mean(tensor: "torch.Tensor") -> "torch.Tensor":
+def all_reduce_mean(tensor: "torch.Tensor") -> "torch.Tensor":
     """The mean of a tensor over the ranks; may be the tensor itself."""
-    if world() == 1:
+    if world_size() == 1:
         return tensor
     from torch import distributed
 
     total = tensor.clone()
     distributed.all_reduce(total)
-    return total / world()
+    return total / world_size()
 
 
-def gathered(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """Every rank's `value`, by rank."""
-    if world() == 1:
+    if world_size() == 1:
         return [value]
     from torch import distributed
 
-    values = [None] * world()
+    values = [None] * world_size()
     distributed.all_gather_object(values, value)
     return values
 
 
-def from_main(function: Callable[[], Any]) -> Any:
+def broadcast_from_main(function: Callable[[], Any]) -> Any:
     """What `function` returns on rank 0, which alone calls it: other machines may not see its files."""
-    if world() == 1:
+    if world_size() == 1:
         return function()
     from torch import distributed
 
-    values = [function() if main() else None]
+    values = [function() if is_main() else None]
     distributed.broadcast_object_list(values)
     return values[0]

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import unicodedata
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +44,20 @@ def read_bytes(path: Path, most: int) -> bytes:
     if path.stat().st_size > most:
         raise ValueError(f"it has more than {most:,} bytes")
     return path.read_bytes()
+
+
+def is_uncompressed_zip(path: Path) -> bool:
+    """False for what torch.load takes for an old pickle.
+
+    ValueError for a zip with compressed members: torch.save makes none, and a small one can fill the memory.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return False
+        with zipfile.ZipFile(file) as members:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members.infolist()):
+                raise ValueError("it is compressed")
+    return True
 
 
 @contextmanager

@@ -20,14 +20,14 @@ def progress(iterable: Iterable | None = None, *, description: str, total: int |
         unit=unit,
         unit_scale=True,
         delay=2,
-        disable=None if distributed.main() else True,
+        disable=None if distributed.is_main() else True,
         leave=False,
     )
 
 
 def say(line: str) -> None:
     """A line, or several, on stdout, above any bar. Where nobody reads them any more, what is said is lost."""
-    if not distributed.main():
+    if not distributed.is_main():
         return
     shown = "\n".join(map(printable, line.split("\n")))
     try:

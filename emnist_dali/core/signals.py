@@ -47,16 +47,16 @@ class Interrupt:
                 os._exit(128 + signum)
             return
         self.signum, self._when = signum, monotonic()
-        if distributed.main():  # print is not safe in a handler
+        if distributed.is_main():  # print is not safe in a handler
             with suppress(OSError):  # the terminal may be gone
                 os.write(2, b"\nFinishing the step and saving; a second signal ends at once.\n")
-        if distributed.world() > 1:
+        if distributed.world_size() > 1:
             timer = threading.Timer(GRACE, os._exit, (128 + signum,))
             timer.daemon = True
             timer.start()
 
     def _may_come_twice(self) -> bool:
-        return distributed.world() > 1 or self.signum == _HANGUP
+        return distributed.world_size() > 1 or self.signum == _HANGUP
 
 
 def _under_nohup(signum: int) -> bool:

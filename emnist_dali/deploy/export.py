@@ -22,9 +22,9 @@ from ..core.tensor_files import encode
 from ..data.prepare import split_folder
 from ..data.shards import Shards
 from ..models.build import build_model
-from ..runs.classifier import Trained
+from ..runs.classifier import TrainedClassifier
 from ..runs.folder import RunFolder
-from ..runs.onnx_classifier import Exported, with_digest
+from ..runs.onnx_classifier import OnnxClassifier, with_digest
 from .exportable import RawModel
 from .model_card import model_card
 
@@ -50,7 +50,7 @@ def export(run: Path, kind: str, output: Path | None = None) -> list[str]:
     check_output(output)
     if kind == "onnx":
         _need_onnx()
-    trained = Trained(run)
+    trained = TrainedClassifier(run)
     results = {line["kind"]: line for line in RunFolder(run).logged() if line["kind"] in ("test", "unseen")}
     facts = _facts(trained, results)
     content, probabilities = _FORMATS[kind](trained, facts, output)
@@ -96,7 +96,7 @@ def _need_onnx() -> None:
         ) from error
 
 
-def _facts(trained: Trained, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _facts(trained: TrainedClassifier, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What an exported file tells of itself: what the run's weights tell, and its test."""
     numbers = {
         part: {name: value for name, value in result.items() if isinstance(value, int | float)}
@@ -106,7 +106,7 @@ def _facts(trained: Trained, results: dict[str, dict[str, Any]]) -> dict[str, An
     return own | trained.about | {"shape": trained.shape, "converted": trained.converted} | numbers
 
 
-def _onnx(trained: Trained, facts: dict[str, Any], output: Path) -> tuple[bytes, Probabilities]:
+def _onnx(trained: TrainedClassifier, facts: dict[str, Any], output: Path) -> tuple[bytes, Probabilities]:
     with _exporting(trained, "onnx"):
         program = torch.onnx.export(
             *_raw_model(trained),
@@ -121,10 +121,10 @@ def _onnx(trained: Trained, facts: dict[str, Any], output: Path) -> tuple[bytes,
     for name, value in facts.items():
         model.metadata_props.add(key=name, value=json.dumps(value, ensure_ascii=False))
     content = with_digest(model.SerializeToString())
-    return content, Exported(output, content).probabilities
+    return content, OnnxClassifier(output, content).probabilities
 
 
-def _pt2(trained: Trained, facts: dict[str, Any], output: Path) -> tuple[bytes, Probabilities]:
+def _pt2(trained: TrainedClassifier, facts: dict[str, Any], output: Path) -> tuple[bytes, Probabilities]:
     buffer = io.BytesIO()
     with _exporting(trained, "pt2"):
         program = torch.export.export(*_raw_model(trained), dynamic_shapes=_ANY_BATCH)
@@ -138,7 +138,7 @@ def _pt2(trained: Trained, facts: dict[str, Any], output: Path) -> tuple[bytes, 
     return buffer.getvalue(), probabilities
 
 
-def _safetensors(trained: Trained, facts: dict[str, Any], output: Path) -> tuple[bytes, Probabilities]:
+def _safetensors(trained: TrainedClassifier, facts: dict[str, Any], output: Path) -> tuple[bytes, Probabilities]:
     content = encode(trained.model.state_dict(), {"about": json.dumps(facts), "generator": MARK})
     loaded = _in_float32(trained)
     loaded.model = build_model(replace(trained.config.model, pretrained=False, weights=None), len(trained.classes))
@@ -151,7 +151,7 @@ _FORMATS = {"onnx": _onnx, "pt2": _pt2, "safetensors": _safetensors}
 _ANY_BATCH = {"images": {0: torch.export.Dim("batch", min=1)}}
 
 
-def _raw_model(trained: Trained) -> tuple[RawModel, tuple[torch.Tensor]]:
+def _raw_model(trained: TrainedClassifier) -> tuple[RawModel, tuple[torch.Tensor]]:
     """On the CPU, with an example of its input: two images, since torch.export takes one for a constant."""
     net = copy.deepcopy(trained.model).cpu()
     raw = RawModel(net, trained.config.data.image_size, trained.stats).eval()
@@ -159,7 +159,7 @@ def _raw_model(trained: Trained) -> tuple[RawModel, tuple[torch.Tensor]]:
 
 
 @contextmanager
-def _exporting(trained: Trained, kind: str) -> Iterator[None]:
+def _exporting(trained: TrainedClassifier, kind: str) -> Iterator[None]:
     """Without what torch's exporters print and warn of; UserError for what they cannot export."""
     nowhere = io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
@@ -174,7 +174,7 @@ def _exporting(trained: Trained, kind: str) -> Iterator[None]:
             ) from error
 
 
-def _check(trained: Trained, probabilities: Probabilities, output: Path) -> list[str]:
+def _check(trained: TrainedClassifier, probabilities: Probabilities, output: Path) -> list[str]:
     """Compares with the trainer in float32, without autocast: like with like, whatever precision the run had.
 
     Returns lines for people, the last of them on the run's own precision where that is another. UserError where a
@@ -201,14 +201,14 @@ def _check(trained: Trained, probabilities: Probabilities, output: Path) -> list
     return lines
 
 
-def _in_float32(trained: Trained) -> Trained:
+def _in_float32(trained: TrainedClassifier) -> TrainedClassifier:
     """The same model without autocast."""
     other = copy.copy(trained)
     other.config = trained.config.override({"amp": "off"})
     return other
 
 
-def _images(trained: Trained) -> tuple[np.ndarray, str]:
+def _images(trained: TrainedClassifier) -> tuple[np.ndarray, str]:
     """More than TEST_IMAGES, (N, H, W) uint8: test images where they are there, then made ones; and what they are."""
     data, real = trained.config.data, np.empty((0, *trained.shape), np.uint8)
     with suppress(UserError):  # not prepared here

@@ -10,10 +10,10 @@ from typing import Any
 from ..core.errors import UserError
 from ..core.files import printable
 from ..evaluation.metrics import confusions
-from ..runs.classifier import Trained
+from ..runs.classifier import TrainedClassifier
 from ..runs.folder import RunFolder
 
-_COLUMNS = ("accuracy", "weighted_f1", "macro_f1", "class_mean", "top3", "calibration_error")
+_COLUMNS = ("accuracy", "weighted_f1", "macro_f1", "balanced_accuracy", "top3", "calibration_error")
 _PACKAGES = ("emnist-dali", "torch", "timm")
 
 _ONNX = """```python
@@ -67,7 +67,7 @@ _USE = {"onnx": _ONNX, "pt2": _PT2, "safetensors": _SAFETENSORS}
 
 
 def model_card(
-    trained: Trained,
+    trained: TrainedClassifier,
     facts: dict[str, Any],
     results: dict[str, dict[str, Any]],
     output: Path,

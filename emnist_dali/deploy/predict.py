@@ -14,12 +14,12 @@ from ..core.files import MARK, check_output, is_plain, write_output
 from ..core.progress import progress
 from ..data.image_files import open_image, read, readable
 from ..data.sources import IGNORED
-from ..runs.classifier import Trained, load_classifier
+from ..runs.classifier import TrainedClassifier, load_classifier
 from .decoder import decode
 from .emnist_style import flatten
 
 if TYPE_CHECKING:
-    from ..runs.onnx_classifier import Exported
+    from ..runs.onnx_classifier import OnnxClassifier
 
 SHOWN = 100  # pictures
 _COLUMNS = 5
@@ -62,7 +62,9 @@ def predict(
     return answers, failed
 
 
-def prepared(content: bytes, classifier: "Trained | Exported", name: Path | str = "The picture") -> np.ndarray:
+def prepared(
+    content: bytes, classifier: "TrainedClassifier | OnnxClassifier", name: Path | str = "The picture"
+) -> np.ndarray:
     """An image file's bytes as the model takes them, (H, W) uint8: converted to what EMNIST holds, or plainly resized
     for a model of a folder of images. UserError, which begins with `name`, where that cannot be."""
     return decode(content, classifier.shape, classifier.converted, name)
@@ -84,7 +86,7 @@ def _is_seen(path: Path) -> bool:
     return path.is_file() and not path.name.startswith(".") and path.name not in IGNORED
 
 
-def _read(path: Path, classifier: "Trained | Exported") -> np.ndarray:
+def _read(path: Path, classifier: "TrainedClassifier | OnnxClassifier") -> np.ndarray:
     if not is_plain(str(path)):
         raise UserError(f"{str(path)!a} has control characters in its name, or is not in UTF-8; rename it.")
     with readable(path):

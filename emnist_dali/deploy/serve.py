@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import UserError
 from ..core.progress import say
 from ..reports.html import png
-from ..runs.classifier import Trained, load_classifier
+from ..runs.classifier import TrainedClassifier, load_classifier
 from .decoder import BusyError, Decoder
 from .predict import answer
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import flask
     from waitress.server import BaseWSGIServer
 
-    from ..runs.onnx_classifier import Exported
+    from ..runs.onnx_classifier import OnnxClassifier
 
 HOST = "127.0.0.1"
 # A photograph of a phone has 2 to 6 MiB.
@@ -109,7 +109,7 @@ def _allow_files(number: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
 
 
-def app(classifier: "Trained | Exported") -> "flask.Flask":
+def app(classifier: "TrainedClassifier | OnnxClassifier") -> "flask.Flask":
     """GET / is the page, POST /predict answers for one image with `character`, `probability`, `top` and `seen`.
 
     An error is {"error": one sentence}: 400 for what is no image, 413 beyond MAX_BODY, 403 for other sites, 503 where

@@ -1,7 +1,7 @@
-"""Evaluation: what a model makes of a loader's images, and what is told of it."""
+"""What is told of predictions."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torchmetrics import MetricCollection
@@ -12,61 +12,18 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
-from ..core import distributed
-from ..core.progress import progress
 from ..data.emnist import CASE_ALIKE, SHAPE_ALIKE
-from ..loading.loader import Loader
-from ..models.build import channels_last
+from ..runs.predictions import Predictions
 
 CALIBRATION_BINS = 15
-
-
-class Predictions(NamedTuple):
-    """On the host: probabilities (N, classes) float32 and labels (N,) int64, without padded rows."""
-
-    probabilities: torch.Tensor
-    labels: torch.Tensor
-
-
-def predict(
-    model: torch.nn.Module,
-    loader: Loader,
-    autocast: Callable,
-    description: str,
-    after_batch: Callable[[], None] = lambda: None,
-) -> Predictions:
-    """Every image of one pass of `loader`; each rank has its slices, and all get the whole.
-
-    Waits for the device once, at the end.
-    """
-    model.eval()
-    probabilities, true = [], []
-    with torch.inference_mode():
-        for images, labels in progress(loader, description=description, total=len(loader), unit=" batches"):
-            with autocast():
-                logits = model(channels_last(images))
-            probabilities.append(logits.float().softmax(-1))
-            true.append(labels.clone())  # the loader will use its buffer again
-            after_batch()
-    share = len(true[0])
-    everybody = distributed.gathered((torch.cat(probabilities).cpu(), torch.cat(true).cpu()))
-    whole = Predictions(*(_in_order(tensors, share) for tensors in zip(*everybody, strict=True)))
-    counted = whole.labels >= 0
-    return Predictions(whole.probabilities[counted], whole.labels[counted])
-
-
-def _in_order(of_ranks: Sequence[torch.Tensor], share: int) -> torch.Tensor:
-    """A batch is the slices of all ranks, `share` rows each, one after the other."""
-    batches = zip(*(tensor.split(share) for tensor in of_ranks), strict=True)
-    return torch.cat([rows for batch in batches for rows in batch])
 
 
 def score(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
     """Fractions, not percent, of what was predicted for one part.
 
-    accuracy, top2, top3; weighted_f1; macro_f1, without classes that are neither there nor predicted; class_mean, the
-    mean recall of the classes that are there; case_merged and shape_merged, the accuracy where characters that
-    cannot be told apart without context count as one; calibration_error, expected, of the top class;
+    accuracy, top2, top3; weighted_f1; macro_f1, without classes that are neither there nor predicted;
+    balanced_accuracy, the mean recall of the classes that are there; case_merged and shape_merged, the accuracy where
+    characters that cannot be told apart without context count as one; calibration_error, expected, of the top class;
     per_class, each class's recall, 0 for one without images; images; confusion (rows are true).
     """
     probabilities, labels = predictions
@@ -93,7 +50,7 @@ def score(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
         group = torch.tensor(groups(alike, classes))
         result[name] = (group[predicted] == group[labels]).float().mean().item()
     there = labels.bincount(minlength=n) > 0
-    result["class_mean"] = torch.tensor(result["per_class"])[there].mean().item()
+    result["balanced_accuracy"] = torch.tensor(result["per_class"])[there].mean().item()
     result["per_class"] = dict(zip(classes, result["per_class"], strict=True))
     return {**result, "images": len(labels)}
 
@@ -128,15 +85,3 @@ def mistakes(predictions: Predictions, most: int) -> torch.Tensor:
     confidence, predicted = predictions.probabilities.max(-1)
     wrong = (predicted != predictions.labels).nonzero().flatten()
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:most]
-
-
-def evaluate(
-    model: torch.nn.Module,
-    loader: Loader,
-    classes: Sequence[str],
-    autocast: Callable,
-    description: str,
-    after_batch: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """`score` of `predict`."""
-    return score(predict(model, loader, autocast, description, after_batch), classes)

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from ..core.errors import UserError
 from ..core.files import printable
 from ..runs.folder import RunFolder
-from ..runs.schema import read_predictions
+from ..runs.predictions import read_predictions
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class _Slot:
     copied: torch.cuda.Event | None = None
 
 
-class CpuFeed:
+class CpuBackend:
     """Worker threads, each filling a whole slot of a ring with the fused kernel."""
 
     def __init__(self, plan: Plan, first: int, stats: Stats, device: torch.device, half: bool, threads: int) -> None:
@@ -93,7 +93,7 @@ class CpuFeed:
         self._pool.shutdown(cancel_futures=True)
 
 
-class DaliFeed:
+class DaliBackend:
     """The DALI graph, on a GPU or on DALI's CPU operators."""
 
     def __init__(self, plan: Plan, first: int, stats: Stats, device: torch.device, half: bool, threads: int) -> None:
@@ -177,7 +177,7 @@ def _one_sentence(error: RuntimeError) -> UserError:
     return UserError(f"DALI could not make a batch ({cause}); try --backend cpu.")
 
 
-class SyntheticFeed:
+class SyntheticBackend:
     """One resident random batch: what training could do if data cost nothing."""
 
     def __init__(self, plan: Plan, first: int, stats: Stats, device: torch.device, half: bool, threads: int) -> None:
@@ -196,7 +196,7 @@ class SyntheticFeed:
         pass
 
 
-FEEDS = {"cpu": CpuFeed, "dali": DaliFeed, "synthetic": SyntheticFeed}
+BACKENDS = {"cpu": CpuBackend, "dali": DaliBackend, "synthetic": SyntheticBackend}
 
 
 def engine(backend: str) -> str:

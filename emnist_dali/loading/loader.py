@@ -8,7 +8,6 @@
 A batch stays valid until the second `next()` after it.
 """
 
-import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,15 +16,11 @@ import torch
 from ..config import Affine
 from ..core import distributed
 from ..core.errors import UserError
+from ..core.machine import available_cpus
 from ..data.shards import Shards
 from ..data.stats import Stats
-from .backends import FEEDS, Batch, CpuFeed, DaliFeed, SyntheticFeed
+from .backends import BACKENDS, Batch, CpuBackend, DaliBackend, SyntheticBackend
 from .batch_plan import Plan
-
-
-def available_cpus() -> int:
-    """CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Loader:
@@ -80,9 +75,9 @@ class Loader:
             )
         self.stats, self.accumulation = stats, accumulation
         self.backend, self.device, self.half = backend, torch.device(device), half
-        self.threads = threads or max(available_cpus() // distributed.local_world(), 1)
+        self.threads = threads or max(available_cpus() // distributed.local_world_size(), 1)
         self._start = 0
-        self._feed: CpuFeed | DaliFeed | SyntheticFeed | None = None
+        self._feed: CpuBackend | DaliBackend | SyntheticBackend | None = None
 
     def __len__(self) -> int:
         """Batches an epoch, wherever it starts."""
@@ -100,11 +95,13 @@ class Loader:
         for _ in range(first, last):
             yield feed.next()
 
-    def prefetch(self) -> CpuFeed | DaliFeed | SyntheticFeed:
+    def prefetch(self) -> CpuBackend | DaliBackend | SyntheticBackend:
         """Begins with the batches of the next iteration; the iteration itself does so otherwise."""
         if self._feed is None or self._feed.position != self._start:
             self.close()
-            self._feed = FEEDS[self.backend](self.plan, self._start, self.stats, self.device, self.half, self.threads)
+            self._feed = BACKENDS[self.backend](
+                self.plan, self._start, self.stats, self.device, self.half, self.threads
+            )
         return self._feed
 
     def close(self) -> None:

@@ -7,7 +7,8 @@ import torch
 
 from ..config import Model
 from ..core.errors import UserError
-from ..runs.checkpoint import is_uncompressed_zip
+from ..core.files import is_uncompressed_zip
+from ..core.machine import reachable
 
 
 def build_model(model: Model, classes: int) -> torch.nn.Module:
@@ -107,13 +108,3 @@ def _from_hub(model: Model, classes: int) -> torch.nn.Module:
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__} {error}".splitlines()[0].strip()
-
-
-def reachable(url: str) -> bool:
-    import requests
-
-    try:
-        requests.head(url, timeout=5)
-    except requests.RequestException:
-        return False
-    return True

@@ -26,8 +26,6 @@ _ABOUT = {
     "equalized": "to an even histogram",
     "resized": "and normalized, as for evaluation",
     "warped": "in the place of the resize",
-    "elastic": "distorted",
-    "erased": "in a box",
     "partner": "from the other end of the batch",
     "mixed": "as the model gets it",
 }
@@ -151,7 +149,6 @@ def _recipe(config: Config, plan: Plan, augmented: bool) -> str:
     """What the recipe does to images in training, and which of them are shown."""
     training = config.training
     does = ["warps them" if config.data.affine else "warps nothing"]
-    does += ["distorts them"] * (training.elastic > 0) + ["erases boxes of them"] * (training.erasing > 0)
     does += ["mixes them" if training.mixing else "mixes nothing"]
     said = (
         f"Images of the first epoch, in batches of {plan.batch_size:,}, seed {training.seed}. In training, recipe "

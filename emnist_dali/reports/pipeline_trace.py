@@ -14,7 +14,7 @@ from ..data.stats import Stats
 from ..loading import sampling
 from ..loading.batch_plan import Plan
 from ..pipelines.fused import Preprocess
-from ..training import augment, mixing
+from ..training import mixing
 
 ROWS = 5  # images of a batch that are followed through its stages
 LOOKED_THROUGH = 100  # batches, for one that MixUp mixes and one that CutMix does
@@ -109,12 +109,6 @@ def follow(
         if plan.affine:
             stages["warped"] = preprocessed(shards, stats, size, indices, planned.matrices[taken])
             images = torch.from_numpy(stages["warped"])[:, None]
-        if training.elastic:
-            images = augment.distorted(images, training, 0, batch, plan.batch_size, taken)
-            stages["elastic"] = images[:, 0].numpy()
-        if training.erasing:
-            images = augment.erased(images, training, stats, 0, batch, plan.batch_size, taken)
-            stages["erased"] = images[:, 0].numpy()
         how = mix_of(config, plan, batch)
     classes = len(shards.manifest.classes)
     mixed, targets = mixing.mix(images, torch.from_numpy(labels), how, classes, training.label_smoothing)

@@ -13,10 +13,11 @@ from ..core.files import reason
 from ..data.manifest import Manifest, read_manifest
 from ..data.prepare import split_folder
 from ..data.shards import Shards
-from ..evaluation.evaluate import evaluated_members
+from ..evaluation.inference import evaluated_members
 from ..runs.checkpoint import load_weights
 from ..runs.folder import METRICS, RunFolder, is_run
-from ..runs.schema import read_env, read_predictions
+from ..runs.predictions import read_predictions
+from ..runs.schema import read_env
 from .html import plain
 
 # A longer name of a class is cut in charts, which have no room for it.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..core.files import check_output, printable, write_output
-from ..evaluation.evaluate import TRIAL_IMAGES
+from ..evaluation.inference import TRIAL_IMAGES
 from ..evaluation.significance import wilson
 from ..runs.folder import REPORT
 from .html import chart, need_plotly, page, plain, table

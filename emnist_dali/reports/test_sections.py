@@ -50,7 +50,7 @@ def _more_figures(run: Results) -> str:
     names = {
         "top2": "in the first 2",
         "top3": "in the first 3",
-        "class_mean": "mean of the classes",
+        "balanced_accuracy": "mean of the classes",
         "case_merged": "with C/c, O/o and the like as one",
         "shape_merged": "and 0/O, 1/I/L",
         "calibration_error": "calibration error",

@@ -13,7 +13,7 @@ from . import schema
 
 from ..core import tensor_files
 from ..core.errors import UserError
-from ..core.files import parse_json, reason, write_whole
+from ..core.files import is_uncompressed_zip, parse_json, reason, write_whole
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -39,24 +39,12 @@ def load_state(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a pickle protocol that torch.save does not write
             state = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(state, dict) and isinstance(state.get("log"), list):
+            state["log"] = [schema.with_current_names(entry) for entry in state["log"]]
         schema.check_state(state)
     except Exception as error:
         raise UserError(f"{path} is no checkpoint ({reason(error)}); take another one.") from error
     return state
-
-
-def is_uncompressed_zip(path: Path) -> bool:
-    """False for what torch.load takes for an old pickle.
-
-    ValueError for a zip with compressed members: torch.save makes none, and a small one can fill the memory.
-    """
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            return False
-        with zipfile.ZipFile(file) as members:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members.infolist()):
-                raise ValueError("it is compressed")
-    return True
 
 
 def save_weights(path: Path, model: torch.nn.Module, about: dict[str, Any]) -> None:
@@ -70,7 +58,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise UserError(f"{path} is missing; name a run folder in which training got as far as its first epoch.")
     tensors, metadata = tensor_files.decode(path, "weights of this project")
     try:
-        about = parse_json(metadata["about"])
+        about = schema.with_current_names(parse_json(metadata["about"]))
         schema.check_about(about)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(

@@ -19,12 +19,12 @@ from .folder import RunFolder
 from ..data.stats import Stats
 
 if TYPE_CHECKING:
-    from .onnx_classifier import Exported
+    from .onnx_classifier import OnnxClassifier
 
 _BATCH = 256
 
 
-class Trained:
+class TrainedClassifier:
     """A run's best weights on its device, or on the CPU where that is not here.
 
     `classes` are in label order, `shape` is (H, W) of the images that it was trained on, `converted` whether those
@@ -34,14 +34,14 @@ class Trained:
 
     def __init__(self, path: Path) -> None:
         self.path, run = path, RunFolder(path)
-        self.config = own_device(distributed.from_main(run.config))
+        self.config = own_device(distributed.broadcast_from_main(run.config))
         if self.config.run.device.startswith("cuda") and not torch.cuda.is_available():
             auto = {"device": "auto", "amp": "auto", "backend": "auto", "compile": "auto"}
             say(f"{path} was trained on {self.config.run.device}, which is not here: taking the CPU.")
             self.config = self.config.override(auto)
         # A run's own config is resolved; one that was edited may not be.
         self.config = resolve(self.config.override({"sync_bn": False}))
-        weights, self.about = distributed.from_main(lambda: load_weights(run.best))
+        weights, self.about = distributed.broadcast_from_main(lambda: load_weights(run.best))
         self.classes = tuple(self.about["classes"])
         self.stats = Stats(*self.about["stats"])
         self.shape: tuple[int, int] = tuple(self.about.get("shape", (28, 28)))
@@ -77,11 +77,11 @@ class Trained:
         return np.concatenate(found)
 
 
-def load_classifier(path: Path) -> "Trained | Exported":
+def load_classifier(path: Path) -> "TrainedClassifier | OnnxClassifier":
     """What takes images, from a run folder or an exported .onnx: both have `name`, `classes`, `shape`, `converted`
     and `probabilities`."""
     if path.suffix == ".onnx":
-        from .onnx_classifier import Exported
+        from .onnx_classifier import OnnxClassifier
 
-        return Exported(path)
-    return Trained(path)
+        return OnnxClassifier(path)
+    return TrainedClassifier(path)

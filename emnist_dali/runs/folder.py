@@ -3,11 +3,8 @@
 import errno
 import math
 import os
-import platform
-import sys
 from contextlib import suppress
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,12 +17,11 @@ from . import schema
 from .checkpoint import load_weights, save_state
 from ..config import Config, from_dict
 from ..core.errors import UserError
-from ..core.files import masked, printable, read_json, remove_temporaries, write_json, write_whole
-from ..loading.loader import available_cpus
+from ..core.files import printable, read_json, remove_temporaries, write_json, write_whole
+from ..core.machine import environment
 from ..core.locks import LOCK, Lock
-from ..evaluation.metrics import Predictions
+from .predictions import Predictions, write_predictions
 
-PACKAGES = ("emnist-dali", "torch", "timm", "nvidia-dali-cuda120", "lion-pytorch", "torchmetrics", "numba", "numpy")
 CONFIG, ENVIRONMENT, METRICS, LAST = "config.json", "env.json", "metrics.jsonl", "checkpoints/last.pt"
 REPORT, TRACE = "report.html", "trace.json.gz"
 # What a run writes into its folder: nobody else's files of these names may be there when it begins.
@@ -71,8 +67,8 @@ class RunFolder:
 
         UserError where a run is, or files of the names that a run writes.
         """
-        run = cls(Path(distributed.from_main(lambda: _made(config))))
-        if distributed.main():
+        run = cls(Path(distributed.broadcast_from_main(lambda: _made(config))))
+        if distributed.is_main():
             run._lock = Lock(run.path / LOCK, run.path)
             try:
                 if is_run(run.path):  # another process was quicker
@@ -89,7 +85,7 @@ class RunFolder:
 
     def take(self) -> None:
         """The lock of a run that is to be gone on with; InUseError where another process trains it."""
-        if distributed.main():
+        if distributed.is_main():
             self._lock = Lock(self.path / LOCK, self.path)
             for folder in (self.path, self.last.parent):
                 remove_temporaries(folder)
@@ -108,14 +104,14 @@ class RunFolder:
     def begin(self, config: Config, state: dict[str, Any]) -> None:
         """From here on the folder holds a run that can be gone on with."""
         self.save(state)
-        if distributed.main():
+        if distributed.is_main():
             write_json(self.path / ENVIRONMENT, environment())
             write_json(self.path / CONFIG, config.to_dict())
 
     def go_on(self, config: Config, state: dict[str, Any]) -> None:
         """Back to where a checkpoint was: what came after it is taken out of metrics.jsonl."""
         self.lines = [line for line in state["log"] if line["kind"] in ("compile", "epoch")]
-        if not distributed.main():
+        if not distributed.is_main():
             return
         env = self.environment()
         resumed = {"step": state["step"], "test_was_read": len(self.lines) < len(state["log"]), **environment()}
@@ -129,13 +125,8 @@ class RunFolder:
 
     def save_predictions(self, part: str, predictions: Predictions) -> None:
         """`predictions-<part>.safetensors`, so that nobody has to read the test images again."""
-        if distributed.main():
-            tensors = {
-                "probabilities": predictions.probabilities.half(),
-                "predicted": predictions.probabilities.argmax(-1).byte(),
-                "labels": predictions.labels.byte(),
-            }
-            write_whole(self.predictions(part), tensor_files.encode(tensors, {}))
+        if distributed.is_main():
+            write_predictions(self.predictions(part), predictions)
 
     def predictions(self, part: str) -> Path:
         return self.path / f"predictions-{part}.safetensors"
@@ -151,7 +142,7 @@ class RunFolder:
     def log(self, *records: dict[str, Any]) -> None:
         """Appends a line each to metrics.jsonl."""
         self.lines += records
-        if distributed.main():
+        if distributed.is_main():
             path = self.path / METRICS
             size = path.stat().st_size if path.exists() else 0
             try:
@@ -168,7 +159,7 @@ class RunFolder:
 
     def save(self, state: dict[str, Any], keep: int = 1) -> None:
         """Replaces the last checkpoint; the `keep` newest stay under their steps' names where those are several."""
-        if not distributed.main():
+        if not distributed.is_main():
             return
         save_state(self.last, {**state, "log": self.lines})
         if keep > 1:
@@ -211,33 +202,3 @@ def _already(path: Path) -> str:
 
 def _line(record: dict[str, Any]) -> str:
     return schema.line(record)
-
-
-def environment() -> dict[str, Any]:
-    """The machine, the versions and the command of this process."""
-    return {
-        "command": printable(masked(" ".join(sys.argv))),
-        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cpus": available_cpus(),
-        "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": {name: _version(name) for name in PACKAGES},
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -30,8 +30,8 @@ _WEIGHTS = (7, 5, 9)  # ModelProto.graph, .initializer, .raw_data
 _DIGEST = b"\x72\x4a\x0a\x06sha256\x12\x40"
 
 
-class Exported:
-    """What `export` wrote, on the CPU, with `Trained`'s `name`, `classes`, `shape`, `converted` and `probabilities`.
+class OnnxClassifier:
+    """What `export` wrote, on the CPU, with `TrainedClassifier`'s `name`, `classes`, `shape`, `converted` and `probabilities`.
 
     `content` is the file's where it is not written yet. Raises UserError where onnx or onnxruntime is missing, where
     the file is damaged, and where it is no ONNX or none of this project's.

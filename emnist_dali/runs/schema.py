@@ -25,6 +25,8 @@ CHECKSUM = "crc32"  # of an entry
 # The largest argument list that Linux takes is 2 MiB; a command is one.
 _MAX_TEXT = 2**21
 _DEPTH = 8  # of what newer versions may have added
+# Fields as runs from before 2026-11-25 have them.
+_OLD_NAMES = {"class_mean": "balanced_accuracy", "val_class_mean": "val_balanced_accuracy"}
 
 
 def _number(low: float = -1e30, high: float = 1e30) -> Check:
@@ -72,7 +74,7 @@ _SHARE = _number(0, 1 + 1e-5)  # float32 sums of weights exceed 1 by their round
 _SCORE = {
     **dict.fromkeys(
         (
-            "accuracy", "weighted_f1", "macro_f1", "class_mean", "top2", "top3", "case_merged", "shape_merged",
+            "accuracy", "weighted_f1", "macro_f1", "balanced_accuracy", "top2", "top3", "case_merged", "shape_merged",
             "calibration_error",
         ),
         _SHARE,
@@ -201,6 +203,13 @@ def _wrong(content: Any, required: Fields, optional: Fields) -> str | None:
     return None
 
 
+def with_current_names(content: Any) -> Any:
+    """An entry, or what weights tell of themselves, with today's names of its fields."""
+    if not isinstance(content, dict):
+        return content
+    return {_OLD_NAMES.get(name, name): value for name, value in content.items()}
+
+
 def line(entry: Mapping[str, Any]) -> str:
     """An entry as a line of metrics.jsonl, with its checksum as the last member."""
     return json.dumps({**entry, CHECKSUM: _checksum(entry)}, ensure_ascii=False) + "\n"
@@ -244,7 +253,7 @@ def _parsed(text: bytes, number: int) -> tuple[dict[str, Any], bool]:
     sealed = CHECKSUM in entry
     if sealed and entry.pop(CHECKSUM) != _checksum(entry):
         raise ValueError(f"entry {number} was damaged after it was written: its checksum is of something else")
-    return entry, sealed
+    return with_current_names(entry), sealed
 
 
 def check_entries(entries: Any) -> None:
@@ -304,31 +313,3 @@ def check_state(state: Any) -> None:
     for name, sound in STATE.items():
         if name in state and not sound(state[name]):
             raise ValueError(f"its {name} is wrong")
-
-
-def read_predictions(path: Path) -> dict[str, np.ndarray]:
-    """`probabilities` (N, C) float16 or float32, `predicted` and `labels` (N,) uint8 below C; N is 1 or more.
-
-    Raises UserError where the file is missing, damaged, or holds something else.
-    """
-    tensors, _ = tensor_files.decode(path, "predictions")
-    if wrong := _wrong_predictions(tensors):
-        raise UserError(f"{path} does not hold predictions ({wrong}); take another one.")
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
-
-
-def _wrong_predictions(tensors: dict[str, torch.Tensor]) -> str | None:
-    if tensors.keys() != {"probabilities", "predicted", "labels"}:
-        return "it has other tensors"
-    probabilities, predicted, labels = tensors["probabilities"], tensors["predicted"], tensors["labels"]
-    if probabilities.dtype not in (torch.float16, torch.float32) or probabilities.ndim != 2:
-        return "its probabilities are no matrix of floats"
-    images, classes = probabilities.shape
-    if images < 1 or not 1 <= classes <= MAX_CLASSES:
-        return "its probabilities are of no images or classes"
-    for name, of in (("predicted", predicted), ("labels", labels)):
-        if of.dtype != torch.uint8 or of.shape != (images,) or int(of.max()) >= classes:
-            return f"its {name} are not a class for each image"
-    if not bool(((probabilities >= 0) & (probabilities <= 1)).all()):  # NaN is neither
-        return "its probabilities are not from 0 to 1"
-    return None

@@ -25,8 +25,8 @@ from ..data.emnist import CASE_ALIKE, SHAPE_ALIKE
 from ..data.prepare import prepare
 from ..data.shards import Shards
 from ..data.stats import statistics
-from ..evaluation.evaluate import evaluation_loader
-from ..evaluation.metrics import groups, predict
+from ..evaluation.inference import evaluation_loader, predict
+from ..evaluation.metrics import groups
 from ..loading import sampling
 from ..reports.html import gallery, page
 from ..runtime import autocast, resolve

@@ -17,6 +17,7 @@ from huggingface_hub.constants import ENDPOINT
 
 from ..core.errors import UserError
 from ..core.files import reason
+from ..core.machine import environment, reachable
 from ..data.emnist import ARCHIVE_URL
 from ..data.manifest import MANIFEST, read_manifest, verify
 from ..data.pack import pack
@@ -25,9 +26,7 @@ from ..data.shards import Shards
 from ..data.sources import Part, Source
 from ..data.stats import Stats
 from ..loading.loader import Loader
-from ..models.build import reachable
 from ..pipelines import kernel_cache
-from ..runs.folder import environment
 
 STATS = Stats(0.17, 0.33)  # about EMNIST's
 EXTRAS = {

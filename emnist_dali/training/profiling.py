@@ -26,7 +26,7 @@ def start(config: Config, folder: Path) -> AbstractContextManager[profile | None
 
     A run that ends earlier is profiled as far as it got beyond the first steps.
     """
-    if not config.run.profile or not distributed.main():
+    if not config.run.profile or not distributed.is_main():
         return nullcontext()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # without a GPU it reports an error that is none
     on_gpu = config.run.device != "cpu"

@@ -66,7 +66,7 @@ def load(path: Path, recipe: str | None, options: dict[str, Any]) -> tuple[Confi
 def check_unchanged(state: dict[str, Any]) -> None:
     """Raises UserError where the checkpoint that `load` read has been replaced since: another process trained on."""
     path, written = state["file"]
-    if distributed.main() and _written(Path(path)) != written:
+    if distributed.is_main() and _written(Path(path)) != written:
         raise UserError(f"{path} was written anew while this was starting; start it again.")
 
 
@@ -85,7 +85,7 @@ def facts(manifest: Manifest, loader: Loader) -> dict[str, Any]:
         "statistics": (loader.stats.mean, loader.stats.std),
         "pipeline": engine(loader.backend),
         "torch threads": torch.get_num_threads() if loader.device.type == "cpu" else None,
-        "ranks": distributed.world(),
+        "ranks": distributed.world_size(),
     }
 
 

@@ -23,12 +23,14 @@ from ..data.manifest import Manifest
 from ..data.prepare import prepare
 from ..data.shards import Shards
 from ..data.stats import Stats, statistics
-from ..evaluation.evaluate import evaluated_members, evaluation_loader, predict_run, summary
-from ..evaluation.metrics import Predictions, evaluate, mistakes, score
+from ..evaluation.evaluate import predict_run, summary
+from ..evaluation.inference import evaluated_members, evaluation_loader, predict
+from ..evaluation.metrics import mistakes, score
 from ..loading import sampling
 from ..loading.loader import Loader
 from ..runs.checkpoint import save_weights
 from ..runs.folder import RunFolder, check_out
+from ..runs.predictions import Predictions
 from ..runtime import autocast, resolve
 from . import profiling, resume, tracking
 from .trainer import TIMING, DivergedError, Trainer, training_loader, tune_device
@@ -62,7 +64,7 @@ def train(
             run.take()
             resume.check_unchanged(state)
         else:
-            distributed.from_main(lambda: check_out(config.run.out))
+            distributed.broadcast_from_main(lambda: check_out(config.run.out))
         shards, stats = _data(config)
         manifest, labels = shards.manifest, shards.labels()
         members, held_out = sampling.holdout(labels, config.data.val_fraction, config.training.seed)
@@ -91,7 +93,9 @@ def train(
                 return run
             compile_seconds = trainer.warm_up()
             # Best weights from after the checkpoint may be those of a course that is given up.
-            session.best = -math.inf if distributed.from_main(run.best_step) > state["step"] else state["best"]
+            session.best = (
+                -math.inf if distributed.broadcast_from_main(run.best_step) > state["step"] else state["best"]
+            )
             run.go_on(config, state)
         session.track = tracking.start(config, run, str(manifest), state and state["wandb"])
         if not state:
@@ -120,7 +124,7 @@ def _data(config: Config) -> tuple[Shards, Stats]:
     shards = Shards(folder, "train")
     if len(shards.manifest.classes) < 2:
         raise UserError(f"{folder} has one class, and a classifier tells two apart; prepare images of more.")
-    if len(set(distributed.gathered(shards.manifest.fingerprint))) > 1:
+    if len(set(distributed.all_gather(shards.manifest.fingerprint))) > 1:
         raise UserError(f"The ranks have different data in {folder}; prepare every machine from the same source.")
     return shards, stats
 
@@ -186,34 +190,36 @@ class Session:
         trainer, classes = self.trainer, self.manifest.classes
         record = trainer.train_epoch()
         trainer.check()  # the last update comes after the last loss
-        score = float(trainer.epoch)  # with nothing to validate on, the last weights are the best
+        accuracy = float(trainer.epoch)  # with nothing to validate on, the last weights are the best
         if self.validation:
-            result = evaluate(
+            predictions = predict(
                 trainer.evaluated,
                 self.validation,
-                classes,
                 autocast(self.config),
                 "validation",
                 self._stop_if_asked,
             )
-            record |= {f"val_{name}": result[name] for name in ("accuracy", "weighted_f1", "macro_f1", "class_mean")}
-            score = result["accuracy"]
+            result = score(predictions, classes)
+            record |= {
+                f"val_{name}": result[name] for name in ("accuracy", "weighted_f1", "macro_f1", "balanced_accuracy")
+            }
+            accuracy = result["accuracy"]
         self.run.log({"kind": "epoch", **record})
         self.track.log(record, trainer.step)
         say(_epoch_line(self.config, record))
-        if score > self.best:
-            self.best = score
+        if accuracy > self.best:
+            self.best = accuracy
             stats = trainer.loader.stats
             about = {"model": self.config.model.model, "classes": classes, "stats": astuple(stats)}
             about |= {"image_size": self.config.data.image_size, "data": str(self.manifest)}
             about |= {name: getattr(self.manifest, name) for name in ("shape", "converted", "fingerprint")}
             about |= {name: value for name, value in record.items() if name not in TIMING}
-            if distributed.main():
+            if distributed.is_main():
                 save_weights(self.run.best, trainer.trained, about)
         trainer.begin(trainer.epoch + 1)
         self._save()
         self._stop_if_asked()  # without a test nothing else would hear it after the last epoch
-        self.after_epoch(record["epoch"], score)
+        self.after_epoch(record["epoch"], accuracy)
 
     def _test(self) -> None:
         self.trainer.loader.plan.shards.check()  # the test opens the folder anew
@@ -240,7 +246,7 @@ class Session:
             yield tracking.Sample(image, *classes, confidence[place].item())
 
     def _after_step(self) -> None:
-        stop, due = distributed.any_rank(self.interrupt.signum is not None, distributed.main() and self._due())
+        stop, due = distributed.any_rank(self.interrupt.signum is not None, distributed.is_main() and self._due())
         if stop:
             raise Stop
         if due:
@@ -275,8 +281,8 @@ class Session:
 def _where(config: Config) -> str:
     return (
         config.run.device
-        if distributed.world() == 1
-        else f"{distributed.world()} ranks, the first on {config.run.device}"
+        if distributed.world_size() == 1
+        else f"{distributed.world_size()} ranks, the first on {config.run.device}"
     )
 
 

@@ -89,5 +89,5 @@ class WandbTracking:
 
 def start(config: Config, run: RunFolder, data: str, id: str | None) -> NoTracking | WandbTracking:
     """Tracking on rank 0, where the config asks for it; with `id` it goes on with that W&B run."""
-    asked = config.run.wandb != "disabled" and distributed.main()
+    asked = config.run.wandb != "disabled" and distributed.is_main()
     return WandbTracking(config, run, data, id) if asked else NoTracking()

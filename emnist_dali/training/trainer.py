@@ -18,6 +18,7 @@ from ..config import Config
 from ..core import distributed
 from ..core.errors import UserError, is_out_of_memory
 from ..core.files import reason
+from ..core.machine import keep_freed_memory
 from ..core.progress import progress, say
 from ..data.shards import Shards
 from ..data.stats import Stats
@@ -25,8 +26,8 @@ from ..loading import sampling
 from ..loading.backends import Batch
 from ..loading.loader import Loader
 from ..models.build import build_model, channels_last
-from ..runtime import autocast, compiled, half_images, keep_freed_memory
-from . import augment, mixing
+from ..runtime import autocast, compiled, half_images
+from . import mixing
 from .loss import class_weights, kl_divergence
 from .optim import build_optimizer, learning_rate
 
@@ -77,7 +78,7 @@ def training_loader(
         half=half_images(config),
         threads=threads,
         rank=distributed.rank(),
-        world=distributed.world(),
+        world=distributed.world_size(),
     )
 
 
@@ -104,7 +105,7 @@ class Trainer:
         if training.sync_bn:
             self.model = convert_sync_batchnorm(self.model)
         self.parallel = self.model
-        if distributed.world() > 1:
+        if distributed.world_size() > 1:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch is to rename the argument
                 # Statistics stay each rank's own until the epoch ends: broadcasting them costs a message a step.
@@ -198,9 +199,9 @@ class Trainer:
             if self.profiler:
                 self.profiler.step()
             self.after_step()
-        if distributed.world() > 1:
+        if distributed.world_size() > 1:
             for model in (self.model, self.ema.module) if self.ema else (self.model,):
-                distribute_bn(model, distributed.world(), reduce=True)
+                distribute_bn(model, distributed.world_size(), reduce=True)
         loss = self._mean_loss()
         self._clock()
         return {
@@ -215,7 +216,7 @@ class Trainer:
 
     def _all_reduced(self, now: bool) -> AbstractContextManager:
         """Gradients are reduced over the ranks once a step, in its last micro-batch."""
-        return nullcontext() if now or distributed.world() == 1 else self.parallel.no_sync()
+        return nullcontext() if now or distributed.world_size() == 1 else self.parallel.no_sync()
 
     def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return kl_divergence(self.parallel(images), targets, self.weights)
@@ -231,23 +232,13 @@ class Trainer:
         self.seconds += now - self._last
         self._last = now
 
-    def _augmented(self, images: torch.Tensor) -> torch.Tensor:
-        training, plan = self.config.training, self.loader.plan
-        own = slice(plan.rank * plan.share, (plan.rank + 1) * plan.share)
-        place = (self.epoch, self.micro, plan.batch_size, own)
-        if training.elastic:
-            images = augment.distorted(images, training, *place)
-        if training.erasing:
-            images = augment.erased(images, training, self.loader.stats, *place)
-        return images
-
     def _mix(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         training = self.config.training
         how = mixing.Mix()
         if training.mixing and self.step < training.mixing.until * training.epochs * self.steps_per_epoch:
             generator = sampling.generator(training.seed, sampling.Stream.MIXING, self.epoch, self.micro)
             how = mixing.draw(training.mixing, self.config.data.image_size, generator)
-        return mixing.mix(self._augmented(batch.images), batch.labels, how, self.classes, training.label_smoothing)
+        return mixing.mix(batch.images, batch.labels, how, self.classes, training.label_smoothing)
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -261,7 +252,7 @@ class Trainer:
 
     def _mean_loss(self) -> float:
         """The epoch's mean loss so far, of all ranks; waits for the device."""
-        loss = distributed.mean(self.loss_sum).item() / self.micro
+        loss = distributed.all_reduce_mean(self.loss_sum).item() / self.micro
         if not math.isfinite(loss):
             raise DivergedError(
                 f"The loss is {loss} at step {self.step}, or in the {LOG_EVERY} before it; "
@@ -295,7 +286,7 @@ class Trainer:
             "ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ranks": distributed.gathered(own),
+            "ranks": distributed.all_gather(own),
             **{name: getattr(self, name) for name in _PLACE},
         }
 
@@ -317,7 +308,7 @@ class Trainer:
         for name in _PLACE:
             setattr(self, name, state[name])
         saved = state["ranks"]
-        own = saved[distributed.rank()] if len(saved) == distributed.world() else _mean_of(saved)
+        own = saved[distributed.rank()] if len(saved) == distributed.world_size() else _mean_of(saved)
         self.loss_sum.copy_(own["loss_sum"])
         for name, model in (("model", self.model), ("trained", self.trained)):
             model.load_state_dict(own[name], strict=False)

@@ -59,7 +59,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         "--weight-decay", "--schedule", "--seed", "--device", "--amp", "--compile", "--out", "--wandb",
         "--wandb-group", "--checkpoint-every", "--keep",
     ),
-    "evaluate": ("", "--split", "--data-dir", "--views"),
+    "evaluate": ("", "--split", "--data-dir"),
     "compare": ("",),
     "report": ("", "--out"),
     "predict": ("", "+", "--top", "--show"),
@@ -93,7 +93,6 @@ TABLE = [
     *(("prepare", "--source", value) for value in [*TEXTS, *PATHS]),
     *(("prepare", "--size", value) for value in NUMBERS),
     *(("evaluate", option, value) for option in ("", "--data-dir") for value in ("\udcff", "fifo", "loop", LONG)),
-    *(("evaluate", "--views", value) for value in NUMBERS),
     *(("compare", "", value) for value in (*TEXTS, "null", "loop", "folder", "..")),
     *(("report", "--out", value) for value in (*TEXTS, "null", "full", "fifo", "loop", "broken", "folder", "file/x")),
     *(("predict", "+", value) for value in [*TEXTS, *PATHS]),
@@ -216,7 +215,7 @@ def test_an_odd_value(case, place):
     "arguments",
     [
         ("\x1b[31m",), ("--\x1b",), ("train", "--\x1b[2J"), ("train", "\n"), ("a\nb",), ("train", "--split"),
-        ("--", "\udcff"), ("train", "--lr", "1", "--lr"), ("evaluate", "\x1b", "--views"), ("-h", "\x1b"), ("",),
+        ("--", "\udcff"), ("train", "--lr", "1", "--lr"), ("evaluate", "\x1b", "--split"), ("-h", "\x1b"), ("",),
         ("train", LONG), (LONG,), ("compare", "run", "run", "a\rb"), ("report",), ("predict", "run"),
     ],
 )  # fmt: skip
@@ -277,7 +276,7 @@ EXTREMES = [1e308, -1e308, 5e-324, 1e30, 10**18, 2**62, 10**400, -1, 0]
 FIELDS = [
     ("training", name)
     for name in (
-        "lr", "weight_decay", "warmup", "min_lr", "clip", "label_smoothing", "erasing", "elastic", "ema",
+        "lr", "weight_decay", "warmup", "min_lr", "clip", "label_smoothing", "ema",
         "restart_every", "accumulation", "seed",
     )
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import MARK, is_plain
 from emnist_dali.runs import onnx_classifier
-from emnist_dali.runs.onnx_classifier import Exported, with_digest
+from emnist_dali.runs.onnx_classifier import OnnxClassifier, with_digest
 
 from .tally import FACTOR, SEED, tried
 
@@ -67,7 +67,7 @@ def encoded(model, about=ABOUT):
 def refused(path, content, reason="."):
     path.write_bytes(content)
     with pytest.raises(UserError, match=reason) as error:
-        Exported(path).probabilities(IMAGES)
+        OnnxClassifier(path).probabilities(IMAGES)
     said = str(error.value)
     assert is_plain(said)
     assert said.endswith(".")
@@ -77,7 +77,7 @@ def refused(path, content, reason="."):
 def test_a_graph_of_ours_is_read(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(encoded(graph()))
-    exported = Exported(path)
+    exported = OnnxClassifier(path)
     found = exported.probabilities(IMAGES)
     logits = IMAGES.reshape(70, 30).astype(np.float32) @ WEIGHTS
     shares = np.exp(logits - logits.max(1, keepdims=True))
@@ -95,7 +95,7 @@ def test_files_from_before_the_checksum_are_read(tmp_path):
     for name, value in ABOUT.items():
         model.metadata_props.add(key=name, value=json.dumps(value))
     path.write_bytes(model.SerializeToString())
-    assert Exported(path).probabilities(IMAGES).shape == (70, 3)
+    assert OnnxClassifier(path).probabilities(IMAGES).shape == (70, 3)
 
 
 def test_the_checksum_is_one_more_entry_of_the_metadata():
@@ -312,7 +312,7 @@ def test_bytes_that_are_wrong_anywhere(tmp_path):
             broken[chance.randrange(len(broken))] = chance.randrange(256)
         path.write_bytes(broken)
         try:
-            Exported(path).probabilities(IMAGES)
+            OnnxClassifier(path).probabilities(IMAGES)
         except UserError as error:
             assert is_plain(str(error))  # noqa: PT017
 
@@ -342,4 +342,4 @@ def test_what_is_no_file_is_refused(tmp_path, what):
     elif what == "folder":
         model.mkdir()
     with pytest.raises(UserError, match=r"could not be opened as ONNX \(it is no file\)"):
-        Exported(model)
+        OnnxClassifier(model)

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 
 from emnist_dali import cli
 from emnist_dali.core.files import read_json, write_json
+from emnist_dali.core.machine import environment
 from emnist_dali.core.progress import say
-from emnist_dali.runs.folder import RunFolder, environment, is_run
+from emnist_dali.runs.folder import RunFolder, is_run
 from emnist_dali.tools import doctor
 
 from ..training_runs import flags

@@ -43,7 +43,7 @@ def setup(folder) -> stage_timers.Setup:
 
 def test_contestants_take_turns():
     turns = []
-    rates = timing.turn_about({name: lambda name=name: turns.append(name) or len(turns) for name in "ab"}, 3)
+    rates = timing.measure_interleaved({name: lambda name=name: turns.append(name) or len(turns) for name in "ab"}, 3)
     assert turns == ["a", "b"] * 3
     assert rates["a"].values == (1, 3, 5)
     assert rates["b"].median == 4

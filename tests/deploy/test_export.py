@@ -20,11 +20,12 @@ from emnist_dali.data.stats import Stats
 from emnist_dali.deploy import export as export_module
 from emnist_dali.deploy.export import export, made_images
 from emnist_dali.deploy.exportable import RawModel, equalize
-from emnist_dali.evaluation.metrics import Predictions, score
+from emnist_dali.evaluation.metrics import score
 from emnist_dali.models.build import build_model
 from emnist_dali.runs.checkpoint import load_weights, save_weights
-from emnist_dali.runs.classifier import Trained, load_classifier
-from emnist_dali.runs.onnx_classifier import Exported, with_digest
+from emnist_dali.runs.classifier import TrainedClassifier, load_classifier
+from emnist_dali.runs.onnx_classifier import OnnxClassifier, with_digest
+from emnist_dali.runs.predictions import Predictions
 
 CLASSES = "0123456789Aa"
 
@@ -56,7 +57,7 @@ def images(folder):
 @pytest.mark.parametrize("equalized", [True, False])
 @pytest.mark.parametrize(("shape", "size"), [((28, 28), 28), ((28, 28), 112), ((28, 28), 45), ((20, 24), 32)])
 def test_the_raw_model_sees_what_the_trainer_sees(trained_run, shape, size, equalized):
-    images, trained = made_images(shape, 30), Trained(trained_run)
+    images, trained = made_images(shape, 30), TrainedClassifier(trained_run)
     trained.shape, trained.stats = shape, Stats(0.2, 0.3, equalized)
     trained.config = trained.config.override({"image_size": size})
     seen = []
@@ -74,8 +75,8 @@ def test_equalization_is_opencvs_to_the_bit():
 
 
 def test_onnx_is_the_trainer(run, images):
-    trained, exported = Trained(run), load_classifier(run / "model.onnx")
-    assert isinstance(exported, Exported)
+    trained, exported = TrainedClassifier(run), load_classifier(run / "model.onnx")
+    assert isinstance(exported, OnnxClassifier)
     for name in ("name", "classes", "shape", "converted"):
         assert getattr(exported, name) == getattr(trained, name)
     expected, found = trained.probabilities(images), exported.probabilities(images)
@@ -86,7 +87,7 @@ def test_onnx_is_the_trainer(run, images):
 
 @pytest.mark.parametrize("count", [0, 1, 7])
 def test_one_file_takes_batches_of_any_size(run, images, count):
-    exported, module = Exported(run / "model.onnx"), torch.export.load(run / "model.pt2").module()
+    exported, module = OnnxClassifier(run / "model.onnx"), torch.export.load(run / "model.pt2").module()
     last = slice(len(images) - count, None)
     some, expected = images[last], exported.probabilities(images)[last]
     assert exported.probabilities(some).shape == (count, 12)
@@ -147,7 +148,7 @@ def test_the_model_cards_examples_run(run, monkeypatch):
 
 def test_any_timm_model_exports(run, images, tmp_path):
     """With its stem's stride changed, mixed precision, and test images that are not there."""
-    trained = Trained(run)
+    trained = TrainedClassifier(run)
     model = replace(trained.config.model, model="test_efficientnet", stem_stride=1)
     config = replace(trained.config, model=model).override({"image_size": 32, "amp": "bf16", "data_dir": "nowhere"})
     path = tmp_path / "other"
@@ -190,13 +191,13 @@ def other_class(found):
     ],
 )
 def test_what_differs_from_the_trainer_is_not_written(trained_run, tmp_path, monkeypatch, kind, spoiled, message):
-    real, calls = Trained.probabilities, []
+    real, calls = TrainedClassifier.probabilities, []
 
     def first_spoiled(self, images):
         calls.append(real(self, images))
         return spoiled(calls[0]) if len(calls) == 1 else calls[-1]
 
-    monkeypatch.setattr(Trained, "probabilities", first_spoiled)
+    monkeypatch.setattr(TrainedClassifier, "probabilities", first_spoiled)
     monkeypatch.setattr(export_module, "TOLERANCE", 1.0 if spoiled is other_class else export_module.TOLERANCE)
     result = invoke("export", trained_run, "--format", kind, "--output", tmp_path / f"model.{kind}")
     assert result.exit_code == 1
@@ -281,7 +282,7 @@ def test_a_file_of_somebody_else_stays_and_one_of_ours_is_replaced(run, tmp_path
     path = tmp_path / f"model.{kind}"
     shutil.copy(run / path.name, path)
     check_output(path)
-    monkeypatch.setattr(export_module, "Trained", lambda path: pytest.fail("work was done"))
+    monkeypatch.setattr(export_module, "TrainedClassifier", lambda path: pytest.fail("work was done"))
     path.write_bytes(b"mine")
     result = invoke("export", run, "--format", kind, "--output", path)
     assert result.exit_code == 1

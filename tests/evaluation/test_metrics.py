@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from emnist_dali.core import distributed
-from emnist_dali.evaluation.metrics import Predictions, confusions, evaluate, predict, score
+from emnist_dali.evaluation.inference import predict
+from emnist_dali.evaluation.metrics import confusions, score
+from emnist_dali.runs.predictions import Predictions
 
 CLASSES = "pqrst"
 BATCH = 8
@@ -38,7 +40,7 @@ class Reader(torch.nn.Module):
 
 def evaluated(predicted, true) -> dict:
     loader = Memory(np.asarray(predicted, np.int64), np.asarray(true, np.int64))
-    return evaluate(Reader(), loader, CLASSES, nullcontext, "test")
+    return score(predict(Reader(), loader, nullcontext, "test"), CLASSES)
 
 
 def by_hand(predicted: np.ndarray, true: np.ndarray) -> dict:
@@ -52,7 +54,7 @@ def by_hand(predicted: np.ndarray, true: np.ndarray) -> dict:
         "accuracy": hits.sum() / len(true),
         "weighted_f1": (f1 * support).sum() / len(true),
         "macro_f1": f1[support + claimed > 0].mean(),
-        "class_mean": recall[support > 0].mean(),
+        "balanced_accuracy": recall[support > 0].mean(),
         "per_class": dict(zip(CLASSES, recall, strict=True)),
         "confusion": confusion.tolist(),
         "images": len(true),
@@ -64,7 +66,7 @@ OF_PROBABILITIES = {"top2", "top3", "calibration_error", "case_merged", "shape_m
 
 def assert_same(result: dict, expected: dict) -> None:
     assert result.keys() == expected.keys() | OF_PROBABILITIES
-    for name in ("accuracy", "weighted_f1", "macro_f1", "class_mean", "per_class"):
+    for name in ("accuracy", "weighted_f1", "macro_f1", "balanced_accuracy", "per_class"):
         assert result[name] == pytest.approx(expected[name], rel=1e-5), name
     assert result["confusion"] == expected["confusion"]
     assert result["images"] == expected["images"]
@@ -181,7 +183,7 @@ def test_characters_that_look_alike_count_as_one(classes, confused, case, shape)
 
 def test_the_mean_of_the_classes_is_of_those_that_are_there():
     result = evaluated([0, 0, 0, 0, 1, 2], [0, 0, 0, 0, 1, 1])
-    assert result["class_mean"] == pytest.approx((1 + 1 / 2) / 2)
+    assert result["balanced_accuracy"] == pytest.approx((1 + 1 / 2) / 2)
     assert result["accuracy"] == pytest.approx(5 / 6)
 
 
@@ -212,9 +214,9 @@ def test_a_prediction_keeps_the_place_of_its_image_whatever_the_number_of_ranks(
     whole = [torch.cat(tensors) for tensors in zip(*(made(loader) for loader in loaders), strict=True)]
     assert whole[1].tolist() != true[:-3].tolist()
     of_ranks = []
-    monkeypatch.setattr(distributed, "gathered", lambda value: of_ranks.append(value) or [value])
+    monkeypatch.setattr(distributed, "all_gather", lambda value: of_ranks.append(value) or [value])
     made(loaders[0])
-    monkeypatch.setattr(distributed, "gathered", lambda value: [of_ranks[0], value])
+    monkeypatch.setattr(distributed, "all_gather", lambda value: [of_ranks[0], value])
     probabilities, labels = made(loaders[1])
     assert labels.tolist() == true[:-3].tolist()
     assert probabilities.argmax(1).tolist() == predicted[:-3].tolist()

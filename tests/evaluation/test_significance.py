@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 from scipy.stats import chi2
 
 from emnist_dali.core.errors import UserError
-from emnist_dali.evaluation.metrics import Predictions
 from emnist_dali.evaluation.significance import compare, table
 from emnist_dali.runs.folder import RunFolder
+from emnist_dali.runs.predictions import Predictions
 
 CLASSES = 4
 

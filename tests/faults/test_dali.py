@@ -26,14 +26,14 @@ def batches(folder, size=32):
     ],
 )
 def test_what_dali_says_of_a_batch_is_one_sentence(cause, fault, folder, monkeypatch):
-    gather = backends.DaliFeed._gather
+    gather = backends.DaliBackend._gather
 
     def wrong(feed, i):
         labels, images = gather(feed, i)
         return labels, fault(images)
 
     assert batches(folder) == [64, 64, 64]
-    monkeypatch.setattr(backends.DaliFeed, "_gather", wrong)
+    monkeypatch.setattr(backends.DaliBackend, "_gather", wrong)
     with pytest.raises(UserError) as caught:
         batches(folder)
     assert str(caught.value).startswith("DALI could not make a batch (")

@@ -18,12 +18,13 @@ from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json, write_json
 from emnist_dali.data.shards import Shards
 from emnist_dali.evaluation import evaluate as evaluate_module
-from emnist_dali.evaluation.metrics import Predictions, confusions, score
+from emnist_dali.evaluation.metrics import confusions, score
 from emnist_dali.reports import run_report
 from emnist_dali.reports.run_report import write_report
 from emnist_dali.runs import schema
 from emnist_dali.runs.checkpoint import load_weights
 from emnist_dali.runs.folder import RunFolder
+from emnist_dali.runs.predictions import Predictions
 
 SECTIONS = [
     "Training",

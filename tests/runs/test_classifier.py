@@ -5,7 +5,7 @@ import torch
 from emnist_dali.core.errors import UserError
 from emnist_dali.evaluation.evaluate import predict_run
 from emnist_dali.data.shards import Shards
-from emnist_dali.runs.classifier import Trained, load_classifier
+from emnist_dali.runs.classifier import TrainedClassifier, load_classifier
 
 CLASSES = "0123456789Aa"
 
@@ -22,7 +22,7 @@ def test_a_run_takes_images_and_says_what_its_evaluation_said(trained_run, folde
 
 
 def test_a_run_knows_what_it_was_trained_on(trained_run):
-    trained = Trained(trained_run)
+    trained = TrainedClassifier(trained_run)
     assert (trained.name, trained.classes, trained.shape, trained.converted) == (
         "run",
         tuple(CLASSES),

@@ -17,8 +17,9 @@ from emnist_dali.core.errors import UserError
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import Stats, statistics
 from emnist_dali.evaluation import evaluate as evaluate_module
-from emnist_dali.evaluation.evaluate import evaluate_runs, evaluation_loader
-from emnist_dali.evaluation.metrics import evaluate
+from emnist_dali.evaluation.evaluate import evaluate
+from emnist_dali.evaluation.inference import evaluation_loader, predict
+from emnist_dali.evaluation.metrics import score
 from emnist_dali.loading.backends import Batch
 from emnist_dali.loading.loader import Loader
 from emnist_dali.runs.checkpoint import load_state, load_weights
@@ -54,7 +55,7 @@ def test_a_run_learns_and_its_folder_tells(run):
 
 
 def test_evaluation_gives_the_number_that_training_printed(run):
-    results = evaluate_runs([run.path])
+    results = evaluate([run.path])
     for record in lines(run)[6:]:
         assert results[record.pop("kind")] == record
 
@@ -82,9 +83,9 @@ def test_a_run_without_equalization_is_evaluated_without_it(data_dir, folder, tm
     plain = statistics(folder, 32, equalize=False)
     assert load_weights(run.best)[1]["stats"] == [plain.mean, plain.std, False]
     used = []
-    real = evaluate.evaluation_loader
+    real = evaluate_module.evaluation_loader
     monkeypatch.setattr(evaluate_module, "evaluation_loader", lambda *a: used.append(a[2]) or real(*a))
-    results = evaluate_runs([run.path])
+    results = evaluate([run.path])
     assert used == [plain, plain]
     assert results["test"].items() <= lines(run)[-2].items()
     # Old weights tell two numbers: theirs are of equalized images.
@@ -153,7 +154,7 @@ def test_evaluation_reads_its_results_once(run, data_dir, monkeypatch):
         loop.step = "evaluation"
         with HostReads() as reads:
             reads.trainer = loop
-            evaluate(loop.evaluated, loader, shards.manifest.classes, autocast(loop.config), "test")
+            score(predict(loop.evaluated, loader, autocast(loop.config), "test"), shards.manifest.classes)
     assert len(loader) == 2
     assert len(updates) == 1
 
@@ -220,7 +221,7 @@ def test_validation_and_test_data_stay_apart_from_training(data_dir, tmp_path, m
             super().__init__(shards, **arguments)
 
     monkeypatch.setattr(trainer, "Loader", Spy)
-    monkeypatch.setattr("emnist_dali.evaluation.evaluate.Loader", Spy)
+    monkeypatch.setattr("emnist_dali.evaluation.inference.Loader", Spy)
     train(small(data_dir, tmp_path / "run", epochs=1, val_fraction=0.1))
     (train_part, shuffled, training), (val_part, val_shuffled, validation), *tests = seen
     assert (train_part, shuffled, val_part, val_shuffled) == ("train", True, "train", False)
@@ -248,7 +249,7 @@ def test_the_same_run_twice_gives_the_same_weights(data_dir, tmp_path):
 
 
 def test_steps_end_a_run_and_cut_its_evaluation(data_dir, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("emnist_dali.evaluation.evaluate.TRIAL_IMAGES", 40)
+    monkeypatch.setattr("emnist_dali.evaluation.inference.TRIAL_IMAGES", 40)
     run = train(small(data_dir, tmp_path / "run", steps=3, model="test_vit"))
     records = lines(run)
     assert records[0]["step"] == 3
