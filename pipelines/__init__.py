@@ -1,3 +1,9 @@
-"""The input pipeline: one mathematics in two engines (`dali`, `fused`) and a plain `reference`."""
+"""The input pipeline: one mathematics in two engines (`dali`, `fused`) and a plain `reference`.
+
+Imports nothing of the rest of the project.
+"""
 
 from . import kernel_cache  # noqa: F401  (before numba compiles anything)
+
+# Raised when an engine gives other pixels for the same input: a run goes on with the pixels that it began with.
+VERSION = 1

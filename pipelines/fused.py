@@ -14,6 +14,8 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
+from .pixels import PixelSpec
+
 # What the functions below return when every record is sound; otherwise it is the place in `indices` that failed.
 SOUND = -1
 # Bytes beyond an image that the LZ4 decoder may write.
@@ -477,19 +479,13 @@ def bilinear_axis(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 class Preprocess:
-    """Records → normalized float32 images, into memory that the caller owns.
+    """Records → normalized float32 images, into memory that the caller owns; safe to call from several threads."""
 
-    `shape` is (H, W) of the stored images, `size` the side of the output, `mean` and `std` are those of the
-    equalized and resized images on the scale 0 … 1; `equalize` False leaves the grey levels as they are. Safe to
-    call from several threads at once.
-    """
-
-    def __init__(
-        self, shape: tuple[int, int], size: int, mean: float, std: float, compressed: bool, equalize: bool = True
-    ) -> None:
-        self.shape, self.compressed, self.equalize = shape, compressed, equalize
-        self.scale, self.shift = np.float32(1 / (255 * std)), np.float32(-mean / std)
-        self.axes = (*bilinear_axis(shape[1], size), *bilinear_axis(shape[0], size))
+    def __init__(self, pixels: PixelSpec, *, compressed: bool) -> None:
+        self.pixels, self.compressed = pixels, compressed
+        self.scale, self.shift = np.float32(1 / (255 * pixels.std)), np.float32(-pixels.mean / pixels.std)
+        height, width = pixels.shape
+        self.axes = (*bilinear_axis(width, pixels.size), *bilinear_axis(height, pixels.size))
 
     def run(self, records: Records, indices: np.ndarray, matrices: np.ndarray, out: np.ndarray) -> int:
         """Record indices[i] becomes out[i].
@@ -498,12 +494,12 @@ class Preprocess:
         makes them, or (0, 2, 3) for a plain resize. Returns SOUND, or the first i whose record does not decode to
         exactly one image.
         """
-        height, width = self.shape
+        height, width = self.pixels.shape
         return _run(
             records.table,
             indices,
             self.compressed,
-            self.equalize,
+            self.pixels.equalize,
             height,
             width,
             self.scale,

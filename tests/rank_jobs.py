@@ -28,7 +28,9 @@ from emnist_dali.loading.backends import Batch
 from emnist_dali.models.build import build_model
 from emnist_dali.runtime import autocast, resolve
 from emnist_dali.training import trainer
+from emnist_dali.training.build import Training
 
+from .loaders import whole_training
 from .training_runs import TINY
 
 # Against hangs only.
@@ -99,13 +101,10 @@ def command(*arguments: str) -> None:
     cli.main([argument.format(rank=os.environ["RANK"]) for argument in arguments], prog_name="emnist-dali")
 
 
-def make_trainer(data_dir: Path, **options: Any) -> trainer.Trainer:
+def make_training(data_dir: Path, **options: Any) -> Training:
     given = {"source": "glyphs", "data_dir": str(data_dir), "device": "cpu", "batch_size": 16}
-    config = resolve(recipes.cpu("small").override({**TINY, "stem_stride": 1, **given, **options}))
-    folder = data_dir / "demo" / "small"
-    shards = Shards(folder, "train")
-    loader = trainer.training_loader(config, shards, statistics(folder, config.data.image_size))
-    return trainer.Trainer(config, loader, shards.manifest.classes, [50] * 12)
+    config = recipes.cpu("small").override({**TINY, "stem_stride": 1, **given, **options})
+    return whole_training(config, Shards(data_dir / "demo" / "small", "train"))
 
 
 def checks(data_dir: Path) -> dict[str, Any]:
@@ -123,7 +122,7 @@ def checks(data_dir: Path) -> dict[str, Any]:
 
 def _batches(data_dir: Path, backend: str) -> dict[str, Any]:
     """The first three batches of two epochs, and the samples of all their batches."""
-    loader = make_trainer(data_dir, backend=backend, batch_size=64).loader
+    loader = make_training(data_dir, backend=backend, batch_size=64).loader
     batches = []
     with loader:
         for epoch in (0, 1):
@@ -148,17 +147,19 @@ def _evaluation(data_dir: Path, images: int) -> dict[str, Any]:
 
 def _steps(data_dir: Path, accumulation: int) -> tuple[dict, dict]:
     """Weights, and averaged weights, after 50 steps of a model without BatchNorm."""
-    loop = make_trainer(data_dir, model="test_efficientnet_gn", accumulation=accumulation, steps=50)
-    with loop.loader:
+    training = make_training(data_dir, model="test_efficientnet_gn", accumulation=accumulation, steps=50)
+    loop = training.trainer
+    with training:
         while loop.step < 50:
-            loop.train_epoch()
+            loop.train_epoch(training.loader)
             loop.begin(loop.epoch + 1)
     return loop.model.state_dict(), loop.ema.module.state_dict()
 
 
 def _epoch(data_dir: Path) -> dict[str, Any]:
     """An epoch of 4 micro-batches a step with BatchNorm: bytes all-reduced by step, statistics before and after."""
-    loop = make_trainer(data_dir, accumulation=4)
+    training = make_training(data_dir, accumulation=4)
+    loop = training.trainer
     reduced: list[tuple[int, int]] = []
 
     def hook(group: Any, bucket: GradBucket):
@@ -174,8 +175,8 @@ def _epoch(data_dir: Path) -> dict[str, Any]:
         real(model, *rest, **named),
     )
     try:
-        with loop.loader:
-            loop.train_epoch()
+        with training:
+            loop.train_epoch(training.loader)
     finally:
         trainer.distribute_bn = real
     return {
@@ -193,7 +194,8 @@ def _statistics(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def _targets(data_dir: Path) -> torch.Tensor:
     """(steps, N, classes): mixed targets where every image of a rank is of the class of its number."""
     mixing = Mixing(mixup_alpha=1.0, cutmix_alpha=1.0, probability=1.0, switch=0.5)
-    loop = make_trainer(data_dir, mixing=mixing)
+    training = make_training(data_dir, mixing=mixing)
+    loop = training.trainer
     batch = Batch(torch.randn(8, 1, 32, 32), torch.full((8,), distributed.rank()))
     targets = []
     for loop.micro in range(20):

@@ -53,7 +53,7 @@ def test_train_tells_what_it_took_and_what_it_got(run):
     for word in ("loss", "val accuracy", "weighted F1", "img/s", "data wait"):
         assert word in output
     assert "test: accuracy" in output
-    assert "unseen (faces that training never sees): accuracy" in output
+    assert "unseen fonts: accuracy" in output
     assert output.splitlines()[-2:] == [f"Run folder: {out}", f"Report: {out / 'report.html'}"]
 
 

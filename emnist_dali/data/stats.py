@@ -10,6 +10,7 @@ from ..core.errors import UserError
 from ..core.files import read_json, reason, write_json
 from ..core.progress import progress
 from ..pipelines.fused import Preprocess
+from ..pipelines.pixels import PixelSpec
 from .shards import Shards
 
 MIN_STD = 1e-6  # below it, rounding is all that is left of the deviation
@@ -29,6 +30,13 @@ class Stats:
             raise ValueError("no mean and standard deviation on the scale 0 … 1")
         if not isinstance(self.equalize, bool):
             raise ValueError("equalize is neither true nor false")
+
+    def pixel_spec(self, shape: tuple[int, int], size: int, *, half: bool = False) -> PixelSpec:
+        """Stored images of `shape` (H, W) at `size` pixels, normalized by these; float16 with `half`."""
+        dtype = "float16" if half else "float32"
+        return PixelSpec(
+            shape=shape, size=size, mean=self.mean, std=self.std, equalize=self.equalize, dtype=dtype
+        )
 
 
 def _is_number(value: object) -> bool:
@@ -52,7 +60,8 @@ def statistics(folder: Path, size: int, equalize: bool = True) -> Stats:
                 f"{path} holds no statistics ({reason(error)}); delete it: it is computed anew."
             ) from error
     shards = Shards(folder, "train")
-    preprocess = Preprocess(shards.shape, size, mean=0, std=1, compressed=shards.compressed, equalize=equalize)
+    pixels = PixelSpec(shape=shards.shape, size=size, mean=0, std=1, equalize=equalize)
+    preprocess = Preprocess(pixels, compressed=shards.compressed)
     out = np.empty((_BATCH, size, size), np.float32)
     resize = np.empty((0, 2, 3), np.float32)
     total = squares = 0.0

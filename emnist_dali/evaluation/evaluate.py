@@ -15,7 +15,8 @@ from ..loading import sampling
 from ..runs.classifier import TrainedClassifier
 from ..runs.predictions import Predictions
 from ..runtime import autocast, compiled
-from .inference import TRIAL_IMAGES, evaluation_loader, predict
+from . import inference
+from .inference import evaluation_loader, predict
 from .metrics import confusions, score
 
 DETAILS = ("top2", "top3", "balanced_accuracy", "calibration_error", "case_merged", "shape_merged")
@@ -68,7 +69,7 @@ def predict_run(
     model = compiled(trained.model, config)
     say(f"Evaluating on {manifest}.")
     if config.training.steps:
-        say(f"This is a trial with --steps: at most {TRIAL_IMAGES:,} images of each part.")
+        say(f"This is a trial with training.steps: at most {inference.TRIAL_IMAGES:,} images of each part.")
     predictions = {}
     for part in ("validation",) if validation else (name for name in manifest.shards if name != "train"):
         shards = Shards(folder, "train" if validation else part)

@@ -13,39 +13,21 @@ from ..data.stats import Stats
 from ..loading.loader import Loader
 from ..models.build import channels_last
 from ..runs.predictions import Predictions
-from ..runtime import half_images
 
 # A run with --steps is a trial: it is evaluated on this many images.
 TRIAL_IMAGES = 2048
 
 
-def evaluated_members(config: Config, members: np.ndarray) -> np.ndarray:
-    """`members`, evenly thinned to TRIAL_IMAGES where the run has --steps."""
-    if config.training.steps and len(members) > TRIAL_IMAGES:
-        return members[np.linspace(0, len(members) - 1, TRIAL_IMAGES).round().astype(int)]
-    return members
+def evaluated_indices(config: Config, indices: np.ndarray) -> np.ndarray:
+    """`indices`, evenly thinned to TRIAL_IMAGES where the run has `training.steps`."""
+    if config.training.steps and len(indices) > TRIAL_IMAGES:
+        return indices[np.linspace(0, len(indices) - 1, TRIAL_IMAGES).round().astype(int)]
+    return indices
 
 
-def evaluation_loader(config: Config, shards: Shards, stats: Stats, members: np.ndarray) -> Loader:
-    """The `evaluated_members` of `shards` in their order."""
-    members, data = evaluated_members(config, members), config.data
-    backend = data.backend
-    if backend == "synthetic":  # of use in training only
-        backend = "dali" if config.run.device.startswith("cuda") else "cpu"
-    return Loader(
-        shards,
-        members=members,
-        train=False,
-        batch_size=data.batch_size,
-        size=data.image_size,
-        stats=stats,
-        seed=config.training.seed,
-        backend=backend,
-        device=config.run.device,
-        half=half_images(config),
-        rank=distributed.rank(),
-        world=distributed.world_size(),
-    )
+def evaluation_loader(config: Config, shards: Shards, stats: Stats, indices: np.ndarray) -> Loader:
+    """The `evaluated_indices` of `shards` in order, normalized by `stats`."""
+    return Loader.from_config(shards, config, indices=evaluated_indices(config, indices), train=False, stats=stats)
 
 
 def predict(
@@ -68,14 +50,14 @@ def predict(
             probabilities.append(logits.float().softmax(-1))
             true.append(labels.clone())  # the loader will use its buffer again
             after_batch()
-    share = len(true[0])
-    everybody = distributed.all_gather((torch.cat(probabilities).cpu(), torch.cat(true).cpu()))
-    whole = Predictions(*(_in_order(tensors, share) for tensors in zip(*everybody, strict=True)))
+    local_batch_size = len(true[0])
+    of_ranks = distributed.all_gather((torch.cat(probabilities).cpu(), torch.cat(true).cpu()))
+    whole = Predictions(*(_in_order(tensors, local_batch_size) for tensors in zip(*of_ranks, strict=True)))
     counted = whole.labels >= 0
     return Predictions(whole.probabilities[counted], whole.labels[counted])
 
 
-def _in_order(of_ranks: Sequence[torch.Tensor], share: int) -> torch.Tensor:
-    """A batch is the slices of all ranks, `share` rows each, one after the other."""
-    batches = zip(*(tensor.split(share) for tensor in of_ranks), strict=True)
+def _in_order(of_ranks: Sequence[torch.Tensor], local_batch_size: int) -> torch.Tensor:
+    """A batch is the slices of all ranks, one after the other."""
+    batches = zip(*(tensor.split(local_batch_size) for tensor in of_ranks), strict=True)
     return torch.cat([rows for batch in batches for rows in batch])

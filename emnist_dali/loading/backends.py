@@ -1,23 +1,19 @@
-"""The three makers of batches: an endless stream from batch `first` on, counted through all epochs.
+"""The three makers of batches."""
 
-A feed has `position`, the batch that `next()` gives, and `close()`, which ends what works ahead.
-"""
-
-import hashlib
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from .. import pipelines
 from ..core.errors import UserError
-from ..data.stats import Stats
 from ..pipelines.fused import Preprocess
-from .batch_plan import Plan
+from ..pipelines.pixels import PixelSpec
+from .batch_plan import BatchPlan
 
 # Batches gathered before DALI asks for them, besides those in its own queue.
 GATHERED_AHEAD = 2
@@ -30,6 +26,21 @@ class Batch(NamedTuple):
     labels: torch.Tensor
 
 
+class Backend(Protocol):
+    """An endless stream of batches; `position` is the one that `next()` gives, counted through all epochs."""
+
+    position: int
+
+    def next(self) -> Batch: ...
+
+    def close(self) -> None:
+        """Ends what works ahead."""
+
+
+# Makes a backend of (plan, first batch, pixels, device, threads).
+MakeBackend = Callable[[BatchPlan, int, PixelSpec, torch.device, int], Backend]
+
+
 @dataclass
 class _Slot:
     images: torch.Tensor
@@ -39,27 +50,32 @@ class _Slot:
 
 
 class CpuBackend:
-    """Worker threads, each filling a whole slot of a ring with the fused kernel."""
+    """Worker threads, each filling a whole slot of a ring with the fused kernel.
 
-    def __init__(self, plan: Plan, first: int, stats: Stats, device: torch.device, half: bool, threads: int) -> None:
+    On a GPU the slots are `pinned`, so that copies to the device do not block.
+    """
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        first: int,
+        pixels: PixelSpec,
+        device: torch.device,
+        threads: int,
+        *,
+        pinned: bool = True,
+    ) -> None:
         self.position = self._ahead = first
-        self._plan, self._device, self._half = plan, device, half
-        self._preprocess = Preprocess(
-            plan.shards.shape,
-            plan.size,
-            stats.mean,
-            stats.std,
-            compressed=plan.shards.compressed,
-            equalize=stats.equalize,
-        )
+        self._plan, self._device, self._dtype = plan, device, getattr(torch, pixels.dtype)
+        self._preprocess = Preprocess(pixels, compressed=plan.shards.compressed)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
         self._filling: deque[tuple[_Slot, Future]] = deque()
         self._handed: deque[_Slot] = deque()
-        pin, share = self._device.type == "cuda", plan.share
+        pin, n = pinned and device.type == "cuda", plan.spec.local_batch_size
         # One batch a thread in the making, one ready, and the two that the consumer may hold.
         for _ in range(threads + 3):
-            images = torch.empty((share, 1, plan.size, plan.size), pin_memory=pin)
-            self._submit(_Slot(images, torch.empty(share, dtype=torch.int64, pin_memory=pin)))
+            images = torch.empty((n, 1, pixels.size, pixels.size), pin_memory=pin)
+            self._submit(_Slot(images, torch.empty(n, dtype=torch.int64, pin_memory=pin)))
 
     def _submit(self, slot: _Slot) -> None:
         self._filling.append((slot, self._pool.submit(self._fill, slot, self._ahead)))
@@ -82,58 +98,69 @@ class CpuBackend:
         self._handed.append(slot)
         self.position += 1
         if self._device.type == "cpu":
-            return Batch(slot.images, slot.labels)
+            return Batch(slot.images.to(self._dtype), slot.labels)
         images = slot.images.to(self._device, non_blocking=True)
         labels = slot.labels.to(self._device, non_blocking=True)
         slot.copied = torch.cuda.Event()
         slot.copied.record(torch.cuda.current_stream(self._device))
-        return Batch(images.half() if self._half else images, labels)
+        return Batch(images.to(self._dtype), labels)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
 
 class DaliBackend:
-    """The DALI graph, on a GPU or on DALI's CPU operators."""
+    """The DALI graph, on a GPU or on DALI's CPU operators.
 
-    def __init__(self, plan: Plan, first: int, stats: Stats, device: torch.device, half: bool, threads: int) -> None:
+    `block` is the number of images in one DALI sample, `queue` the batches that DALI makes ahead, `gathered_ahead`
+    those gathered before DALI asks for them; None takes the pipeline's default.
+    """
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        first: int,
+        pixels: PixelSpec,
+        device: torch.device,
+        threads: int,
+        *,
+        block: int | None = None,
+        queue: int | None = None,
+        gathered_ahead: int = GATHERED_AHEAD,
+    ) -> None:
         try:
             from ..pipelines import dali
         except ImportError as error:
             raise UserError(
-                f"DALI could not be imported ({error}); install nvidia-dali-cuda120 (Linux) or take --backend cpu."
+                f"DALI could not be imported ({error}); install nvidia-dali-cuda120 (Linux) or take data.backend cpu."
             ) from error
-        on_gpu, share = device.type == "cuda", plan.share
+        on_gpu, n = device.type == "cuda", plan.spec.local_batch_size
         self.position = self._first = first
-        self._plan, self._run = plan, dali.run
+        self._plan, self._run, self._gathered_ahead = plan, dali.run, gathered_ahead
         # DALI has LZ4 on the GPU only.
         self._compressed = on_gpu and plan.shards.compressed
-        self._blocks = share // dali.block_size(share)
+        self._blocks = n // dali.block_size(n, block or dali.BLOCK)
         # DALI asks for a batch in the training thread: another one gathers ahead, and only the handing over waits.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._gathered = deque(self._pool.submit(self._gather, first + i) for i in range(GATHERED_AHEAD))
+        self._gathered = deque(self._pool.submit(self._gather, first + i) for i in range(gathered_ahead))
         self._error: UserError | None = None
         try:
             self._pipeline = dali.build(
                 self._source,
-                batch_size=share,
+                pixels,
+                blocks=self._blocks,
                 device_id=(device.index or 0) if on_gpu else None,
                 threads=threads,
                 compressed=self._compressed,
-                warped=plan.affine is not None,
-                shape=plan.shards.shape,
-                size=plan.size,
-                mean=stats.mean,
-                std=stats.std,
-                half=half,
-                equalize=stats.equalize,
+                warped=plan.spec.affine is not None,
+                queue=queue or dali.QUEUE,
             )
         except RuntimeError as error:
             self._pool.shutdown(cancel_futures=True)
             raise _one_sentence(error) from error
 
     def _source(self, i: int) -> tuple:
-        self._gathered.append(self._pool.submit(self._gather, self._first + i + GATHERED_AHEAD))
+        self._gathered.append(self._pool.submit(self._gather, self._first + i + self._gathered_ahead))
         try:
             return self._gathered.popleft().result()
         except UserError as error:  # DALI would wrap it in a traceback of its own
@@ -174,19 +201,18 @@ def _one_sentence(error: RuntimeError) -> UserError:
     """DALI's message without its traces: the cause stands after the operator and where that is in our code."""
     said = str(error).split("Stacktrace")[0].split("encountered:")[-1].strip()
     cause = said.splitlines()[0] if said else type(error).__name__
-    return UserError(f"DALI could not make a batch ({cause}); try --backend cpu.")
+    return UserError(f"DALI could not make a batch ({cause}); try data.backend cpu.")
 
 
 class SyntheticBackend:
     """One resident random batch: what training could do if data cost nothing."""
 
-    def __init__(self, plan: Plan, first: int, stats: Stats, device: torch.device, half: bool, threads: int) -> None:
+    def __init__(self, plan: BatchPlan, first: int, pixels: PixelSpec, device: torch.device, threads: int) -> None:
         self.position = first
-        generator = torch.Generator().manual_seed(plan.seed)
-        images = torch.randn((plan.share, 1, plan.size, plan.size), generator=generator)
-        labels = torch.randint(len(plan.shards.manifest.classes), (plan.share,), generator=generator)
-        dtype = torch.float16 if half else torch.float32
-        self._batch = Batch(images.to(device, dtype), labels.to(device))
+        n, generator = plan.spec.local_batch_size, torch.Generator().manual_seed(plan.spec.seed)
+        images = torch.randn((n, 1, pixels.size, pixels.size), generator=generator)
+        labels = torch.randint(len(plan.shards.manifest.classes), (n,), generator=generator)
+        self._batch = Batch(images.to(device, getattr(torch, pixels.dtype)), labels.to(device))
 
     def next(self) -> Batch:
         self.position += 1
@@ -196,17 +222,26 @@ class SyntheticBackend:
         pass
 
 
-BACKENDS = {"cpu": CpuBackend, "dali": DaliBackend, "synthetic": SyntheticBackend}
+BACKENDS: dict[str, MakeBackend] = {"cpu": CpuBackend, "dali": DaliBackend, "synthetic": SyntheticBackend}
+
+
+# What older checkpoints have in the place of `engine`: a digest of the engines' source.
+_DIGESTS = {
+    "0ede23b0a0929e272ba8765f8ac44314506107c1b81e6cbc644011ed4abcc3ee": "cpu 1",
+    "792a319a9903e0722d514f8c58faf913644c73dd07ef823d780f271ff62a9ad1": "dali 1 (2.4.0)",
+    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855": "synthetic 1",
+}
+
+
+def recorded_engine(name: str) -> str:
+    """The `engine` that a checkpoint names."""
+    return _DIGESTS.get(name, name)
 
 
 def engine(backend: str) -> str:
-    """sha256 over the code that makes a backend's pixels, DALI's version included: equal for equal pixels."""
-    files = {"cpu": ("fused.py", "affine.py"), "dali": ("dali.py", "affine.py"), "synthetic": ()}[backend]
-    digest = hashlib.sha256()
-    for name in files:
-        digest.update((Path(pipelines.__file__).parent / name).read_bytes())
-    if backend == "dali":
-        from nvidia import dali
+    """Names what makes a backend's pixels: equal for equal pixels."""
+    if backend != "dali":
+        return f"{backend} {pipelines.VERSION}"
+    from nvidia import dali
 
-        digest.update(dali.__version__.encode())
-    return digest.hexdigest()
+    return f"dali {pipelines.VERSION} ({dali.__version__})"

@@ -1,66 +1,90 @@
 """What is in each batch, before any image is touched."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from ..config import Affine
+from ..core.errors import UserError
 from ..data.shards import Shards
 from ..pipelines import affine as affine_matrices
 from . import sampling
 
+_NO_WARP = np.empty((0, 2, 3), np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSpec:
+    """How samples are put into batches.
+
+    `batch_size` is the global micro-batch size. In training the samples are shuffled anew each epoch by `seed`,
+    warped by `affine`, and what does not fill `accumulation` batches is dropped; in evaluation they come in order and
+    the last batch is padded. Raises UserError where a batch does not divide by the ranks.
+    """
+
+    batch_size: int
+    train: bool = True
+    affine: Affine | None = None
+    accumulation: int = 1  # micro-batches an optimizer step
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.world_size:
+            raise UserError(
+                f"A batch of {self.batch_size} images does not divide by {self.world_size} ranks; change "
+                "data.batch_size."
+            )
+
+    @property
+    def local_batch_size(self) -> int:
+        """Images of one rank."""
+        return self.batch_size // self.world_size
+
 
 class PlannedBatch(NamedTuple):
-    """One batch before preprocessing: sample indices (n,), labels (N,), matrices (N, 2, 3) or (0, 2, 3)."""
+    """One rank's part of a batch: sample indices (n,) int64, labels (N,) int64, −1 where padded, and matrices
+    (N, 2, 3) float32, or (0, 2, 3) without a warp."""
 
     indices: np.ndarray
     labels: np.ndarray
     matrices: np.ndarray
 
 
-class Plan:
-    """What is in batch i, counted through all epochs from the first: a pure function of i."""
+class BatchPlan:
+    """What is in batch i, counted through all epochs from the first: a pure function of i.
 
-    def __init__(
-        self,
-        shards: Shards,
-        *,
-        members: np.ndarray | None,
-        batch_size: int,
-        size: int,
-        accumulation: int,
-        train: bool,
-        affine: Affine | None,
-        seed: int,
-        rank: int,
-        world: int,
-    ) -> None:
-        self.shards, self.members, self.batch_size, self.size = shards, members, batch_size, size
-        self.samples = len(shards) if members is None else len(members)
-        self.share = batch_size // world  # images of one rank
-        self.train, self.affine, self.seed, self.rank, self.world = train, affine, seed, rank, world
-        if train:
-            self.batches = sampling.batches_per_epoch(self.samples, batch_size, accumulation)
+    `indices` (n,) are the samples of `shards` to take, None for all; `size` is the side of the images in pixels.
+    """
+
+    def __init__(self, shards: Shards, spec: BatchSpec, size: int, indices: np.ndarray | None = None) -> None:
+        self.shards, self.spec, self.size, self.indices = shards, spec, size, indices
+        self.samples = len(shards) if indices is None else len(indices)
+        if spec.train:
+            self.batches = sampling.batches_per_epoch(self.samples, spec.batch_size, spec.accumulation)
         else:
-            self.batches = -(-self.samples // batch_size)
+            self.batches = -(-self.samples // spec.batch_size)
 
     def batch(self, i: int) -> PlannedBatch:
+        spec, n = self.spec, self.spec.local_batch_size
         epoch, batch = divmod(i, self.batches)
-        places = sampling.rank_batch(self.samples, batch, self.batch_size, self.rank, self.world)
-        if self.train:
-            indices = sampling.shuffled(self.samples, places, self.seed, epoch)
+        places = sampling.rank_batch(self.samples, batch, spec.batch_size, spec.rank, spec.world_size)
+        if spec.train:
+            indices = sampling.shuffled(self.samples, places, spec.seed, epoch)
         else:
             indices = np.arange(places.start, places.stop)
-        if self.members is not None:
-            indices = self.members[indices]
-        labels = np.full(self.share, -1, np.int64)
+        if self.indices is not None:
+            indices = self.indices[indices]
+        labels = np.full(n, -1, np.int64)
         labels[: len(indices)] = self.shards.labels(indices)
-        matrices = np.empty((0, 2, 3), np.float32)
-        if self.affine:
-            generator = sampling.generator(self.seed, sampling.Stream.AFFINE, epoch, batch)
-            everybody = affine_matrices.matrices(
-                generator, self.batch_size, self.shards.shape, self.size, **asdict(self.affine)
+        matrices = _NO_WARP
+        if spec.affine:
+            # Drawn for all ranks, so that an image's warp does not depend on their number.
+            generator = sampling.generator(spec.seed, sampling.Stream.AFFINE, epoch, batch)
+            of_all_ranks = affine_matrices.matrices(
+                generator, spec.batch_size, self.shards.shape, self.size, **asdict(spec.affine)
             )
-            matrices = everybody[self.rank * self.share : (self.rank + 1) * self.share]
+            matrices = of_all_ranks[spec.rank * n : (spec.rank + 1) * n]
         return PlannedBatch(indices, labels, matrices)

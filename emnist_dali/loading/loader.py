@@ -1,6 +1,6 @@
-"""Batches on the training device, from whichever engine makes them.
+"""Batches on the training device, from whichever backend makes them.
 
-    loader = Loader(Shards(folder, "train"), batch_size=512, size=112, stats=statistics(folder, 112))
+    loader = Loader.from_config(Shards(folder, "train"), recipe("cpu"))
     for epoch in range(20):
         for images, labels in loader:
             ...
@@ -13,71 +13,96 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ..config import Affine
+from ..config import Config
 from ..core import distributed
 from ..core.errors import UserError
 from ..core.machine import available_cpus
 from ..data.shards import Shards
-from ..data.stats import Stats
-from .backends import BACKENDS, Batch, CpuBackend, DaliBackend, SyntheticBackend
-from .batch_plan import Plan
+from ..data.stats import Stats, statistics
+from ..pipelines.pixels import PixelSpec
+from ..runtime import half_images, resolve
+from .backends import BACKENDS, Backend, Batch, MakeBackend
+from .batch_plan import BatchPlan, BatchSpec
 
 
 class Loader:
     """Iterates the batches of one epoch; the next iteration is the next epoch.
 
-    `members` are the samples to take, all of the part without it. With `train` they are shuffled anew each epoch
-    by `seed`, warped by `affine`, and what does not fill `accumulation` batches is dropped; without, they come in
-    their order and the last batch is padded. `batch_size` counts the images of all `world` ranks. `half` gives
-    float16 on a GPU. `backend` is dali, cpu or synthetic (one random batch again and again).
+    `indices` (n,) are the samples of `shards` to take, None for all. `backend` is "dali", "cpu" or "synthetic" (one
+    random batch again and again), or makes a backend of your own.
 
-    Raises UserError where a batch does not divide by the ranks, the data do not fill a step, a shard is damaged
-    or has changed, or DALI is missing.
+    Raises UserError where the samples do not fill a step, a shard is damaged or has changed, or DALI is missing.
+
+    >>> from emnist_dali import Loader, Shards, prepare, recipe
+    >>> shards = Shards(prepare("digits", "glyphs"), "train")
+    >>> loader = Loader.from_config(shards, recipe("cpu", "digits"))
+    >>> with loader:
+    ...     images, labels = next(iter(loader))
+    >>> images.shape, labels.shape
+    (torch.Size([256, 1, 28, 28]), torch.Size([256]))
     """
 
     def __init__(
         self,
         shards: Shards,
+        batches: BatchSpec,
+        pixels: PixelSpec,
         *,
-        batch_size: int,
-        size: int,
-        stats: Stats,
-        members: np.ndarray | None = None,
-        train: bool = True,
-        affine: Affine | None = None,
-        seed: int = 0,
-        accumulation: int = 1,
-        rank: int = 0,
-        world: int = 1,
-        backend: str = "cpu",
+        indices: np.ndarray | None = None,
+        backend: str | MakeBackend = "cpu",
         device: torch.device | str = "cpu",
-        half: bool = False,
         threads: int | None = None,
     ) -> None:
-        if batch_size % world:
-            raise UserError(f"A batch of {batch_size} images does not divide by {world} ranks; change --batch-size.")
-        self.plan = Plan(
-            shards,
-            members=members,
-            batch_size=batch_size,
-            size=size,
-            accumulation=accumulation,
-            train=train,
-            affine=affine,
-            seed=seed,
-            rank=rank,
-            world=world,
-        )
+        self.plan = BatchPlan(shards, batches, pixels.size, indices)
         if not self.plan.batches:
             raise UserError(
                 f"{shards.folder} gives {self.plan.samples} {shards.part} images, fewer than the "
-                f"{batch_size * accumulation} of one step; lower --batch-size."
+                f"{batches.batch_size * batches.accumulation} of one step; lower data.batch_size."
             )
-        self.stats, self.accumulation = stats, accumulation
-        self.backend, self.device, self.half = backend, torch.device(device), half
-        self.threads = threads or max(available_cpus() // distributed.local_world_size(), 1)
+        self.shards, self.batches, self.pixels = shards, batches, pixels
+        self.device = torch.device(device)
+        self._make = BACKENDS[backend] if isinstance(backend, str) else backend
+        self._threads = threads or max(available_cpus() // distributed.local_world_size(), 1)
         self._start = 0
-        self._feed: CpuBackend | DaliBackend | SyntheticBackend | None = None
+        self._backend: Backend | None = None
+
+    @classmethod
+    def from_config(
+        cls,
+        shards: Shards,
+        config: Config,
+        *,
+        indices: np.ndarray | None = None,
+        train: bool = True,
+        stats: Stats | None = None,
+        threads: int | None = None,
+    ) -> "Loader":
+        """The batches that `config` trains on, or with `train` False is evaluated on, on this rank.
+
+        `stats` are those of the split's train part by default.
+        """
+        config = resolve(config)
+        data, backend = config.data, config.data.backend
+        if backend == "synthetic" and not train:
+            backend = "dali" if config.run.device.startswith("cuda") else "cpu"
+        stats = stats or statistics(shards.folder, data.image_size, data.equalize)
+        return cls(
+            shards,
+            BatchSpec(
+                batch_size=data.batch_size,
+                train=train,
+                affine=data.affine if train else None,
+                accumulation=config.training.accumulation if train else 1,
+                seed=config.training.seed,
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
+            ),
+            stats.pixel_spec(shards.shape, data.image_size, half=half_images(config)),
+            indices=indices,
+            backend=backend,
+            device=config.run.device,
+            threads=threads,
+        )
 
     def __len__(self) -> int:
         """Batches an epoch, wherever it starts."""
@@ -85,30 +110,28 @@ class Loader:
 
     def start(self, epoch: int, step: int = 0) -> None:
         """The next iteration begins at optimizer step `step` of `epoch`, both from 0."""
-        self._start = epoch * len(self) + step * self.accumulation
+        self._start = epoch * len(self) + step * self.batches.accumulation
 
     def __iter__(self) -> Iterator[Batch]:
-        self.plan.shards.check()
+        self.shards.check()
         first = self._start
-        feed = self.prefetch()
+        backend = self.prefetch()
         last = self._start = (first // len(self) + 1) * len(self)
         for _ in range(first, last):
-            yield feed.next()
+            yield backend.next()
 
-    def prefetch(self) -> CpuBackend | DaliBackend | SyntheticBackend:
+    def prefetch(self) -> Backend:
         """Begins with the batches of the next iteration; the iteration itself does so otherwise."""
-        if self._feed is None or self._feed.position != self._start:
+        if self._backend is None or self._backend.position != self._start:
             self.close()
-            self._feed = BACKENDS[self.backend](
-                self.plan, self._start, self.stats, self.device, self.half, self.threads
-            )
-        return self._feed
+            self._backend = self._make(self.plan, self._start, self.pixels, self.device, self._threads)
+        return self._backend
 
     def close(self) -> None:
         """Ends the prefetching; the loader can be iterated again."""
-        if self._feed is not None:
-            self._feed.close()
-            self._feed = None
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
 
     def __enter__(self) -> "Loader":
         return self

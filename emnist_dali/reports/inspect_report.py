@@ -13,7 +13,7 @@ from ..data.manifest import Manifest
 from ..data.prepare import prepare
 from ..data.shards import Shards
 from ..data.stats import Stats, statistics
-from ..loading.batch_plan import Plan
+from ..loading.batch_plan import BatchPlan
 from ..training import mixing
 from .html import chart, need_plotly, page, png, table
 from .pipeline_trace import LOOKED_THROUGH, Followed, chosen, equalized, follow, grey, mix_of, spread, training_plan
@@ -145,13 +145,13 @@ def _strip(shards: Shards, indices: np.ndarray, kind: str) -> str:
     return f'<div class="{kind}">{images}</div>'
 
 
-def _recipe(config: Config, plan: Plan, augmented: bool) -> str:
+def _recipe(config: Config, plan: BatchPlan, augmented: bool) -> str:
     """What the recipe does to images in training, and which of them are shown."""
     training = config.training
     does = ["warps them" if config.data.affine else "warps nothing"]
     does += ["mixes them" if training.mixing else "mixes nothing"]
     said = (
-        f"Images of the first epoch, in batches of {plan.batch_size:,}, seed {training.seed}. In training, recipe "
+        f"Images of the first epoch, in batches of {plan.spec.batch_size:,}, seed {training.seed}. In training, recipe "
         f"{html.escape(config.recipe)} {' and '.join(does)}{'' if augmented else '; --augment shows it'}. Normalized "
         "images are drawn by the statistics above, with their range below."
     )

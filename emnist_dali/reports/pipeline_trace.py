@@ -12,7 +12,7 @@ from ..config import Config
 from ..data.shards import Shards
 from ..data.stats import Stats
 from ..loading import sampling
-from ..loading.batch_plan import Plan
+from ..loading.batch_plan import BatchPlan, BatchSpec
 from ..pipelines.fused import Preprocess
 from ..training import mixing
 
@@ -40,24 +40,16 @@ class Followed:
     targets: np.ndarray
 
 
-def training_plan(config: Config, shards: Shards) -> Plan:
+def training_plan(config: Config, shards: Shards) -> BatchPlan:
     """The batches that one process trains on, in batches no larger than the data."""
-    members, _ = sampling.holdout(shards.labels(), config.data.val_fraction, config.training.seed)
-    return Plan(
-        shards,
-        members=members,
-        batch_size=min(config.data.batch_size, len(members)),
-        size=config.data.image_size,
-        accumulation=1,
-        train=True,
-        affine=config.data.affine,
-        seed=config.training.seed,
-        rank=0,
-        world=1,
+    indices, _ = sampling.holdout(shards.labels(), config.data.val_fraction, config.training.seed)
+    spec = BatchSpec(
+        batch_size=min(config.data.batch_size, len(indices)), affine=config.data.affine, seed=config.training.seed
     )
+    return BatchPlan(shards, spec, config.data.image_size, indices)
 
 
-def mix_of(config: Config, plan: Plan, batch: int) -> mixing.Mix:
+def mix_of(config: Config, plan: BatchPlan, batch: int) -> mixing.Mix:
     """How batch `batch` of the first epoch is mixed."""
     training = config.training
     if not training.mixing or batch >= training.mixing.until * training.epochs * plan.batches:
@@ -66,7 +58,7 @@ def mix_of(config: Config, plan: Plan, batch: int) -> mixing.Mix:
     return mixing.draw(training.mixing, plan.size, generator)
 
 
-def chosen(config: Config, plan: Plan, label: int | None, augmented: bool) -> list[int]:
+def chosen(config: Config, plan: BatchPlan, label: int | None, augmented: bool) -> list[int]:
     """Which of the first LOOKED_THROUGH batches are shown; none where none has an image of class `label`.
 
     The one with most images to show, or where the recipe mixes, that which MixUp mixes most evenly and that which
@@ -89,7 +81,7 @@ def _places(labels: np.ndarray, label: int | None) -> np.ndarray:
 
 
 def follow(
-    config: Config, plan: Plan, stats: Stats, batch: int, label: int | None = None, augmented: bool = True
+    config: Config, plan: BatchPlan, stats: Stats, batch: int, label: int | None = None, augmented: bool = True
 ) -> Followed:
     """Some images of batch `batch` of the first epoch, all of class `label` or each of another class."""
     shards, training, size = plan.shards, config.training, plan.size
@@ -97,7 +89,7 @@ def follow(
     places = _places(planned.labels, label)
     n = len(places)
     # Partners are at each other's place in the reversed batch, and so they are in these alone.
-    taken = np.concatenate([places, plan.share - 1 - places[::-1]])
+    taken = np.concatenate([places, plan.spec.local_batch_size - 1 - places[::-1]])
     indices, labels = planned.indices[taken], planned.labels[taken]
 
     stages = {"decoded": shards.images(indices)}
@@ -106,7 +98,7 @@ def follow(
     stages["resized"] = preprocessed(shards, stats, size, indices, _RESIZE)
     images, how = torch.from_numpy(stages["resized"])[:, None], mixing.Mix()
     if augmented:
-        if plan.affine:
+        if plan.spec.affine:
             stages["warped"] = preprocessed(shards, stats, size, indices, planned.matrices[taken])
             images = torch.from_numpy(stages["warped"])[:, None]
         how = mix_of(config, plan, batch)
@@ -128,7 +120,7 @@ def follow(
 def preprocessed(shards: Shards, stats: Stats, size: int, indices: np.ndarray, matrices: np.ndarray) -> np.ndarray:
     """(n, size, size) float32: the records of `indices` (n,) through the kernel, resized or warped by `matrices`."""
     out = np.empty((len(indices), size, size), np.float32)
-    kernel = Preprocess(shards.shape, size, stats.mean, stats.std, shards.compressed, stats.equalize)
+    kernel = Preprocess(stats.pixel_spec(shards.shape, size), compressed=shards.compressed)
     shards.preprocess(kernel, indices, matrices, out)
     return out
 

@@ -13,7 +13,7 @@ from ..core.files import reason
 from ..data.manifest import Manifest, read_manifest
 from ..data.prepare import split_folder
 from ..data.shards import Shards
-from ..evaluation.inference import evaluated_members
+from ..evaluation.inference import evaluated_indices
 from ..runs.checkpoint import load_weights
 from ..runs.folder import METRICS, RunFolder, is_run
 from ..runs.predictions import read_predictions
@@ -113,7 +113,7 @@ def _data(
         if predictions is None:
             return manifest, None, "The run's predictions are missing."
         shards = Shards(folder, "test")
-        members = evaluated_members(config, np.arange(len(shards)))
+        members = evaluated_indices(config, np.arange(len(shards)))
         if not np.array_equal(shards.labels(members), predictions["labels"]):
             return None, None, f"{folder} holds other test images than those that the run was tested on."
     except UserError as error:

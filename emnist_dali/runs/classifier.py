@@ -63,7 +63,7 @@ class TrainedClassifier:
         """images (N, H, W) uint8 → (N, 1, S, S) float32 on the host: what the model sees of them."""
         size = self.config.data.image_size
         out = np.empty((len(images), size, size), np.float32)
-        preprocess = Preprocess(self.shape, size, self.stats.mean, self.stats.std, False, self.stats.equalize)
+        preprocess = Preprocess(self.stats.pixel_spec(self.shape, size), compressed=False)
         preprocess.run(Records.of_images(images), np.arange(len(images)), np.empty((0, 2, 3), np.float32), out)
         return torch.from_numpy(out)[:, None]
 

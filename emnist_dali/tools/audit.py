@@ -24,14 +24,14 @@ from ..core.progress import say
 from ..data.emnist import CASE_ALIKE, SHAPE_ALIKE
 from ..data.prepare import prepare
 from ..data.shards import Shards
-from ..data.stats import statistics
-from ..evaluation.inference import evaluation_loader, predict
+from ..evaluation.inference import predict
 from ..evaluation.metrics import groups
 from ..loading import sampling
+from ..loading.loader import Loader
 from ..reports.html import gallery, page
 from ..runtime import autocast, resolve
 from ..training.resume import FREE
-from ..training.trainer import Trainer, training_loader, tune_device
+from ..training.build import build_training
 
 GALLERY = 500  # images
 RESULTS = LIST, PAGE, SUMMARY = "issues.csv", "gallery.html", "summary.json"  # what is replaced in an audit's folder
@@ -48,7 +48,6 @@ def audit(config: Config, folds: int, out: Path) -> dict[str, Any]:
     except ImportError as error:
         raise UserError(f"cleanlab could not be imported ({error}); pip install 'emnist-dali[audit]'.") from error
     config = resolve(config)
-    tune_device(config)
     folder = prepare(config.data.split, config.data.source, config.data.data_dir)
     shards = Shards(folder, "train")
     labels, classes = shards.labels(), shards.manifest.classes
@@ -61,7 +60,7 @@ def audit(config: Config, folds: int, out: Path) -> dict[str, Any]:
             path = out / f"fold-{fold}-of-{folds}.safetensors"
             if not path.exists():
                 say(f"Fold {fold + 1} of {folds}: training on the other {len(labels) - len(members):,} images.")
-                found = _out_of_fold(config, shards, folder, np.flatnonzero(fold_of != fold), members)
+                found = _out_of_fold(config, shards, np.flatnonzero(fold_of != fold), members)
                 write_whole(path, tensor_files.encode({"probabilities": found}, {"about": about}))
             probabilities[members] = _kept(path, about, (len(members), len(classes)))
         # By rising probability of the given label.
@@ -134,24 +133,16 @@ def _kept(path: Path, about: str, shape: tuple[int, int]) -> np.ndarray:
     return found.numpy()
 
 
-def _out_of_fold(
-    config: Config, shards: Shards, folder: Path, members: np.ndarray, held_out: np.ndarray
-) -> torch.Tensor:
-    """Probabilities (held_out, classes) after a training on `members`."""
-    stats = statistics(folder, config.data.image_size, config.data.equalize)
-    classes = shards.manifest.classes
-    counts = np.bincount(shards.labels(members), minlength=len(classes)).tolist()
-    with training_loader(config, shards, stats, members) as loader:
-        trainer = Trainer(config, loader, classes, counts)
-        for epoch in range(config.training.epochs):
-            if trainer.step == config.training.steps:
-                break
-            trainer.begin(epoch)
-            record = trainer.train_epoch()
-            say(f"epoch {epoch + 1}/{config.training.epochs}  loss {record['loss']:.4f}")
-    # No trial: every held-out image is looked at.
-    whole = replace(config, training=replace(config.training, steps=None))
-    with evaluation_loader(whole, shards, stats, held_out) as loader:
+def _out_of_fold(config: Config, shards: Shards, indices: np.ndarray, held_out: np.ndarray) -> torch.Tensor:
+    """Probabilities (held_out, classes) after a training on `indices`."""
+    with build_training(config, shards, indices=indices) as training:
+        trainer = training.trainer
+        while not trainer.done:
+            entry = trainer.train_epoch(training.loader)
+            say(f"epoch {entry['epoch'] + 1}/{config.training.epochs}  loss {entry['loss']:.4f}")
+            trainer.begin(trainer.epoch + 1)
+    # Not `evaluation_loader`: every held-out image is looked at, even in a trial.
+    with Loader.from_config(shards, config, indices=held_out, train=False) as loader:
         return predict(trainer.evaluated, loader, autocast(config), "fold").probabilities
 
 

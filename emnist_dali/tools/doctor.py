@@ -25,6 +25,7 @@ from ..data.prepare import DEMO
 from ..data.shards import Shards
 from ..data.sources import Part, Source
 from ..data.stats import Stats
+from ..loading.batch_plan import BatchSpec
 from ..loading.loader import Loader
 from ..pipelines import kernel_cache
 
@@ -108,11 +109,11 @@ def _engines() -> list[Check]:
             try:
                 apart = (_batch(shards, "dali", device) - expected).abs().max().item()
             except UserError as error:
-                checks.append(Check(name, str(error), "Train with --backend cpu meanwhile."))
+                checks.append(Check(name, str(error), "Train with data.backend cpu meanwhile."))
                 continue
             # One grey level, in units of these statistics.
             agrees = apart <= 1 / 255 / STATS.std
-            advice = None if agrees else "Train with --backend cpu, and report this: the engines must agree."
+            advice = None if agrees else "Train with data.backend cpu, and report this: the engines must agree."
             levels = 255 * STATS.std * apart
             checks.append(Check(name, f"works, {levels:.2g} grey levels from the CPU kernel", advice))
     return checks
@@ -126,9 +127,8 @@ def _kept_where() -> str:
 
 
 def _batch(shards: Shards, backend: str, device: str) -> torch.Tensor:
-    with Loader(
-        shards, batch_size=64, size=32, stats=STATS, train=False, backend=backend, device=device, threads=1
-    ) as loader:
+    batches, pixels = BatchSpec(batch_size=64, train=False), STATS.pixel_spec(shards.shape, 32)
+    with Loader(shards, batches, pixels, backend=backend, device=device, threads=1) as loader:
         return next(iter(loader)).images.float().cpu().clone()
 
 

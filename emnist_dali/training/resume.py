@@ -9,12 +9,11 @@ from ..config import Config, from_dict
 from ..core import distributed
 from ..core.errors import UserError
 from ..core.progress import say
-from ..data.manifest import Manifest
-from ..loading.backends import engine
-from ..loading.loader import Loader
+from ..loading.backends import engine, recorded_engine
 from ..runs import schema
 from ..runs.checkpoint import load_state
 from ..runs.folder import LAST, is_run
+from .build import Training
 
 # Settings that cannot change a result.
 FREE = {
@@ -78,13 +77,14 @@ def _written(path: Path) -> tuple[int, ...]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
-def facts(manifest: Manifest, loader: Loader) -> dict[str, Any]:
-    """What decides a result beside the settings."""
+def facts(training: Training) -> dict[str, Any]:
+    """What decides a result besides the settings."""
+    pixels, config = training.loader.pixels, training.config
     return {
-        "data fingerprint": manifest.fingerprint,
-        "statistics": (loader.stats.mean, loader.stats.std),
-        "pipeline": engine(loader.backend),
-        "torch threads": torch.get_num_threads() if loader.device.type == "cpu" else None,
+        "data fingerprint": training.shards.manifest.fingerprint,
+        "statistics": (pixels.mean, pixels.std),
+        "pipeline": engine(config.data.backend),
+        "torch threads": torch.get_num_threads() if config.run.device == "cpu" else None,
         "ranks": distributed.world_size(),
     }
 
@@ -96,7 +96,7 @@ def check(state: dict[str, Any], config: Config, now: dict[str, Any], force: boo
     """
     # A setting that is younger than the checkpoint was at its default.
     saved = from_dict(state["config"]).to_dict()
-    before, changed = state["facts"], []
+    before, changed = {**state["facts"], "pipeline": recorded_engine(state["facts"]["pipeline"])}, []
     for name, is_, was in (
         ("model", config.model.model, saved["model"]["model"]),
         ("optimizer", config.training.optimizer, saved["training"]["optimizer"]),

@@ -1,17 +1,14 @@
-"""A run: from a config to a tested model in its folder, whatever ends it on the way."""
+"""A run: from a config to a tested model in its folder, whatever interrupts it on the way."""
 
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
-from dataclasses import astuple, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import astuple
 from pathlib import Path
 from time import monotonic
 from typing import Any
-
-import numpy as np
-import torch
 
 from ..config import Config
 from ..core import distributed
@@ -19,24 +16,18 @@ from ..core.errors import UserError
 from ..core.files import reason
 from ..core.progress import say
 from ..core.signals import Interrupt, Stop
-from ..data.manifest import Manifest
-from ..data.prepare import prepare
-from ..data.shards import Shards
-from ..data.stats import Stats, statistics
+from ..data.stats import Stats
 from ..evaluation.evaluate import predict_run, summary
-from ..evaluation.inference import evaluated_members, evaluation_loader, predict
-from ..evaluation.metrics import mistakes, score
-from ..loading import sampling
-from ..loading.loader import Loader
+from ..evaluation.inference import predict
+from ..evaluation.metrics import score
 from ..runs.checkpoint import save_weights
 from ..runs.folder import RunFolder, check_out
-from ..runs.predictions import Predictions
 from ..runtime import autocast, resolve
 from . import profiling, resume, tracking
-from .trainer import TIMING, DivergedError, Trainer, training_loader, tune_device
+from .build import Training, build_training
+from .trainer import TIMING, DivergedError
 
-# Images of each kind in W&B's table.
-SAMPLES = 50
+VALIDATION_METRICS = ("accuracy", "weighted_f1", "macro_f1", "balanced_accuracy")
 
 
 def train(
@@ -45,218 +36,180 @@ def train(
     force: bool = False,
     *,
     test: bool = True,
-    after_epoch: Callable[[int, float], None] = lambda epoch, score: None,
+    after_epoch: Callable[[int, float], None] = lambda epoch, accuracy: None,
 ) -> RunFolder:
-    """Trains as `config` says, with `test` reads the test split once at the end, returns the run folder.
+    """Trains as `config` says and returns the run folder; with `test` the test split is read once, at the end.
 
-    `after_epoch` gets each epoch, from 0, and its validation accuracy, once the checkpoint behind it is written; what
+    `state` is a checkpoint of the run in `config.run.out` to resume from, with `force` even if the result will
+    differ. `after_epoch` gets each epoch, from 0, and its validation accuracy once its checkpoint is written; what
     it raises ends the run.
 
-    `state`, a checkpoint of the run in `config.run.out`, is where it goes on; with `force` also where that changes
-    the result. Raises UserError for what a user can cause (data, device, weights, folders, a loss that is not
-    finite, a run that another process trains), and SystemExit after SIGTERM, SIGINT or SIGHUP.
+    Raises UserError for what a user can cause (data, device, weights, folders, a loss that is not finite, a run that
+    another process trains), and SystemExit after SIGTERM, SIGINT or SIGHUP.
+
+    >>> from emnist_dali import recipe, train
+    >>> config = recipe("cpu", "digits").override({"source": "glyphs", "epochs": 1, "out": "runs/first"})
+    >>> run = train(config)
+    >>> run.best
+    PosixPath('runs/first/checkpoints/best.safetensors')
     """
-    asked, config = config, resolve(config)
-    tune_device(config)
-    with ExitStack() as held:
+    requested, config = config, resolve(config)
+    with ExitStack() as stack:
         if state:
-            run = held.enter_context(RunFolder(Path(config.run.out)))
+            run = stack.enter_context(RunFolder(Path(config.run.out)))
             run.take()
             resume.check_unchanged(state)
         else:
             distributed.broadcast_from_main(lambda: check_out(config.run.out))
-        shards, stats = _data(config)
-        manifest, labels = shards.manifest, shards.labels()
-        members, held_out = sampling.holdout(labels, config.data.val_fraction, config.training.seed)
-        train_loader = training_loader(config, shards, stats, members)
-        validation_loader = evaluation_loader(config, shards, stats, held_out) if len(held_out) else None
-        counts = np.bincount(labels[members], minlength=len(manifest.classes)).tolist()
-        # A checkpoint holds the weights already: the hub is not asked again.
-        model = replace(config.model, pretrained=False, weights=None) if state else config.model
-        trainer = Trainer(replace(config, model=model), train_loader, manifest.classes, counts)
-        facts = resume.facts(manifest, train_loader)
+        training = stack.enter_context(build_training(config, from_checkpoint=state is not None))
+        facts = resume.facts(training)
         if state:
-            try:
-                resume.check(state, config, facts, force)
-                trainer.load(state)
-            except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-                raise UserError(
-                    f"The checkpoint of {config.run.out} does not fit its model ({reason(error)}); take another one."
-                ) from error
-        else:
-            compile_seconds = trainer.warm_up()  # before there is a folder: what cannot be trained leaves none
-            run = held.enter_context(RunFolder.make(config))
-        session = Session(config, asked, trainer, validation_loader, run, manifest, facts, test, after_epoch)
-        if state:
-            if session.done and any(line["kind"] == "test" for line in state["log"]):
+            _restore(training, state, facts, force)
+            if training.trainer.done and any(entry["kind"] == "test" for entry in state["log"]):
                 say(f"{run.path} is complete.")
                 return run
-            compile_seconds = trainer.warm_up()
-            # Best weights from after the checkpoint may be those of a course that is given up.
-            session.best = (
-                -math.inf if distributed.broadcast_from_main(run.best_step) > state["step"] else state["best"]
-            )
+        compile_seconds = training.trainer.warm_up()
+        best = -math.inf
+        if state:
+            # Best weights newer than the checkpoint belong to a course that is abandoned.
+            if distributed.broadcast_from_main(run.best_step) <= state["step"]:
+                best = state["best"]
             run.go_on(config, state)
-        session.track = tracking.start(config, run, str(manifest), state and state["wandb"])
+        else:  # only now: what cannot be trained leaves no folder
+            run = stack.enter_context(RunFolder.make(config))
+        tracker = tracking.start(config, run, str(training.shards.manifest), state and state["wandb"])
+        constants = {"facts": facts, "config": config.to_dict(), "asked": requested.to_dict()}
+        session = Session(training, run, tracker, constants, best=best, test=test, after_epoch=after_epoch)
         if not state:
             run.begin(config, session.state())
         if config.run.compile == "on":
             if not run.lines:
                 run.log({"kind": "compile", "seconds": compile_seconds})
             say(f"Compiled in {compile_seconds:.0f} s.")
-        profiler = profiling.start(config, run.path)
-        with session.interrupt, train_loader, validation_loader or nullcontext(), profiler as trainer.profiler:
-            say(
-                f"{'Going on with' if state else 'Training'} {config.model.model} at "
-                f"{config.data.image_size}×{config.data.image_size} on {manifest}: "
-                f"{len(members):,} images, {len(held_out):,} more for validation, on {_where(config)}."
-            )
-            session.train()
+        say(_announcement(training, resumed=state is not None))
+        session.train()
         say(f"Run folder: {run.path}")
         return run
 
 
-def _data(config: Config) -> tuple[Shards, Stats]:
-    """The training images, the same for every rank, and their statistics."""
-    with distributed.local_main_first():
-        folder = prepare(config.data.split, config.data.source, config.data.data_dir, check=config.data.verify_data)
-        stats = statistics(folder, config.data.image_size, config.data.equalize)
-    shards = Shards(folder, "train")
-    if len(shards.manifest.classes) < 2:
-        raise UserError(f"{folder} has one class, and a classifier tells two apart; prepare images of more.")
-    if len(set(distributed.all_gather(shards.manifest.fingerprint))) > 1:
-        raise UserError(f"The ranks have different data in {folder}; prepare every machine from the same source.")
-    return shards, stats
+def _restore(training: Training, state: dict[str, Any], facts: dict[str, Any], force: bool) -> None:
+    try:
+        resume.check(state, training.config, facts, force)
+        training.trainer.load(state)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"The checkpoint of {training.config.run.out} does not fit its model ({reason(error)}); name another one."
+        ) from error
 
 
 class Session:
-    """A run under way: what it trains, where that is kept, and what ends it."""
+    """A run in progress: what is trained, where it is saved, and what ends it.
+
+    `constants` go into every checkpoint; `best` is the best validation accuracy so far.
+    """
 
     def __init__(
         self,
-        config: Config,
-        asked: Config,
-        trainer: Trainer,
-        validation: Loader | None,
+        training: Training,
         run: RunFolder,
-        manifest: Manifest,
-        facts: dict[str, Any],
+        tracker: tracking.Tracker,
+        constants: dict[str, Any],
+        *,
+        best: float,
         test: bool,
         after_epoch: Callable[[int, float], None],
     ) -> None:
-        self.config, self.asked, self.facts = config, asked, facts
-        self.test, self.after_epoch = test, after_epoch
-        self.trainer, self.validation, self.run, self.manifest = trainer, validation, run, manifest
-        self.track: tracking.NoTracking | tracking.WandbTracking = tracking.NoTracking()
-        self.best = -math.inf
-        self.interrupt = Interrupt()
+        self.config, self.training, self.trainer = training.config, training, training.trainer
+        self.run, self.tracker, self.constants = run, tracker, constants
+        self.best, self.test, self.after_epoch = best, test, after_epoch
+        self.classes = training.shards.manifest.classes
+        self._interrupt = Interrupt()
         self._saved = monotonic()
-        trainer.after_step = self._after_step
-
-    @property
-    def done(self) -> bool:
-        training = self.config.training
-        # After the last of --steps its epoch is still to be validated.
-        last = self.trainer.step >= (training.steps or math.inf) and not self.trainer.micro
-        return self.trainer.epoch >= training.epochs or last
 
     def train(self) -> None:
-        """To the end, the test included; where it is ended before, to a checkpoint."""
-        try:
+        """To the end, the test included; an interrupted run saves a checkpoint and exits."""
+        with self._interrupt, profiling.start(self.config, self.run.path) as self._profiler:
             try:
-                while not self.done:
+                while not self.trainer.done:
                     self._epoch()
                 if self.test:
                     self._test()
             except Stop:
                 self._save()
                 self._exit()
-        except DivergedError as error:
-            raise DivergedError(
-                f"{error} {self.run.last} is from before: `emnist-dali train --resume {self.run.path} "
-                f"--resume-force --lr {self.config.training.lr / 3:.1g}` goes on from there."
-            ) from error
+            except DivergedError as error:
+                raise DivergedError(
+                    f"{error} {self.run.last} is from before: `emnist-dali train --resume {self.run.path} "
+                    f"--resume-force --lr {self.config.training.lr / 3:.1g}` resumes from there."
+                ) from error
 
     def _exit(self) -> None:
-        signum = self.interrupt.signum or signal.SIGTERM  # another rank's may be unknown here
+        signum = self._interrupt.signum or signal.SIGTERM  # another rank's may be unknown here
         say(
             f"Ended by {signal.Signals(signum).name} after step {self.trainer.step}; "
-            f"go on with `emnist-dali train --resume {self.run.path}`."
+            f"resume with `emnist-dali train --resume {self.run.path}`."
         )
         sys.exit(128 + signum)
 
     def _epoch(self) -> None:
         """The rest of the trainer's epoch, its validation, and a checkpoint at the start of the next."""
-        trainer, classes = self.trainer, self.manifest.classes
-        record = trainer.train_epoch()
+        trainer = self.trainer
+        entry = trainer.train_epoch(self.training.loader, self._after_step)
         trainer.check()  # the last update comes after the last loss
         accuracy = float(trainer.epoch)  # with nothing to validate on, the last weights are the best
-        if self.validation:
-            predictions = predict(
-                trainer.evaluated,
-                self.validation,
-                autocast(self.config),
-                "validation",
-                self._stop_if_asked,
-            )
-            result = score(predictions, classes)
-            record |= {
-                f"val_{name}": result[name] for name in ("accuracy", "weighted_f1", "macro_f1", "balanced_accuracy")
-            }
+        if self.training.validation:
+            result = self._validate()
+            entry |= {f"val_{name}": result[name] for name in VALIDATION_METRICS}
             accuracy = result["accuracy"]
-        self.run.log({"kind": "epoch", **record})
-        self.track.log(record, trainer.step)
-        say(_epoch_line(self.config, record))
+        self.run.log({"kind": "epoch", **entry})
+        self.tracker.log(entry, trainer.step)
+        say(_epoch_line(self.config, entry))
         if accuracy > self.best:
             self.best = accuracy
-            stats = trainer.loader.stats
-            about = {"model": self.config.model.model, "classes": classes, "stats": astuple(stats)}
-            about |= {"image_size": self.config.data.image_size, "data": str(self.manifest)}
-            about |= {name: getattr(self.manifest, name) for name in ("shape", "converted", "fingerprint")}
-            about |= {name: value for name, value in record.items() if name not in TIMING}
-            if distributed.is_main():
-                save_weights(self.run.best, trainer.trained, about)
+            self._save_best(entry)
         trainer.begin(trainer.epoch + 1)
         self._save()
-        self._stop_if_asked()  # without a test nothing else would hear it after the last epoch
-        self.after_epoch(record["epoch"], accuracy)
+        self._stop_if_signalled()  # without a test nothing else would notice it after the last epoch
+        self.after_epoch(entry["epoch"], accuracy)
+
+    def _validate(self) -> dict[str, Any]:
+        predictions = predict(
+            self.trainer.evaluated,
+            self.training.validation,
+            autocast(self.config),
+            "validation",
+            self._stop_if_signalled,
+        )
+        return score(predictions, self.classes)
 
     def _test(self) -> None:
-        self.trainer.loader.plan.shards.check()  # the test opens the folder anew
-        classes, predictions = predict_run(self.run.path, after_batch=self._stop_if_asked)
-        results = {}
+        self.training.shards.check()  # the test opens the folder anew
+        classes, predictions = predict_run(self.run.path, after_batch=self._stop_if_signalled)
+        results = {part: score(predicted, classes) for part, predicted in predictions.items()}
         for part, predicted in predictions.items():
             self.run.save_predictions(part, predicted)
-            results[part] = score(predicted, classes)
         self.run.log(*({"kind": part, **result} for part, result in results.items()))
         for part, result in results.items():
             say(summary(part, result))
-        self._save()  # tells that the run is complete
-        self.track.finish(classes, results, self._samples(predictions["test"]))
-
-    def _samples(self, predictions: Predictions) -> Iterator[tracking.Sample]:
-        """The most confident mistakes of the test, and as many images spread over it."""
-        spread = torch.linspace(0, len(predictions.labels) - 1, min(SAMPLES, len(predictions.labels))).long()
-        places = torch.cat([mistakes(predictions, SAMPLES), spread])
-        shards = Shards(self.trainer.loader.plan.shards.folder, "test")
-        members = evaluated_members(self.config, np.arange(len(shards)))
-        confidence, predicted = predictions.probabilities.max(-1)
-        for place, image in zip(places.tolist(), shards.images(members[places.numpy()]), strict=True):
-            classes = (self.manifest.classes[label[place]] for label in (predictions.labels, predicted))
-            yield tracking.Sample(image, *classes, confidence[place].item())
+        self._save()  # marks the run as complete
+        folder = self.training.shards.folder
+        self.tracker.finish(classes, results, tracking.samples(self.config, folder, classes, predictions["test"]))
 
     def _after_step(self) -> None:
-        stop, due = distributed.any_rank(self.interrupt.signum is not None, distributed.is_main() and self._due())
+        if self._profiler:
+            self._profiler.step()
+        signalled = self._interrupt.signum is not None
+        stop, due = distributed.any_rank(signalled, distributed.is_main() and self._checkpoint_is_due())
         if stop:
             raise Stop
         if due:
             self._save()
 
-    def _stop_if_asked(self) -> None:
-        if any(distributed.any_rank(self.interrupt.signum is not None)):
+    def _stop_if_signalled(self) -> None:
+        if any(distributed.any_rank(self._interrupt.signum is not None)):
             raise Stop
 
-    def _due(self) -> bool:
+    def _checkpoint_is_due(self) -> bool:
         every = self.config.run.checkpoint_every
         if every.endswith("s"):
             return monotonic() - self._saved >= int(every[:-1])
@@ -266,33 +219,46 @@ class Session:
         self.run.save(self.state(), self.config.run.keep)
         self._saved = monotonic()
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds, but for the log."""
-        return {
-            **self.trainer.state(),
-            "best": self.best,
-            "wandb": self.track.id,
-            "facts": self.facts,
-            "config": self.config.to_dict(),
-            "asked": self.asked.to_dict(),
+    def _save_best(self, entry: dict[str, Any]) -> None:
+        if not distributed.is_main():
+            return
+        manifest, pixels = self.training.shards.manifest, self.training.loader.pixels
+        about = {
+            "model": self.config.model.model,
+            "classes": self.classes,
+            "stats": astuple(Stats(pixels.mean, pixels.std, pixels.equalize)),
+            "image_size": self.config.data.image_size,
+            "data": str(manifest),
+            "shape": manifest.shape,
+            "converted": manifest.converted,
+            "fingerprint": manifest.fingerprint,
+            **{name: value for name, value in entry.items() if name not in TIMING},
         }
+        save_weights(self.run.best, self.trainer.trained, about)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds, except the log."""
+        return {**self.trainer.state(), "best": self.best, "wandb": self.tracker.id, **self.constants}
 
 
-def _where(config: Config) -> str:
+def _announcement(training: Training, resumed: bool) -> str:
+    config, ranks = training.config, distributed.world_size()
+    held_out = training.validation.plan.samples if training.validation else 0
+    where = config.run.device if ranks == 1 else f"{ranks} ranks, the first on {config.run.device}"
     return (
-        config.run.device
-        if distributed.world_size() == 1
-        else f"{distributed.world_size()} ranks, the first on {config.run.device}"
+        f"{'Resuming' if resumed else 'Training'} {config.model.model} at {config.data.image_size}×"
+        f"{config.data.image_size} on {training.shards.manifest}: {training.loader.plan.samples:,} images, "
+        f"{held_out:,} more for validation, on {where}."
     )
 
 
-def _epoch_line(config: Config, record: dict[str, Any]) -> str:
+def _epoch_line(config: Config, entry: dict[str, Any]) -> str:
     validation = (
-        f"val accuracy {100 * record['val_accuracy']:.2f} %  weighted F1 {record['val_weighted_f1']:.4f}  "
-        if "val_accuracy" in record
+        f"val accuracy {100 * entry['val_accuracy']:.2f} %  weighted F1 {entry['val_weighted_f1']:.4f}  "
+        if "val_accuracy" in entry
         else ""
     )
     return (
-        f"epoch {record['epoch'] + 1}/{config.training.epochs}  loss {record['loss']:.4f}  {validation}"
-        f"{record['images_per_second']:,.0f} img/s  data wait {100 * record['data_wait']:.1f} %"
+        f"epoch {entry['epoch'] + 1}/{config.training.epochs}  loss {entry['loss']:.4f}  {validation}"
+        f"{entry['images_per_second']:,.0f} img/s  data wait {100 * entry['data_wait']:.1f} %"
     )

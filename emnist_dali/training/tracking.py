@@ -1,15 +1,24 @@
 """Weights & Biases, or nothing in its place."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ..config import Config
 from ..core import distributed
 from ..core.errors import UserError
+from ..data.shards import Shards
+from ..evaluation.inference import evaluated_indices
+from ..evaluation.metrics import mistakes
 from ..runs.folder import CONFIG, RunFolder
+from ..runs.predictions import Predictions
+
+# Images of each kind in W&B's table.
+SAMPLES = 50
 
 
 class Sample(NamedTuple):
@@ -19,6 +28,18 @@ class Sample(NamedTuple):
     true: str
     predicted: str
     probability: float
+
+
+def samples(config: Config, folder: Path, classes: Sequence[str], predictions: Predictions) -> Iterator[Sample]:
+    """The most confident mistakes of the test, and as many images spread evenly over it."""
+    evenly = torch.linspace(0, len(predictions.labels) - 1, min(SAMPLES, len(predictions.labels))).long()
+    places = torch.cat([mistakes(predictions, SAMPLES), evenly])
+    shards = Shards(folder, "test")
+    indices = evaluated_indices(config, np.arange(len(shards)))
+    confidence, predicted = predictions.probabilities.max(-1)
+    for place, image in zip(places.tolist(), shards.images(indices[places.numpy()]), strict=True):
+        true, answer = classes[predictions.labels[place]], classes[predicted[place]]
+        yield Sample(image, true, answer, confidence[place].item())
 
 
 class NoTracking:
@@ -87,7 +108,10 @@ class WandbTracking:
         self._run.finish()
 
 
-def start(config: Config, run: RunFolder, data: str, id: str | None) -> NoTracking | WandbTracking:
-    """Tracking on rank 0, where the config asks for it; with `id` it goes on with that W&B run."""
-    asked = config.run.wandb != "disabled" and distributed.is_main()
-    return WandbTracking(config, run, data, id) if asked else NoTracking()
+Tracker = NoTracking | WandbTracking
+
+
+def start(config: Config, run: RunFolder, data: str, id: str | None) -> Tracker:
+    """Tracking on rank 0, where the config enables it; `id` resumes that W&B run."""
+    enabled = config.run.wandb != "disabled" and distributed.is_main()
+    return WandbTracking(config, run, data, id) if enabled else NoTracking()

@@ -18,10 +18,7 @@ from ..config import Config
 from ..core import distributed
 from ..core.errors import UserError, is_out_of_memory
 from ..core.files import reason
-from ..core.machine import keep_freed_memory
 from ..core.progress import progress, say
-from ..data.shards import Shards
-from ..data.stats import Stats
 from ..loading import sampling
 from ..loading.backends import Batch
 from ..loading.loader import Loader
@@ -39,14 +36,6 @@ TIMING = ("images_per_second", "data_wait", "seconds")
 ESTIMATE_AFTER = 3
 
 
-def tune_device(config: Config) -> None:
-    """Settings of this process that make a resolved config's device faster."""
-    if config.run.device == "cpu":
-        keep_freed_memory()
-    else:
-        torch.backends.cudnn.benchmark = True  # every batch has the same shape
-
-
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
     """A step makes no cycles; a collection would only look through all that torch and timm have loaded."""
@@ -60,46 +49,22 @@ def _without_garbage_collection() -> Iterator[None]:
         gc.unfreeze()
 
 
-def training_loader(
-    config: Config, shards: Shards, stats: Stats, members: np.ndarray | None = None, threads: int | None = None
-) -> Loader:
-    """The batches that a resolved config trains on: `members` of `shards`, all of them without it."""
-    return Loader(
-        shards,
-        members=members,
-        batch_size=config.data.batch_size,
-        size=config.data.image_size,
-        stats=stats,
-        affine=config.data.affine,
-        seed=config.training.seed,
-        accumulation=config.training.accumulation,
-        backend=config.data.backend,
-        device=config.run.device,
-        half=half_images(config),
-        threads=threads,
-        rank=distributed.rank(),
-        world=distributed.world_size(),
-    )
-
-
 class DivergedError(UserError):
     """The loss or a weight is no longer finite."""
 
 
 class Trainer:
-    """What training changes, and the step that changes it; `counts` are the training images of each class.
+    """What training changes, and the step that changes it.
 
-    It stands at step `step` of the run: `epoch` and the `micro`-batches of it that are done. `after_step` is called
-    between any two steps. With several ranks each calls everything here.
+    `config` is resolved; `counts` are the training images of each class. The trainer is at optimizer step `step` of
+    the run: in `epoch`, after `micro` of its micro-batches. With several ranks each calls everything here.
     """
 
-    def __init__(self, config: Config, loader: Loader, classes: Sequence[str], counts: Sequence[int]) -> None:
+    def __init__(self, config: Config, classes: Sequence[str], counts: Sequence[int], steps_per_epoch: int) -> None:
         training = config.training
-        self.config, self.loader, self.classes = config, loader, len(classes)
+        self.config, self.classes, self.steps_per_epoch = config, len(classes), steps_per_epoch
         self.device = torch.device(config.run.device)
         self.autocast = autocast(config)
-        self.profiler: torch.profiler.profile | None = None
-        self.after_step: Callable[[], None] = lambda: None
         torch.manual_seed(training.seed)
         self.model = build_model(config.model, self.classes).to(self.device)
         if training.sync_bn:
@@ -117,9 +82,14 @@ class Trainer:
         # fp16 needs it, and is exempt from the rule against synchronisation: it looks for infinities at each step.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.run.amp == "fp16")
         self.weights = class_weights(counts, classes).to(self.device) if training.class_weights else None
-        self.steps_per_epoch = len(loader) // training.accumulation
         self.step = 0
         self.begin(0)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to train; after the last of `training.steps` its epoch is still to be validated."""
+        training = self.config.training
+        return self.epoch >= training.epochs or (self.step >= (training.steps or math.inf) and not self.micro)
 
     @property
     def trained(self) -> torch.nn.Module:
@@ -127,17 +97,17 @@ class Trainer:
         return self.ema.module if self.ema else self.model
 
     def warm_up(self) -> float:
-        """One step that leaves no trace, and compiles; the seconds it took.
+        """Takes one step that leaves no trace, and compiles; returns the seconds it took.
 
         UserError where the model cannot take these images, or cannot be compiled here.
         """
         started = time.perf_counter()
         kept = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        size, share = self.config.data.image_size, self.loader.plan.share
-        dtype = torch.float16 if self.loader.half else torch.float32
+        size, n = self.config.data.image_size, self.config.data.batch_size // distributed.world_size()
+        dtype = torch.float16 if half_images(self.config) else torch.float32
         try:
-            images = channels_last(torch.zeros((share, 1, size, size), dtype=dtype, device=self.device))
-            targets = torch.full((share, self.classes), 1 / self.classes, device=self.device)
+            images = channels_last(torch.zeros((n, 1, size, size), dtype=dtype, device=self.device))
+            targets = torch.full((n, self.classes), 1 / self.classes, device=self.device)
             self.model.train()
             with self.autocast():
                 loss = self.loss(images, targets)
@@ -166,13 +136,16 @@ class Trainer:
         self.loss_sum = torch.zeros((), device=self.device)
 
     @_without_garbage_collection()
-    def train_epoch(self) -> dict[str, Any]:
-        """The rest of the epoch, or what --steps leaves of it; the epoch's record, `data_wait` as a share."""
+    def train_epoch(self, loader: Loader, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Trains for the rest of the epoch, or what `training.steps` leaves of it; returns the epoch's entry.
+
+        `after_step` is called after each optimizer step. Raises DivergedError.
+        """
         training = self.config.training
         done = self.micro // training.accumulation
         left = min(self.steps_per_epoch - done, (training.steps or math.inf) - self.step)
-        self.loader.start(self.epoch, done)
-        batches = iter(self.loader)
+        loader.start(self.epoch, done)
+        batches = iter(loader)
         self.parallel.train()
         self._last = time.perf_counter()
         batch = self._fetch(batches) if left else None
@@ -196,9 +169,7 @@ class Trainer:
                 bar.set_postfix(loss=f"{self._mean_loss():.3f}")
             if i + 1 == ESTIMATE_AFTER and self.epoch == 0:
                 self._estimate(self.seconds / (done + i + 1))
-            if self.profiler:
-                self.profiler.step()
-            self.after_step()
+            after_step()
         if distributed.world_size() > 1:
             for model in (self.model, self.ema.module) if self.ema else (self.model,):
                 distribute_bn(model, distributed.world_size(), reduce=True)

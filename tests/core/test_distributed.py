@@ -320,7 +320,7 @@ def test_torchrun_restarts_a_killed_rank_from_the_last_checkpoint(data_dir, whol
         os.kill(worker(job, 1), signal.SIGKILL)
         assert job.wait(SECONDS) == 0
     said = (tmp_path / "out.txt").read_text()
-    assert said.count("Training test_efficientnet") == said.count("Going on with test_efficientnet") == 1
+    assert said.count("Training test_efficientnet") == said.count("Resuming test_efficientnet") == 1
     assert_same_end(out, whole[0])
 
 

@@ -11,6 +11,7 @@ from emnist_dali.data.manifest import read_manifest, verify
 from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.sources import Part, Source
+from emnist_dali.data.stats import Stats
 from emnist_dali.pipelines import fused
 
 from ..prepared import manifest_of, vouch_for
@@ -134,7 +135,7 @@ def test_a_record_that_does_not_decode_is_named(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(pack_module.lz4.block, "compress", breaks)
     pack(drawn, "small", tmp_path / "small")
     shards = Shards(tmp_path / "small", "train")
-    preprocess = fused.Preprocess((28, 28), 28, 0, 1, compressed=True)
+    preprocess = fused.Preprocess(Stats(0, 1).pixel_spec((28, 28), 28), compressed=True)
     out, resize = np.empty((3, 28, 28), np.float32), np.empty((0, 2, 3), np.float32)
     shards.preprocess(preprocess, np.array([5, 6, 8]), resize, out)
     with pytest.raises(UserError, match=r"train-00000\.safetensors: record 7 "):

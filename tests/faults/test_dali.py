@@ -7,14 +7,13 @@ import pytest
 
 from emnist_dali.core.errors import UserError
 from emnist_dali.data.shards import Shards
-from emnist_dali.data.stats import Stats
 from emnist_dali.loading import backends
-from emnist_dali.loading.loader import Loader
+
+from ..loaders import make_loader
 
 
 def batches(folder, size=32):
-    loader = Loader(Shards(folder, "train"), batch_size=64, size=size, stats=Stats(0.2, 0.3), backend="dali")
-    with loader:
+    with make_loader(Shards(folder, "train"), "dali", size=size) as loader:
         return [labels.numel() for _, labels in islice(loader, 3)]
 
 
@@ -44,6 +43,6 @@ def test_what_dali_says_of_a_batch_is_one_sentence(cause, fault, folder, monkeyp
 
 def test_a_size_that_dali_cannot_make_is_one_sentence(folder):
     with pytest.raises(
-        UserError, match=r"^DALI could not make a batch \([^\n]*bad_alloc[^\n]*\); try --backend cpu\.$"
+        UserError, match=r"^DALI could not make a batch \([^\n]*bad_alloc[^\n]*\); try data\.backend cpu\.$"
     ):
         batches(folder, size=2_000_000)

@@ -16,6 +16,7 @@ from emnist_dali.runs import folder as run_folder_module
 from emnist_dali.runs.folder import RunFolder
 from emnist_dali.training import session as train_module
 from emnist_dali.training.session import Session, train
+from emnist_dali.training.trainer import Trainer
 
 from ..training_runs import assert_same, go_on, kept, quick
 
@@ -100,7 +101,7 @@ def test_a_run_that_could_not_go_on_can_later(file, nth, whole, tmp_path, monkey
     path = shutil.copytree(whole, tmp_path / "run")
     before = kept(path)
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "done", False)
+        patch.setattr(Trainer, "done", False)
         fails(patch, run_folder_module, "write_json", path, nth)
         with pytest.raises(UserError, match=f"{file} could not be written"):
             go_on(path)

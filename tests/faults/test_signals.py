@@ -35,7 +35,7 @@ def test_sigterm_ends_the_command_with_a_checkpoint(data_dir, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM, errors
     step = load_state(out / "checkpoints" / "last.pt")["step"]
     assert 9 <= step < 27
-    ending = f"Ended by SIGTERM after step {step}; go on with `emnist-dali train --resume {out}`."
+    ending = f"Ended by SIGTERM after step {step}; resume with `emnist-dali train --resume {out}`."
     assert said.splitlines()[-1] == ending
     assert "a second signal ends at once" in errors
     assert "Traceback" not in errors

@@ -15,6 +15,7 @@ from emnist_dali.data.pack import pack
 from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.sources import Part, Source, SourceFile
+from emnist_dali.data.stats import Stats
 from emnist_dali.pipelines.fused import Preprocess
 
 from ..prepared import manifest_of, vouch_for
@@ -56,7 +57,7 @@ def read(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         records, sizes = shards.records(indices)
         assert len(records) == sizes.sum()
         out = np.empty((len(shards), 8, 8), np.float32)
-        preprocess = Preprocess(shards.shape, 8, 0.5, 0.5, shards.compressed)
+        preprocess = Preprocess(Stats(0.5, 0.5).pixel_spec(shards.shape, 8), compressed=shards.compressed)
         shards.preprocess(preprocess, indices, np.empty((0, 2, 3), np.float32), out)
         assert np.isfinite(out).all()
         assert images.shape == (len(shards), *shards.shape)

@@ -13,12 +13,14 @@ from emnist_dali import recipes
 from emnist_dali.config import Affine
 from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
-from emnist_dali.data.stats import Stats, statistics
-from emnist_dali.loading.loader import Loader
+from emnist_dali.data.stats import Stats
 from emnist_dali.runtime import resolve
-from emnist_dali.training import resume, trainer
+from emnist_dali.training import resume
+from emnist_dali.training.build import Training
 from emnist_dali.training.session import train
 from emnist_dali.training.trainer import Trainer
+
+from ..loaders import make_loader, whole_training
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 AFFINE = Affine(rotation=(0.2,), scale=0.1, shear=0.1, translation=0.1)
@@ -29,8 +31,8 @@ LEVELS = Stats(0.0, 1 / 255)
 def both(shards: Shards, size: int, **changes) -> tuple[torch.Tensor, torch.Tensor]:
     batches = []
     for backend, device in (("dali", "cuda"), ("cpu", "cpu")):
-        with Loader(
-            shards, batch_size=128, size=size, stats=LEVELS, backend=backend, device=device, **changes
+        with make_loader(
+            shards, backend, batch_size=128, size=size, stats=LEVELS, device=device, **changes
         ) as loader:
             batches.append([(images.float().cpu(), labels.cpu()) for images, labels in loader])
     for (_, labels), (_, cpu_labels) in zip(*batches, strict=True):
@@ -50,7 +52,7 @@ def test_decode_and_equalize_are_bit_equal_on_real_images(real_folder, tmp_path)
 
     folder = prepare("balanced", str(real_folder / "balanced"), tmp_path)
     shards = Shards(folder, "test")
-    gpu, cpu = both(shards, 28, train=False, members=np.arange(10_240))
+    gpu, cpu = both(shards, 28, train=False, indices=np.arange(10_240))
     assert torch.equal(gpu, cpu)
 
 
@@ -69,8 +71,8 @@ def test_half_images_are_the_rounded_float_images(folder):
 
 
 def test_the_last_evaluation_batch_is_padded(folder):
-    with Loader(
-        Shards(folder, "train"), batch_size=128, size=32, stats=LEVELS, backend="dali", device="cuda", train=False
+    with make_loader(
+        Shards(folder, "train"), "dali", batch_size=128, stats=LEVELS, device="cuda", train=False
     ) as loader:
         labels = torch.cat([labels for _, labels in loader])
     assert (labels >= 0).sum() == 600
@@ -79,9 +81,9 @@ def test_the_last_evaluation_batch_is_padded(folder):
 
 def test_cpu_batches_reach_the_gpu_whole(folder):
     shards = Shards(folder, "train")
-    with Loader(shards, batch_size=64, size=32, stats=LEVELS, backend="cpu", device="cuda") as loader:
+    with make_loader(shards, stats=LEVELS, device="cuda") as loader:
         gpu = [images.cpu() for images, _ in loader]
-    with Loader(shards, batch_size=64, size=32, stats=LEVELS, backend="cpu") as loader:
+    with make_loader(shards, stats=LEVELS) as loader:
         for images, (cpu, _) in zip(gpu, loader, strict=True):
             assert torch.equal(images, cpu)
 
@@ -101,19 +103,18 @@ def test_a_run_trains_and_evaluates(amp, data_dir, tmp_path):
     assert run.best.exists()
 
 
-def make_trainer(folder, **options) -> Trainer:
-    """The `seed` recipe, which mixes, with a small net."""
+def make_training(folder, **options) -> Training:
+    """The `published` recipe, which mixes, with a small net."""
     small = {"model": "test_efficientnet", "pretrained": False, "batch_size": 64, "image_size": 32, "device": "cuda"}
-    config = resolve(recipes.seed("small").override({**small, **options}))
-    shards = Shards(folder, "train")
-    loader = trainer.training_loader(config, shards, statistics(folder, config.data.image_size))
-    return Trainer(config, loader, shards.manifest.classes, [50] * 12)
+    config = recipes.published("small").override({**small, **options})
+    return whole_training(config, Shards(folder, "train"))
 
 
 @pytest.mark.parametrize("backend", ["dali", "cpu", "synthetic"])
 @pytest.mark.parametrize("optimizer", ["lion", "adamw", "muon"])
 def test_the_host_waits_for_the_device_on_logging_steps_only(backend, optimizer, folder, monkeypatch):
-    loop = make_trainer(folder, backend=backend, optimizer=optimizer, compile="off")
+    training = make_training(folder, backend=backend, optimizer=optimizer, compile="off")
+    loop = training.trainer
     logging = Trainer._mean_loss
 
     def check(self, *arguments):
@@ -123,13 +124,13 @@ def test_the_host_waits_for_the_device_on_logging_steps_only(backend, optimizer,
         finally:
             torch.cuda.set_sync_debug_mode("error")
 
-    with loop.loader:
-        loop.train_epoch()  # kernels are chosen, memory is allocated
+    with training:
+        loop.train_epoch(training.loader)  # kernels are chosen, memory is allocated
         monkeypatch.setattr(Trainer, "_mean_loss", check)
         torch.cuda.set_sync_debug_mode("error")
         try:
             loop.begin(1)
-            loop.train_epoch()
+            loop.train_epoch(training.loader)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -137,11 +138,12 @@ def test_the_host_waits_for_the_device_on_logging_steps_only(backend, optimizer,
 def test_compiled_training_is_the_same_training(folder):
     losses = []
     for compile in ("off", "on"):
-        loop = make_trainer(folder, compile=compile)
+        training = make_training(folder, compile=compile)
+        loop = training.trainer
         if compile == "on":
             assert loop.warm_up() > 0
-        with loop.loader:
-            losses.append(loop.train_epoch()["loss"])
+        with training:
+            losses.append(loop.train_epoch(training.loader)["loss"])
     # bf16 has 8 bits, and compiled kernels round in other places.
     assert np.isclose(*losses, rtol=0.02)
 

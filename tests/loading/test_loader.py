@@ -10,24 +10,18 @@ from emnist_dali.core.errors import UserError
 from emnist_dali.data import pack as pack_module
 from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
-from emnist_dali.data.stats import Stats, statistics
+from emnist_dali.data.stats import statistics
 from emnist_dali.loading import sampling
-from emnist_dali.loading.loader import Loader
+
+from ..loaders import STATS, make_loader
 
 BACKENDS = ("cpu", "dali")
-STATS = Stats(0.17, 0.33)
 AFFINE = Affine(rotation=(0.2,), scale=0.1, translation=0.1)
 
 
 @pytest.fixture
 def shards(folder) -> Shards:
     return Shards(folder, "train")
-
-
-def make(shards, backend="cpu", **changes) -> Loader:
-    return Loader(
-        shards, **{"batch_size": 64, "size": 32, "stats": STATS, "backend": backend, "threads": 2, **changes}
-    )
 
 
 def collect(loader) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -43,7 +37,7 @@ def assert_equal(one, other) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_batches_hold_the_images_of_the_order_with_their_labels(backend, shards):
-    with make(shards, backend, seed=3) as loader, make(shards, train=False) as straight:
+    with make_loader(shards, backend, seed=3) as loader, make_loader(shards, train=False) as straight:
         in_order = np.concatenate([images for images, _ in collect(straight)])
         labels = shards.labels()
         for epoch in range(2):
@@ -60,7 +54,7 @@ def test_batches_hold_the_images_of_the_order_with_their_labels(backend, shards)
 
 @pytest.mark.parametrize("affine", [None, AFFINE])
 def test_dali_and_cpu_give_the_same_batches(affine, shards):
-    with make(shards, "cpu", affine=affine) as cpu, make(shards, "dali", affine=affine) as dali:
+    with make_loader(shards, "cpu", affine=affine) as cpu, make_loader(shards, "dali", affine=affine) as dali:
         for (images, labels), (dali_images, dali_labels) in zip(collect(cpu), collect(dali), strict=True):
             np.testing.assert_array_equal(labels, dali_labels)
             # One grey level.
@@ -69,20 +63,20 @@ def test_dali_and_cpu_give_the_same_batches(affine, shards):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_last_evaluation_batch_is_counted_exactly(backend, shards):
-    members = np.arange(5, 600, 7)
-    with make(shards, backend, members=members, train=False) as loader:
+    indices = np.arange(5, 600, 7)
+    with make_loader(shards, backend, indices=indices, train=False) as loader:
         for _ in range(2):
             batches = collect(loader)
             assert len(batches) == len(loader) == 2
             labels = np.concatenate([labels for _, labels in batches])
             assert len(labels) == 128
-            np.testing.assert_array_equal(labels[: len(members)], shards.labels(members))
-            assert (labels[len(members) :] == -1).all()
+            np.testing.assert_array_equal(labels[: len(indices)], shards.labels(indices))
+            assert (labels[len(indices) :] == -1).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_breaking_out_and_starting_anywhere(backend, shards):
-    with make(shards, backend, affine=AFFINE) as loader:
+    with make_loader(shards, backend, affine=AFFINE) as loader:
         epochs = [collect(loader) for _ in range(3)]
         loader.start(0)
         for k, batch in enumerate(loader):
@@ -96,11 +90,11 @@ def test_breaking_out_and_starting_anywhere(backend, shards):
         loader.close()
         loader.start(1)
         assert_equal(collect(loader), epochs[1])
-    assert_equal(epochs[0], collect(make(shards, backend, affine=AFFINE)))
+    assert_equal(epochs[0], collect(make_loader(shards, backend, affine=AFFINE)))
 
 
 def test_steps_count_their_micro_batches(shards):
-    with make(shards, accumulation=2) as loader:
+    with make_loader(shards, accumulation=2) as loader:
         assert len(loader) == 8
         batches = collect(loader)
         loader.start(0, step=3)
@@ -109,7 +103,7 @@ def test_steps_count_their_micro_batches(shards):
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "synthetic"])
 def test_a_batch_is_valid_until_the_second_next(backend, shards):
-    with make(shards, backend) as loader:
+    with make_loader(shards, backend) as loader:
         batches = iter(loader)
         one = next(batches)
         before = one.images.clone(), one.labels.clone()
@@ -121,11 +115,13 @@ def test_a_batch_is_valid_until_the_second_next(backend, shards):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("train", [True, False])
 def test_ranks_together_see_what_one_rank_sees(backend, train, shards):
-    with make(shards, train=train, affine=AFFINE if train else None) as alone:
+    with make_loader(shards, train=train, affine=AFFINE if train else None) as alone:
         whole = collect(alone)
     ranks = []
     for rank in range(2):
-        with make(shards, backend, train=train, affine=AFFINE if train else None, rank=rank, world=2) as loader:
+        with make_loader(
+            shards, backend, train=train, affine=AFFINE if train else None, rank=rank, world_size=2
+        ) as loader:
             assert len(loader) == len(whole)
             ranks.append(collect(loader))
     for (images, labels), *parts in zip(whole, *ranks, strict=True):
@@ -136,15 +132,15 @@ def test_ranks_together_see_what_one_rank_sees(backend, train, shards):
 
 
 def test_the_affine_warp_is_new_in_each_epoch(shards):
-    members = np.zeros(64, np.int64)
-    with make(shards, members=members, affine=AFFINE) as loader:
+    indices = np.zeros(64, np.int64)
+    with make_loader(shards, indices=indices, affine=AFFINE) as loader:
         (one,), (other,) = collect(loader), collect(loader)
     assert np.abs(one[0] - other[0]).max() > 0.5
     assert np.abs(one[0][0] - one[0][1]).max() > 0.5
 
 
 def test_synthetic_is_one_resident_batch(shards):
-    with make(shards, "synthetic") as loader:
+    with make_loader(shards, "synthetic") as loader:
         batches = list(loader)
     assert len(batches) == 9
     assert len({batch.images.data_ptr() for batch in batches}) == 1
@@ -161,7 +157,7 @@ def anonymous_kib() -> int:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_peak_memory_after_epoch_20_is_that_after_epoch_2(backend, shards):
     peaks = []
-    with make(shards, backend, affine=AFFINE) as loader:
+    with make_loader(shards, backend, affine=AFFINE) as loader:
         peak = 0
         for epoch in range(20):
             for _ in loader:
@@ -192,7 +188,7 @@ def test_a_broken_record_stops_the_epoch_by_name(backend, drawn, tmp_path, monke
     )
     pack(drawn, "small", tmp_path / "small")
     with (
-        make(Shards(tmp_path / "small", "train"), backend) as loader,
+        make_loader(Shards(tmp_path / "small", "train"), backend) as loader,
         pytest.raises(UserError, match=r"train-00000\.safetensors: record \d+ does not decode"),
     ):
         next(iter(loader))
@@ -200,9 +196,9 @@ def test_a_broken_record_stops_the_epoch_by_name(backend, drawn, tmp_path, monke
 
 def test_wrong_sizes_are_errors(shards):
     with pytest.raises(UserError, match="does not divide by 3 ranks"):
-        make(shards, world=3)
+        make_loader(shards, world_size=3)
     with pytest.raises(UserError, match="fewer than the 1024 of one step"):
-        make(shards, batch_size=512, accumulation=2)
+        make_loader(shards, batch_size=512, accumulation=2)
 
 
 def test_dali_that_is_missing_is_an_error(shards, monkeypatch):
@@ -211,13 +207,13 @@ def test_dali_that_is_missing_is_an_error(shards, monkeypatch):
     monkeypatch.delattr("emnist_dali.pipelines.dali")
     monkeypatch.delitem(sys.modules, "emnist_dali.pipelines.dali")
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with make(shards, "dali") as loader, pytest.raises(UserError, match="--backend cpu"):
+    with make_loader(shards, "dali") as loader, pytest.raises(UserError, match=r"data\.backend cpu"):
         next(iter(loader))
 
 
 def test_statistics_are_those_of_the_loaders_images(shards, folder):
     stats = statistics(folder, 32)
-    with Loader(shards, batch_size=60, size=32, stats=stats, train=False) as loader:
+    with make_loader(shards, batch_size=60, stats=stats, train=False) as loader:
         images = np.concatenate([images for images, _ in collect(loader)]).astype(np.float64)
     assert abs(images.mean()) < 1e-5
     assert abs(images.std() - 1) < 1e-5

@@ -11,8 +11,10 @@ from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json, write_json
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import Stats, statistics
+from emnist_dali.loading.batch_plan import BatchSpec
 from emnist_dali.loading.loader import Loader
 from emnist_dali.pipelines import affine, dali, fused, reference
+from emnist_dali.pipelines.pixels import PixelSpec
 
 RESIZE = np.empty((0, 2, 3), np.float32)
 AUGMENT = {"rotation": (0.3, 0.1), "scale": 0.2, "shear": 0.2, "translation": 0.15, "flip": 0.5}
@@ -43,7 +45,8 @@ def run_fused(
 ) -> np.ndarray:
     records = fused.Records([packed(images, compressed)])
     out = np.full((len(images), size, size), np.nan, np.float32)
-    preprocess = fused.Preprocess(images.shape[1:], size, mean, std, compressed, equalize)
+    pixels = PixelSpec(shape=images.shape[1:], size=size, mean=mean, std=std, equalize=equalize)
+    preprocess = fused.Preprocess(pixels, compressed=compressed)
     assert preprocess.run(records, np.arange(len(images)), matrices, out) == fused.SOUND
     return out
 
@@ -57,17 +60,12 @@ def run_dali(
     inputs = (labels, blocks, *([matrices.reshape(-1, block, 2, 3)] if len(matrices) else []))
     pipeline = dali.build(
         lambda _: inputs,
-        batch_size=len(images),
+        PixelSpec(shape=images.shape[1:], size=size, mean=mean, std=std, equalize=equalize),
+        blocks=len(blocks),
         device_id=None,
         threads=2,
         compressed=False,
         warped=len(matrices) > 0,
-        shape=images.shape[1:],
-        size=size,
-        mean=mean,
-        std=std,
-        half=False,
-        equalize=equalize,
     )
     result, labels_out = dali.run(pipeline)
     assert labels_out.tolist() == list(range(len(images)))
@@ -181,7 +179,10 @@ def test_raw_and_compressed_records_give_the_same(odd_images):
 @pytest.mark.parametrize("warped", [False, True])
 def test_where_the_batch_lies_in_memory_makes_no_difference(size, warped, odd_images):
     """Images of 64×64 and more are streamed where the batch begins at a multiple of 64 bytes."""
-    records, preprocess = fused.Records([packed(odd_images)]), fused.Preprocess((28, 28), size, 0.2, 0.3, True)
+    records, preprocess = (
+        fused.Records([packed(odd_images)]),
+        fused.Preprocess(PixelSpec(shape=(28, 28), size=size, mean=0.2, std=0.3), compressed=True),
+    )
     matrices = draw_matrices(64, size) if warped else RESIZE
     memory = np.empty(64 * size * size + 32, np.float32)
     aligned = (-memory.ctypes.data // 4) % 16
@@ -300,10 +301,10 @@ def test_matrices_stay_within_their_limits():
 @pytest.mark.parametrize("equalize", [True, False])
 def test_graph_for_the_gpu_is_accepted_by_dali(compressed, warped, equalize):
     """DALI checks operators and arguments against their schemas when it serializes a graph: no GPU is needed."""
-    preprocessing = {"shape": (28, 28), "size": 112, "mean": 0.2, "std": 0.3, "half": True, "equalize": equalize}
+    pixels = PixelSpec(shape=(28, 28), size=112, mean=0.2, std=0.3, equalize=equalize, dtype="float16")
     graphs = {
         on_gpu: dali._graph(
-            lambda _: None, on_gpu, compressed, warped, preprocessing, batch_size=8, num_threads=1, device_id=None
+            lambda _: None, pixels, on_gpu, compressed, warped, batch_size=8, num_threads=1, device_id=None
         ).serialize()
         for on_gpu in (True, False)
         if on_gpu or not compressed  # there is no inflate on the CPU
@@ -364,7 +365,8 @@ def test_a_loader_equalizes_where_its_statistics_were_made_so(backend, folder, d
     shards, images = Shards(folder, "test"), drawn.parts["test"].images[:64]
     for equalize in (True, False):
         stats = Stats(0.2, 0.35, equalize)
-        with Loader(shards, batch_size=64, size=32, stats=stats, train=False, backend=backend) as loader:
+        batches, pixels = BatchSpec(batch_size=64, train=False), stats.pixel_spec(shards.shape, 32)
+        with Loader(shards, batches, pixels, backend=backend) as loader:
             found = next(iter(loader)).images[:, 0].numpy().copy()
         expected = run_reference(images, 32, 0.2, 0.35, equalize=equalize)
         assert np.abs(found - expected).max() <= LEVEL / 0.35

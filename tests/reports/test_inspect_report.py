@@ -13,13 +13,11 @@ from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.sources import Part
 from emnist_dali.data.stats import statistics
-from emnist_dali.loading.sampling import holdout
 from emnist_dali.pipelines import reference
 from emnist_dali.reports import pipeline_trace
 from emnist_dali.reports.inspect_report import write_page
 from emnist_dali.reports.pipeline_trace import chosen, equalized, follow, grey, training_plan
-from emnist_dali.runtime import resolve
-from emnist_dali.training import trainer
+from emnist_dali.training.build import build_training
 
 from ..training_runs import small
 
@@ -49,12 +47,9 @@ def followed(data_dir, shards, stats, batch=0, label=None, augmented=True, **opt
 
 def batches_of(config, shards, number):
     """The first batches of the training that `config` asks for, as the trainer gets and mixes them."""
-    config = resolve(config)
-    members, _ = holdout(shards.labels(), config.data.val_fraction, config.training.seed)
-    stats = statistics(shards.folder, SIZE)
-    with trainer.training_loader(config, shards, stats, members) as loader:
-        loop = trainer.Trainer(config, loader, shards.manifest.classes, [50] * 12)
-        for loop.step, batch in zip(range(number), loader, strict=False):
+    with build_training(config, shards) as training:
+        loop = training.trainer
+        for loop.step, batch in zip(range(number), training.loader, strict=False):
             loop.micro = loop.step
             images, targets = loop._mix(batch)
             yield batch.images.numpy().copy(), batch.labels.numpy().copy(), images.numpy().copy(), targets.numpy()
@@ -133,7 +128,7 @@ def test_a_batch_of_each_kind_is_chosen(data_dir, shards):
 
 def test_a_recipe_with_larger_batches_than_data_is_shown_with_all_of_them(data_dir, shards, stats):
     found = followed(data_dir, shards, stats, batch_size=4096)
-    assert training_plan(config_of(data_dir, batch_size=4096), shards).batch_size == 576
+    assert training_plan(config_of(data_dir, batch_size=4096), shards).spec.batch_size == 576
     assert len(found.labels) == pipeline_trace.ROWS
 
 

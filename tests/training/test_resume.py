@@ -55,7 +55,7 @@ def run(half, tmp_path):
 @pytest.mark.parametrize("stop", STOPS)
 def test_a_run_that_was_ended_comes_to_the_same_end(stop, whole, data_dir, tmp_path, monkeypatch, capsys):
     path = stopped(monkeypatch, quick(data_dir, tmp_path / "run"), *STOPS[stop])
-    assert f"go on with `emnist-dali train --resume {path}`" in capsys.readouterr().out
+    assert f"resume with `emnist-dali train --resume {path}`" in capsys.readouterr().out
     go_on(path)
     assert_same(path, whole)
     assert [line["kind"] for line in lines(RunFolder(path))] == ["epoch", "epoch", "test", "unseen"]

@@ -1,6 +1,7 @@
 import gc
 import gzip
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,12 +22,14 @@ from emnist_dali.evaluation.evaluate import evaluate
 from emnist_dali.evaluation.inference import evaluation_loader, predict
 from emnist_dali.evaluation.metrics import score
 from emnist_dali.loading.backends import Batch
-from emnist_dali.loading.loader import Loader
+from emnist_dali.loading.batch_plan import BatchPlan
 from emnist_dali.runs.checkpoint import load_state, load_weights
 from emnist_dali.runtime import autocast, resolve
 from emnist_dali.training import trainer
+from emnist_dali.training.build import Training
 from emnist_dali.training.session import train
 
+from ..loaders import whole_training
 from ..training_runs import lines, small
 
 aten = ops.aten
@@ -95,7 +98,8 @@ def test_a_run_without_equalization_is_evaluated_without_it(data_dir, folder, tm
 @pytest.mark.parametrize(("until", "last"), [(1.0, 17), (0.5, 8), (0.3, 5), (0.0, -1)])
 def test_mixing_ends_where_it_is_told_to(until, last, data_dir):
     published = Mixing(mixup_alpha=5.0, cutmix_alpha=5.0, probability=1.0, switch=0.5, until=until)
-    loop = make_trainer(data_dir, mixing=published)
+    training = make_training(data_dir, mixing=published)
+    loop = training.trainer
     assert loop.config.training.epochs * loop.steps_per_epoch == 18
     batch = Batch(torch.rand(64, 1, 32, 32), torch.arange(64) % 12)
     mixed = []
@@ -121,12 +125,8 @@ class HostReads(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-def make_trainer(data_dir, **options) -> trainer.Trainer:
-    config = resolve(small(data_dir, "unused", **options))
-    folder = data_dir / "demo" / "small"
-    shards = Shards(folder, "train")
-    loader = trainer.training_loader(config, shards, statistics(folder, config.data.image_size))
-    return trainer.Trainer(config, loader, shards.manifest.classes, [50] * 12)
+def make_training(data_dir, **options) -> Training:
+    return whole_training(small(data_dir, "unused", **options), Shards(data_dir / "demo" / "small", "train"))
 
 
 # Muon reads its step counters, which lie on the CPU on any device: tests/gpu shows that it waits for nothing.
@@ -136,21 +136,25 @@ def test_the_host_waits_for_the_device_on_logging_steps_only(recipe, optimizer, 
     monkeypatch.setattr(trainer, "LOG_EVERY", 4)
     monkeypatch.setattr(recipes, "cpu", getattr(recipes, recipe))  # `seed` mixes, and has no averaged weights
     options = {"model": "test_efficientnet", "pretrained": False, "image_size": 32}
-    loop = make_trainer(data_dir, optimizer=optimizer, **options)
-    with loop.loader, HostReads() as reads:
+    training = make_training(data_dir, optimizer=optimizer, **options)
+    loop = training.trainer
+    with training, HostReads() as reads:
         reads.trainer = loop
-        loop.train_epoch()
+        loop.train_epoch(training.loader)
     steps = loop.steps_per_epoch
     assert reads.steps == [*range(4, steps + 1, 4), steps]
 
 
 def test_evaluation_reads_its_results_once(run, data_dir, monkeypatch):
-    loop = make_trainer(data_dir)
+    training = make_training(data_dir)
+    loop = training.trainer
     shards = Shards(data_dir / "demo" / "small", "test")
     updates = []
     real = MetricCollection.forward
     monkeypatch.setattr(MetricCollection, "forward", lambda self, *a: updates.append(1) or real(self, *a))
-    with evaluation_loader(loop.config, shards, loop.loader.stats, np.arange(len(shards))) as loader:
+    with evaluation_loader(
+        loop.config, shards, statistics(data_dir / "demo" / "small", 32), np.arange(len(shards))
+    ) as loader:
         loop.step = "evaluation"
         with HostReads() as reads:
             reads.trainer = loop
@@ -160,15 +164,16 @@ def test_evaluation_reads_its_results_once(run, data_dir, monkeypatch):
 
 
 def test_no_garbage_is_collected_in_an_epoch_and_none_is_made(data_dir):
-    loop = make_trainer(data_dir)
+    training = make_training(data_dir)
+    loop = training.trainer
     collections = []
     gc.callbacks.append(lambda phase, info: collections.append((phase, loop.step)))
     try:
-        with loop.loader:
-            loop.train_epoch()
+        with training:
+            loop.train_epoch(training.loader)
             made = gc.collect()
             loop.begin(1)
-            loop.train_epoch()
+            loop.train_epoch(training.loader)
             more = gc.collect()
     finally:
         gc.callbacks.pop()
@@ -183,14 +188,15 @@ def test_compiled_training_is_the_same_training(data_dir, monkeypatch):
     monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
     losses = []
     for compile in ("off", "on"):
-        loop = make_trainer(data_dir, compile=compile)
+        training = make_training(data_dir, compile=compile)
+        loop = training.trainer
         before = {name: tensor.clone() for name, tensor in loop.model.state_dict().items()}
         if compile == "on":
             assert loop.warm_up() > 0
         for name, tensor in loop.model.state_dict().items():
             assert torch.equal(tensor, before[name]), name
-        with loop.loader:
-            losses.append(loop.train_epoch()["loss"])
+        with training:
+            losses.append(loop.train_epoch(training.loader)["loss"])
     assert np.isclose(*losses, rtol=1e-4)
 
 
@@ -215,13 +221,12 @@ def test_the_checkpoint_holds_what_the_loop_owns(run):
 def test_validation_and_test_data_stay_apart_from_training(data_dir, tmp_path, monkeypatch):
     seen = []
 
-    class Spy(Loader):
-        def __init__(self, shards, **arguments):
-            seen.append((shards.part, arguments.get("train", True), set(arguments["members"].tolist())))
-            super().__init__(shards, **arguments)
+    class Spy(BatchPlan):
+        def __init__(self, shards, spec, size, indices):
+            seen.append((shards.part, spec.train, set(indices.tolist())))
+            super().__init__(shards, spec, size, indices)
 
-    monkeypatch.setattr(trainer, "Loader", Spy)
-    monkeypatch.setattr("emnist_dali.evaluation.inference.Loader", Spy)
+    monkeypatch.setattr("emnist_dali.loading.loader.BatchPlan", Spy)
     train(small(data_dir, tmp_path / "run", epochs=1, val_fraction=0.1))
     (train_part, shuffled, training), (val_part, val_shuffled, validation), *tests = seen
     assert (train_part, shuffled, val_part, val_shuffled) == ("train", True, "train", False)
@@ -264,10 +269,10 @@ def test_accumulated_micro_batches_are_the_whole_batch(data_dir):
     weights = []
     for batch_size, accumulation in ((64, 1), (16, 4)):
         changed = config.override({"batch_size": batch_size, "steps": 2, "accumulation": accumulation})
-        stats = statistics(data_dir / "demo" / "small", 32)
-        with Loader(shards, batch_size=batch_size, size=32, stats=stats, accumulation=accumulation) as loader:
-            loop = trainer.Trainer(changed, loader, shards.manifest.classes, [50] * 12)
-            loop.train_epoch()
+        changed = replace(changed, data=replace(changed.data, affine=None))
+        with whole_training(changed, shards) as training:
+            loop = training.trainer
+            loop.train_epoch(training.loader)
             weights.append(torch.cat([p.detach().flatten() for p in loop.model.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,96 @@
+"""From a config to a training that is ready to begin: data, model, optimizer."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..config import Config
+from ..core import distributed
+from ..core.errors import UserError
+from ..core.machine import keep_freed_memory
+from ..data.prepare import prepare
+from ..data.shards import Shards
+from ..data.stats import statistics
+from ..evaluation.inference import evaluation_loader
+from ..loading import sampling
+from ..loading.loader import Loader
+from ..runtime import resolve
+from .trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What `build_training` makes; `config` is resolved, `validation` is None where nothing is held out."""
+
+    config: Config
+    shards: Shards
+    loader: Loader
+    validation: Loader | None
+    trainer: Trainer
+
+    def close(self) -> None:
+        """Ends the prefetching of both loaders."""
+        for loader in filter(None, (self.loader, self.validation)):
+            loader.close()
+
+    def __enter__(self) -> "Training":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def build_training(
+    config: Config,
+    shards: Shards | None = None,
+    *,
+    indices: np.ndarray | None = None,
+    from_checkpoint: bool = False,
+    threads: int | None = None,
+) -> Training:
+    """The training that `config` describes, at its first step, on this rank.
+
+    `shards` default to the config's split, prepared where it is missing. `indices` (n,) are the samples to train on;
+    without them `data.val_fraction` of the part is held out for validation. With `from_checkpoint` the model starts
+    from random weights, which the checkpoint replaces. Raises UserError for data, device, weights and settings that
+    do not fit.
+    """
+    config = resolve(config)
+    _tune_device(config)
+    shards = shards or training_shards(config)
+    labels, held_out = shards.labels(), None
+    if indices is None:
+        indices, held_out = sampling.holdout(labels, config.data.val_fraction, config.training.seed)
+    stats = statistics(shards.folder, config.data.image_size, config.data.equalize)
+    loader = Loader.from_config(shards, config, indices=indices, stats=stats, threads=threads)
+    validation = None
+    if held_out is not None and len(held_out):
+        validation = evaluation_loader(config, shards, stats, held_out)
+    classes = shards.manifest.classes
+    counts = np.bincount(labels[indices], minlength=len(classes)).tolist()
+    model = replace(config.model, pretrained=False, weights=None) if from_checkpoint else config.model
+    steps_per_epoch = len(loader) // config.training.accumulation
+    trainer = Trainer(replace(config, model=model), classes, counts, steps_per_epoch)
+    return Training(config=config, shards=shards, loader=loader, validation=validation, trainer=trainer)
+
+
+def training_shards(config: Config) -> Shards:
+    """The train part of the config's split, prepared where it is missing; the same for every rank."""
+    with distributed.local_main_first():
+        folder = prepare(config.data.split, config.data.source, config.data.data_dir, check=config.data.verify_data)
+        statistics(folder, config.data.image_size, config.data.equalize)
+    shards = Shards(folder, "train")
+    if len(shards.manifest.classes) < 2:
+        raise UserError(f"{folder} has one class, and a classifier needs two; prepare images of more.")
+    if len(set(distributed.all_gather(shards.manifest.fingerprint))) > 1:
+        raise UserError(f"The ranks have different data in {folder}; prepare every machine from the same source.")
+    return shards
+
+
+def _tune_device(config: Config) -> None:
+    """Settings of this process that make a resolved config's device faster."""
+    if config.run.device == "cpu":
+        keep_freed_memory()
+    else:
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
