@@ -40,6 +40,7 @@ test-docs: .venv/installed  ## every command and every piece of Python that READ
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf .venv .venv-ffcv build dist *.egg-info

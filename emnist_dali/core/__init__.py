@@ -1,0 +1,1 @@
+"""What any project would need: errors, whole files, locks, ranks, signals, the machine."""

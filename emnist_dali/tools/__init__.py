@@ -1,0 +1,1 @@
+"""Commands around training: sweeps, label audits, the doctor."""
