@@ -1,4 +1,4 @@
-"""A run's best weights on what was not trained on: what `evaluate` prints, and training at its end."""
+"""A run's best weights on data it was not trained on: `evaluate`, and the end of training."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +28,16 @@ def evaluate(
     data_dir: str | Path | None = None,
     validation: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of a run by part, or of the mean of several runs' probabilities; the rest as of `predict_run`."""
+    """Metrics of a run's best weights by part: `test`, and for drawn glyphs `unseen`; or with `validation` that part.
+
+    Of several runs the mean of their probabilities is evaluated. `split` and `data_dir` default to the run's own. The
+    metrics are those of `metrics.score`. Raises UserError as `predict_run`, and if the runs' images differ.
+
+    >>> from emnist_dali import evaluate
+    >>> results = evaluate("runs/first")
+    >>> 0 <= results["test"]["accuracy"] <= 1
+    True
+    """
     paths = [Path(runs)] if isinstance(runs, str | Path) else list(runs)
     all_predictions = [predict_run(path, split, data_dir, validation=validation) for path in paths]
     classes, first = all_predictions[0]
@@ -50,11 +59,10 @@ def predict_run(
     after_batch: Callable[[], None] = lambda: None,
     validation: bool = False,
 ) -> tuple[tuple[str, ...], dict[str, Predictions]]:
-    """The classes, and what a run's best weights make of every part that was not trained on, test first.
+    """The classes, and the predictions of a run's best weights on every part but train, test first.
 
-    `split` and `data_dir` default to the run's own. With `validation` the part is the run's own held-out images, and
-    no other is read. Raises UserError where the run has no weights yet, held nothing out, or the split has other
-    classes.
+    `split` and `data_dir` default to the run's own. With `validation` only the run's held-out images are read. Raises
+    UserError if the run has no weights yet, held nothing out, or the split has other classes.
     """
     trained = TrainedClassifier(path)
     config = trained.config
@@ -84,7 +92,7 @@ def predict_run(
 
 
 def summary(part: str, result: dict[str, Any]) -> str:
-    """One line for people."""
+    """A line on one part's result."""
     name = "unseen fonts" if part == "unseen" else part
     return (
         f"{name}: accuracy {100 * result['accuracy']:.2f} %, weighted F1 {result['weighted_f1']:.4f}, "
@@ -93,7 +101,7 @@ def summary(part: str, result: dict[str, Any]) -> str:
 
 
 def details(result: dict[str, Any]) -> str:
-    """What else a result of `metrics.score` holds, and its most frequent confusions, as lines for people."""
+    """The other metrics of a result and its most frequent confusions, as lines of text."""
     percent = {name: f"{100 * result[name]:.2f} %" for name in DETAILS}
     lines = [
         f"  top-2 accuracy {percent['top2']}, top-3 {percent['top3']}, balanced accuracy "

@@ -1,4 +1,4 @@
-"""What a model makes of a loader's images."""
+"""A model's predictions on the images of a loader."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ from ..loading.loader import Loader
 from ..models.build import channels_last
 from ..runs.predictions import Predictions
 
-# A run with --steps is a trial: it is evaluated on this many images.
+# A run with training.steps is a trial: it is evaluated on this many images.
 TRIAL_IMAGES = 2048
 
 
@@ -37,7 +37,7 @@ def predict(
     description: str,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Predictions:
-    """Every image of one pass of `loader`; each rank has its slices, and all get the whole.
+    """Predicts every image of one pass of `loader`; each rank has its slices, and all get the whole.
 
     Waits for the device once, at the end.
     """
@@ -48,7 +48,7 @@ def predict(
             with autocast():
                 logits = model(channels_last(images))
             probabilities.append(logits.float().softmax(-1))
-            true.append(labels.clone())  # the loader will use its buffer again
+            true.append(labels.clone())  # the loader reuses its buffer
             after_batch()
     local_batch_size = len(true[0])
     of_ranks = distributed.all_gather((torch.cat(probabilities).cpu(), torch.cat(true).cpu()))

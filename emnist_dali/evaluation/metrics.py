@@ -1,4 +1,4 @@
-"""What is told of predictions."""
+"""Metrics of predictions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,12 +19,12 @@ CALIBRATION_BINS = 15
 
 
 def score(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
-    """Fractions, not percent, of what was predicted for one part.
+    """Fractions, not percent, of one part's predictions.
 
-    accuracy, top2, top3; weighted_f1; macro_f1, without classes that are neither there nor predicted;
-    balanced_accuracy, the mean recall of the classes that are there; case_merged and shape_merged, the accuracy where
-    characters that cannot be told apart without context count as one; calibration_error, expected, of the top class;
-    per_class, each class's recall, 0 for one without images; images; confusion (rows are true).
+    accuracy, top2, top3; weighted_f1; macro_f1, over the classes that are present or predicted; balanced_accuracy,
+    the mean recall of the classes that are present; case_merged and shape_merged, the accuracy where characters that
+    cannot be told apart without context count as one; calibration_error, expected, of the top class; per_class, each
+    class's recall, 0 for a class without images; images; confusion (rows are true).
     """
     probabilities, labels = predictions
     predicted, n, classes = probabilities.argmax(-1), len(classes), list(classes)
@@ -42,21 +42,21 @@ def score(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
     for k in (2, 3):
         top = MulticlassAccuracy(**shared, average="micro", top_k=min(k, n))
         result[f"top{k}"] = top(probabilities, labels).item()
-    # torchmetrics has a 16th bin for exactly 1; this is the largest number below it.
+    # torchmetrics puts exactly 1 into a 16th bin; this is the largest float32 below it.
     confidence = probabilities.amax(-1).clamp(max=1 - 2**-24)
     calibration = BinaryCalibrationError(n_bins=CALIBRATION_BINS, norm="l1", validate_args=False)
     result["calibration_error"] = calibration(confidence, (predicted == labels).int()).item()
     for name, alike in (("case_merged", CASE_ALIKE), ("shape_merged", CASE_ALIKE | SHAPE_ALIKE)):
         group = torch.tensor(groups(alike, classes))
         result[name] = (group[predicted] == group[labels]).float().mean().item()
-    there = labels.bincount(minlength=n) > 0
-    result["balanced_accuracy"] = torch.tensor(result["per_class"])[there].mean().item()
+    present = labels.bincount(minlength=n) > 0
+    result["balanced_accuracy"] = torch.tensor(result["per_class"])[present].mean().item()
     result["per_class"] = dict(zip(classes, result["per_class"], strict=True))
     return {**result, "images": len(labels)}
 
 
 def groups(alike: dict[str, str], classes: Sequence[str]) -> list[int]:
-    """For each class the label of the character that it is merged into, followed to the end."""
+    """For each class the label of the class that it is merged into."""
     labels = []
     for character in classes:
         while alike.get(character) in classes:
@@ -66,7 +66,7 @@ def groups(alike: dict[str, str], classes: Sequence[str]) -> list[int]:
 
 
 def confusions(result: dict[str, Any], most: int = 10) -> list[tuple[str, str, int, float]]:
-    """The most frequent of a result of `score`: true and predicted class, images, share of the true class."""
+    """The most frequent confusions: true class, predicted class, images, and their share of the true class."""
     classes = list(result["per_class"])
     counts = torch.tensor(result["confusion"])
     totals = counts.sum(1)
@@ -81,7 +81,7 @@ def confusions(result: dict[str, Any], most: int = 10) -> list[tuple[str, str, i
 
 
 def mistakes(predictions: Predictions, most: int) -> torch.Tensor:
-    """Places of at most so many images that were read wrongly, the most confident first."""
+    """Positions of the most confident wrong predictions, the most confident first."""
     confidence, predicted = predictions.probabilities.max(-1)
     wrong = (predicted != predictions.labels).nonzero().flatten()
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:most]

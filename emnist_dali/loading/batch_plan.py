@@ -70,11 +70,11 @@ class BatchPlan:
     def batch(self, i: int) -> PlannedBatch:
         spec, n = self.spec, self.spec.local_batch_size
         epoch, batch = divmod(i, self.batches)
-        places = sampling.rank_batch(self.samples, batch, spec.batch_size, spec.rank, spec.world_size)
+        positions = sampling.rank_batch(self.samples, batch, spec.batch_size, spec.rank, spec.world_size)
         if spec.train:
-            indices = sampling.shuffled(self.samples, places, spec.seed, epoch)
+            indices = sampling.shuffled(self.samples, positions, spec.seed, epoch)
         else:
-            indices = np.arange(places.start, places.stop)
+            indices = np.arange(positions.start, positions.stop)
         if self.indices is not None:
             indices = self.indices[indices]
         labels = np.full(n, -1, np.int64)

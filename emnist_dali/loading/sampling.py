@@ -1,6 +1,6 @@
 """Which sample at which batch, and every random number of the data: pure functions of their keys.
 
-Nothing here has state, so that any batch of any epoch can be made by any rank, at once or again.
+Nothing here has state, so that any batch of any epoch can be made by any rank at any time.
 """
 
 from enum import IntEnum
@@ -31,14 +31,14 @@ def generator(seed: int, stream: Stream, epoch: int = 0, batch: int = 0) -> np.r
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, batch, epoch]))
 
 
-def shuffled(samples: int, places: range, seed: int, epoch: int) -> np.ndarray:
-    """The samples at `places` of an epoch's order, a permutation of 0 … samples − 1: int64.
+def shuffled(samples: int, positions: range, seed: int, epoch: int) -> np.ndarray:
+    """The samples at `positions` of an epoch's order, a permutation of 0 … samples − 1: int64.
 
     A Feistel network over the samples' bits, applied again while it leads outside (Black & Rogaway 2002, «Ciphers
     with Arbitrary Finite Domains»): any place costs the same, and no list is kept, however many samples there are.
     """
     keys = generator(seed, Stream.ORDER, epoch).integers(0, 2**64, _ROUNDS, np.uint64)
-    return _shuffled(samples, places.start, places.stop, keys)
+    return _shuffled(samples, positions.start, positions.stop, keys)
 
 
 @njit(nogil=True, cache=True)
@@ -77,14 +77,14 @@ def batches_per_epoch(samples: int, batch_size: int, accumulation: int = 1) -> i
     return samples // (batch_size * accumulation) * accumulation
 
 
-def rank_batch(samples: int, batch: int, batch_size: int, rank: int = 0, world: int = 1) -> range:
-    """The places in an epoch's order of rank `rank`'s slice of global batch `batch`: batch_size / world at most.
+def rank_batch(samples: int, batch: int, batch_size: int, rank: int = 0, world_size: int = 1) -> range:
+    """The positions in an epoch's order of one rank's slice of global batch `batch`: at most batch_size / world_size.
 
-    Only the last batch of an evaluation is shorter; `batch_size` is a multiple of `world`.
+    Only the last batch of an evaluation is shorter; `batch_size` is a multiple of `world_size`.
     """
-    share = batch_size // world
-    start = min(batch * batch_size + rank * share, samples)
-    return range(start, min(start + share, samples))
+    local_batch_size = batch_size // world_size
+    start = min(batch * batch_size + rank * local_batch_size, samples)
+    return range(start, min(start + local_batch_size, samples))
 
 
 def holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -93,22 +93,22 @@ def holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray,
     Stratified: of each class `fraction` (0 … 1) is validation, rounded to whole images; the same for the same
     labels and seed.
     """
-    place, counts = _place_in_class(labels, generator(seed, Stream.HOLDOUT))
-    chosen = place < np.round(counts * fraction)[labels]
-    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    position, counts = _position_in_class(labels, generator(seed, Stream.HOLDOUT))
+    held_out = position < np.round(counts * fraction)[labels]
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def folds(labels: np.ndarray, number: int, seed: int) -> np.ndarray:
     """The fold, 0 … number − 1, of each sample with `labels` (n,): stratified, the same for the same arguments."""
-    place, _ = _place_in_class(labels, generator(seed, Stream.FOLDS))
-    return place % number
+    position, _ = _position_in_class(labels, generator(seed, Stream.FOLDS))
+    return position % number
 
 
-def _place_in_class(labels: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The place (n,) of each sample among those of its class, shuffled; and the samples of each class."""
+def _position_in_class(labels: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The position (n,) of each sample among those of its class, shuffled, and the classes' sample counts."""
     shuffled = generator.permutation(len(labels))
     grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
     counts = np.bincount(labels)
-    place = np.empty(len(labels), np.int64)
-    place[grouped] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return place, counts
+    position = np.empty(len(labels), np.int64)
+    position[grouped] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return position, counts

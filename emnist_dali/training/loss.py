@@ -10,12 +10,12 @@ from ..core.errors import UserError
 def class_weights(counts: Sequence[int], classes: Sequence[str]) -> torch.Tensor:
     """(classes,) float32: inverse frequency rescaled to [1, 2]; equal counts give 1.
 
-    Raises UserError where a class has no image.
+    Raises UserError if a class has no image.
     """
     if 0 in counts:
         raise UserError(
             f"The training images hold no {classes[list(counts).index(0)]!r}, so its class weight is infinite; "
-            "train without class weights or lower --val-fraction."
+            "train without training.class_weights or lower data.val_fraction."
         )
     inverse = 1 / torch.tensor(counts, dtype=torch.float64)
     low, high = inverse.min(), inverse.max()
@@ -27,7 +27,7 @@ def class_weights(counts: Sequence[int], classes: Sequence[str]) -> torch.Tensor
 def kl_divergence(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Mean over the batch of Σ_c w_c t_c (log t_c − log p_c); logits and targets (N, C), weights (C,).
 
-    Divided by the number of images, not by the sum of weights, so that the losses of ranks add up.
+    Divided by the number of images, not by the sum of the weights, so that the losses of all ranks add up.
     """
     terms = torch.nn.functional.kl_div(logits.float().log_softmax(-1), targets, reduction="none")
     if weights is not None:

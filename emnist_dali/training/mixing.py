@@ -24,7 +24,7 @@ class Mix:
 
 
 def draw(mixing: Mixing, size: int, generator: np.random.Generator) -> Mix:
-    """One batch's mix of (size, size) images; drawn on the host, so that the device need not be asked."""
+    """Draws one batch's mix of (size, size) images; on the host, which would have to wait for the device."""
     if generator.random() >= mixing.probability:
         return Mix()
     if generator.random() >= mixing.switch:
@@ -34,7 +34,7 @@ def draw(mixing: Mixing, size: int, generator: np.random.Generator) -> Mix:
     row, column = (generator.integers(size, size=2) - side // 2).tolist()
     top, bottom = max(row, 0), min(row + side, size)
     left, right = max(column, 0), min(column + side, size)
-    # The box is clipped at the border: the labels follow the area that was really taken.
+    # The box is clipped at the border: the labels follow the area that is actually replaced.
     return Mix(1 - (bottom - top) * (right - left) / size**2, (top, bottom, left, right))
 
 
@@ -43,7 +43,7 @@ def mix(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """images (N, 1, S, S), labels (N,) → mixed images and soft targets (N, classes) float32.
 
-    Works for any N, waits for nothing on the device, and its shapes do not depend on `how`.
+    Works for any N, does not synchronize with the device, and its shapes do not depend on `how`.
     """
     floor = label_smoothing / classes
     targets = torch.full((len(labels), classes), floor, device=images.device)

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from ..config import Config
 from ..core import distributed
 from ..core.errors import UserError
-from ..core.files import printable, reason, write_whole
+from ..core.files import printable, reason, write_atomic
 from ..core.progress import say
 from ..runs.folder import TRACE
 
@@ -22,13 +22,13 @@ _OPERATORS = 10
 
 
 def start(config: Config, folder: Path) -> AbstractContextManager[profile | None]:
-    """A profiler to step with the training, or None; it writes `folder`/trace.json.gz after STEPS steps.
+    """A profiler to call after each step, or None; it writes `folder`/trace.json.gz after STEPS steps.
 
-    A run that ends earlier is profiled as far as it got beyond the first steps.
+    A run that ends earlier is profiled as far as it got after the first steps.
     """
     if not config.run.profile or not distributed.is_main():
         return nullcontext()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # without a GPU it reports an error that is none
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # without a GPU it reports a spurious error
     on_gpu = config.run.device != "cpu"
 
     def ready(profiler: profile) -> None:
@@ -38,8 +38,8 @@ def start(config: Config, folder: Path) -> AbstractContextManager[profile | None
                 plain = Path(scratch, "trace.json")
                 profiler.export_chrome_trace(str(plain))
                 content = plain.read_bytes()
-            json.loads(content)  # on a full disk torch writes half of it and says nothing
-            write_whole(path, gzip.compress(content))
+            json.loads(content)  # on a full disk torch writes half of it without an error
+            write_atomic(path, gzip.compress(content))
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"{path} could not be written ({reason(error)}); free space there and in {gettempdir()}."
@@ -54,9 +54,9 @@ def start(config: Config, folder: Path) -> AbstractContextManager[profile | None
 
 
 def _table(profiler: profile, on_gpu: bool) -> str:
-    """The costliest operators, by their own time on the device."""
+    """The costliest operators, by self time on the device."""
     time_of = (lambda event: event.self_device_time_total) if on_gpu else (lambda event: event.self_cpu_time_total)
-    # Kernels stand there once more, on their own; a step and the optimizer's step are no operators.
+    # Kernels are listed again on their own; a profiler step and the optimizer's step are not operators.
     operators = [
         event
         for event in profiler.key_averages()

@@ -199,14 +199,14 @@ class Session:
         if self._profiler:
             self._profiler.step()
         signalled = self._interrupt.signum is not None
-        stop, due = distributed.any_rank(signalled, distributed.is_main() and self._checkpoint_is_due())
+        stop, due = distributed.all_reduce_any(signalled, distributed.is_main() and self._checkpoint_is_due())
         if stop:
             raise Stop
         if due:
             self._save()
 
     def _stop_if_signalled(self) -> None:
-        if any(distributed.any_rank(self._interrupt.signum is not None)):
+        if any(distributed.all_reduce_any(self._interrupt.signum is not None)):
             raise Stop
 
     def _checkpoint_is_due(self) -> bool:

@@ -1,4 +1,4 @@
-"""Weights & Biases, or nothing in its place."""
+"""Weights & Biases, or a null object in its place."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,7 +43,7 @@ def samples(config: Config, folder: Path, classes: Sequence[str], predictions: P
 
 
 class NoTracking:
-    """What a run without W&B logs to."""
+    """The null object of a run without tracking."""
 
     id: str | None = None
 
@@ -74,7 +74,7 @@ class WandbTracking:
             )
         except wandb.Error as error:
             raise UserError(
-                f"W&B could not start ({error}); run `wandb login` first, or take --wandb offline."
+                f"W&B could not start ({error}); run `wandb login` first, or set run.wandb offline."
             ) from error
         self.id = self._run.id
 
@@ -82,9 +82,9 @@ class WandbTracking:
         self._run.log(values, step=step)
 
     def finish(self, classes: tuple[str, ...], results: dict[str, dict[str, Any]], samples: Iterable[Sample]) -> None:
-        """`results` as of `metrics.evaluate`, by part; confusion matrix and `samples` are the test part's.
+        """Logs `results`, those of `metrics.score` by part; the confusion matrix and `samples` are the test part's.
 
-        The best weights go along as an artifact of type model.
+        The best weights are logged as an artifact of type model.
         """
         wandb = self._wandb
         for part, result in results.items():

@@ -30,15 +30,15 @@ from .optim import build_optimizer, learning_rate
 
 # Steps between two readings of the loss, the only moments at which the host waits for the device.
 LOG_EVERY = 50
-# What of an epoch's record is not the same in the same run again.
+# The fields of an epoch's entry that differ when the same run is repeated.
 TIMING = ("images_per_second", "data_wait", "seconds")
-# Steps before a CPU run tells how long it will take.
+# Steps after which a CPU run estimates how long it will take.
 ESTIMATE_AFTER = 3
 
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """A step makes no cycles; a collection would only look through all that torch and timm have loaded."""
+    """A step creates no cycles; a collection would only traverse everything that torch and timm have loaded."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -72,14 +72,14 @@ class Trainer:
         self.parallel = self.model
         if distributed.world_size() > 1:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # torch is to rename the argument
-                # Statistics stay each rank's own until the epoch ends: broadcasting them costs a message a step.
+                warnings.simplefilter("ignore", FutureWarning)  # torch will rename the argument
+                # Each rank keeps its own statistics until the epoch ends: broadcasting them costs a message a step.
                 self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False)
         self.loss = compiled(self._loss, config)
         self.ema = ModelEmaV3(self.model, decay=training.ema, use_warmup=True) if training.ema else None
         self.evaluated = compiled(self.trained, config)
         self.optimizer = build_optimizer(self.model, training)
-        # fp16 needs it, and is exempt from the rule against synchronisation: it looks for infinities at each step.
+        # Only fp16 scales its gradients; the scaler's check for infinities makes the host wait at each step.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.run.amp == "fp16")
         self.weights = class_weights(counts, classes).to(self.device) if training.class_weights else None
         self.step = 0
@@ -93,13 +93,13 @@ class Trainer:
 
     @property
     def trained(self) -> torch.nn.Module:
-        """What is validated, called best and exported: the averaged weights where there are any."""
+        """The model that is validated, saved as best and exported: the averaged weights, if there are any."""
         return self.ema.module if self.ema else self.model
 
     def warm_up(self) -> float:
         """Takes one step that leaves no trace, and compiles; returns the seconds it took.
 
-        UserError where the model cannot take these images, or cannot be compiled here.
+        Raises UserError if the model cannot take these images, or cannot be compiled here.
         """
         started = time.perf_counter()
         kept = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
@@ -117,20 +117,19 @@ class Trainer:
                 buffer.copy_(kept[name])
             with torch.inference_mode(), self.autocast():
                 self.evaluated.eval()(images)
-        # Of any of timm's models, and of any compiler.
-        except Exception as error:
-            if is_out_of_memory(error) or distributed.is_lost(error):
+        except Exception as error:  # any of timm's models, or a compiler, may raise anything
+            if is_out_of_memory(error) or distributed.is_peer_failure(error):
                 raise
             compiled = self.config.run.compile == "on"
             raise UserError(
                 f"{self.config.model.model} cannot be trained on images of {size}×{size}"
-                f"{', or not be compiled here' if compiled else ''} ({reason(error)}); "
-                f"take another --model or --image-size{', or --compile off' if compiled else ''}."
+                f"{', or cannot be compiled here' if compiled else ''} ({reason(error)}); "
+                f"change model.model or data.image_size{', or set run.compile off' if compiled else ''}."
             ) from error
         return time.perf_counter() - started
 
     def begin(self, epoch: int) -> None:
-        """Goes to the start of `epoch`."""
+        """Moves to the start of `epoch`."""
         self.epoch, self.micro = epoch, 0
         self.seconds = self.waited = 0.0
         self.loss_sum = torch.zeros((), device=self.device)
@@ -156,7 +155,7 @@ class Trainer:
                 group["lr"] = learning_rate(training, self.step, self.steps_per_epoch)
             for k in reversed(range(training.accumulation)):
                 images, targets = self._mix(batch)
-                with self._all_reduced(k == 0):
+                with self._all_reduce(k == 0):
                     with self.autocast():
                         loss = self.loss(channels_last(images), targets)
                     self.scaler.scale(loss / training.accumulation).backward()
@@ -185,8 +184,8 @@ class Trainer:
             "seconds": self.seconds,
         }
 
-    def _all_reduced(self, now: bool) -> AbstractContextManager:
-        """Gradients are reduced over the ranks once a step, in its last micro-batch."""
+    def _all_reduce(self, now: bool) -> AbstractContextManager:
+        """Gradients are all-reduced once a step, in its last micro-batch."""
         return nullcontext() if now or distributed.world_size() == 1 else self.parallel.no_sync()
 
     def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -227,7 +226,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise DivergedError(
                 f"The loss is {loss} at step {self.step}, or in the {LOG_EVERY} before it; "
-                "lower --lr, or try --amp off."
+                "lower training.lr, or try run.amp off."
             )
         return loss
 
@@ -238,67 +237,68 @@ class Trainer:
             say(f"At this pace the training takes {hours:,.0f} hours on this CPU; --recipe cpu takes minutes.")
 
     def check(self) -> None:
-        """Raises DivergedError where a weight or the loss is not finite; waits for the device."""
+        """Raises DivergedError if a weight or the loss is not finite; waits for the device."""
         tensors = [self.loss_sum, *self.model.state_dict().values(), *self.trained.state_dict().values()]
         if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
             raise DivergedError(
-                f"The loss or a weight is not finite at step {self.step}; lower --lr, or try --amp off."
+                f"The loss or a weight is not finite at step {self.step}; lower training.lr, or try run.amp off."
             )
 
     def state(self) -> dict[str, Any]:
-        """All that the loop owns, for a checkpoint, in whose `ranks` stands what differs between ranks.
+        """The loop's whole state, for a checkpoint; `ranks` holds what differs between ranks.
 
-        Generators and the schedule are functions of the place and own nothing. Raises DivergedError as `check`.
+        Random generators and the schedule are functions of the step and have no state. Raises DivergedError.
         """
         self.check()
-        own = {"loss_sum": self.loss_sum.cpu(), "model": _buffers(self.model), "trained": _buffers(self.trained)}
+        local = {"loss_sum": self.loss_sum.cpu(), "model": _buffers(self.model), "trained": _buffers(self.trained)}
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ranks": distributed.all_gather(own),
-            **{name: getattr(self, name) for name in _PLACE},
+            "ranks": distributed.all_gather(local),
+            **{name: getattr(self, name) for name in _POSITION},
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`; another number of ranks starts from the means of what differed between them."""
+        """The inverse of `state`; with another number of ranks, what differed between them is averaged."""
         self.model.load_state_dict(state["model"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
         groups = [{**group} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, groups, strict=True):
-            # The config's; the rate is set at each step.
-            group.update({name: value for name, value in own.items() if name not in ("params", "lr")})
-        for parameter, kept in self.optimizer.state.items():
-            for name, tensor in kept.items():
+        for group, configured in zip(self.optimizer.param_groups, groups, strict=True):
+            # The config's settings; the learning rate is set at each step.
+            group.update({name: value for name, value in configured.items() if name not in ("params", "lr")})
+        for parameter, state_of_parameter in self.optimizer.state.items():
+            for name, tensor in state_of_parameter.items():
                 if isinstance(tensor, torch.Tensor) and tensor.shape not in ((), parameter.shape):
                     raise ValueError(f"{name} of the optimizer has the shape {tuple(tensor.shape)}")
         self.scaler.load_state_dict(state["scaler"])
-        for name in _PLACE:
+        for name in _POSITION:
             setattr(self, name, state[name])
         saved = state["ranks"]
-        own = saved[distributed.rank()] if len(saved) == distributed.world_size() else _mean_of(saved)
-        self.loss_sum.copy_(own["loss_sum"])
+        local = saved[distributed.rank()] if len(saved) == distributed.world_size() else _mean(saved)
+        self.loss_sum.copy_(local["loss_sum"])
         for name, model in (("model", self.model), ("trained", self.trained)):
-            model.load_state_dict(own[name], strict=False)
+            model.load_state_dict(local[name], strict=False)
 
 
-_PLACE = ("epoch", "micro", "step", "seconds", "waited")
+_POSITION = ("epoch", "micro", "step", "seconds", "waited")
 
 
 def _buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer.cpu() for name, buffer in model.named_buffers()}
 
 
-def _mean_of(saved: list[dict[str, Any]]) -> dict[str, Any]:
-    first = saved[0]
+def _mean(ranks: list[Any]) -> Any:
+    """The mean of the ranks' nested dicts of tensors; of integers the first rank's."""
+    first = ranks[0]
     if isinstance(first, dict):
-        return {name: _mean_of([own[name] for own in saved]) for name in first}
-    return torch.stack(saved).mean(0) if first.is_floating_point() else first
+        return {name: _mean([rank[name] for rank in ranks]) for name in first}
+    return torch.stack(ranks).mean(0) if first.is_floating_point() else first
 
 
 def _seed_torch(seed: int, step: int, rank: int) -> None:
-    """Dropout and drop-path of a step depend on nothing but its place."""
+    """Dropout and drop-path of a step depend only on (seed, step, rank)."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))

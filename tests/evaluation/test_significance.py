@@ -93,7 +93,7 @@ def test_the_table_says_what_was_found(pair):
     lines = table(compare(*pair)).splitlines()
     assert lines[0].startswith(f"{pair[0]}: 57.50 %, 95 % interval ")
     assert lines[2].startswith("difference +20.00 points, 95 % interval +2.")
-    assert "only the first is right on 3, only the second on 11 of 40 images" in lines[2]
+    assert "only the first is correct on 3, only the second on 11 of 40 images" in lines[2]
     assert lines[3] == "McNemar's exact test: p = 0.057, may be chance at the 5 % level"
 
 

@@ -16,7 +16,7 @@ from emnist_dali.training.trainer import Trainer
 
 from ..training_runs import kept, lines, quick
 
-WAY_OUT = re.compile(r"`emnist-dali (train --resume \S+ --resume-force --lr \S+)` goes on from there\.$")
+WAY_OUT = re.compile(r"`emnist-dali (train --resume \S+ --resume-force --lr \S+)` resumes from there\.$")
 
 
 def poisoned(patch: pytest.MonkeyPatch, step: int) -> None:
@@ -66,7 +66,7 @@ def test_a_weight_that_is_no_number_reaches_no_file(step, checked, last, data_di
 
 def test_a_rate_that_is_far_too_high_stops_the_run(data_dir, tmp_path):
     path = tmp_path / "run"
-    with pytest.raises(UserError, match=r"lower --lr.*--lr 3e\+29` goes on") as caught:
+    with pytest.raises(UserError, match=r"lower training\.lr.*--lr 3e\+29` resumes") as caught:
         train(quick(data_dir, path, lr=1e30, optimizer="sgd", checkpoint_every="1"))
     assert re.search(r"step \d+", str(caught.value))
     state = load_state(path / "checkpoints" / "last.pt")
