@@ -1,8 +1,8 @@
-"""FFCV as peers.py asks for it, in an environment of its own (ffcv.sh): ffcv_worker.py SETTINGS, in a scratch folder.
+"""Runs FFCV for peers.py in its own environment (ffcv.sh): ffcv_worker.py SETTINGS, in a scratch folder.
 
 SETTINGS is JSON: size, mean, std, batch_size, device, half, threads, streamed; the images are in images.npy.
-Questions are JSON lines on stdin, answers on stdout: true when ready; ["batch"] → the name of an .npz;
-["rate", seconds] → img/s.
+Prints true when it is ready, then answers each request, a JSON line on stdin, with a JSON line on stdout:
+["batch"] with the name of an .npz, ["rate", seconds] with images/s.
 """
 
 import json
@@ -37,14 +37,14 @@ from emnist_dali.pipelines.fused import (
 
 # 1, 2 and 3 are equally fast.
 BATCHES_AHEAD = 2
-# Images between two starts of the loader.
-ROUND = 1 << 22
+# Images in one of FFCV's epochs.
+EPOCH_IMAGES = 1 << 22
 
 
-class Rounds(Random):
-    """Many epochs, each a permutation cut to whole batches, as one of FFCV's.
+class LongEpochs(Random):
+    """Joins many permutations, each cut to whole batches, into one of FFCV's epochs.
 
-    At an epoch's end FFCV drains and allocates its memory anew: 28 % of the time with 20,000 images at 112×112.
+    After an epoch FFCV drains its queues and reallocates its memory: 28 % of the time with 20,000 images at 112×112.
     """
 
     def __init__(self, loader: Loader) -> None:
@@ -52,15 +52,16 @@ class Rounds(Random):
         self._whole = len(loader.indices) // loader.batch_size * loader.batch_size
 
     def sample_order(self, epoch: int) -> np.ndarray:
-        epochs = -(-ROUND // self._whole)
-        orders = (super(Rounds, self).sample_order(epoch * epochs + i)[: self._whole] for i in range(epochs))
+        epochs = -(-EPOCH_IMAGES // self._whole)
+        orders = (super(LongEpochs, self).sample_order(epoch * epochs + i)[: self._whole] for i in range(epochs))
         return np.concatenate(list(orders))
 
 
 class Preprocess(Operation):
-    """(B, H, W) uint8 → (B, 1, S, S) float32 with the numba functions of the project's own CPU engine.
+    """(B, H, W) uint8 → (B, 1, S, S) float32 with the numba functions of this project's CPU engine.
 
-    FFCV compiles with `fastmath`, so a grey level in a thousand is off by 1.
+    FFCV compiles with `fastmath`, so one grey level in a thousand is off by 1. The loops are written out here because
+    FFCV compiles its operations itself, and the engine's own kernel starts from records.
     """
 
     def __init__(self, size: int, mean: float, std: float, streamed: bool, threads: int) -> None:
@@ -105,7 +106,7 @@ class Preprocess(Operation):
                     image = images[i].reshape(height * width)
                     _equalized_levels(image, histograms, scale, shift, levels)
                     _resize_rows(image, levels, x0, x1, wx, row, lines)
-                    # torch's memory, FFCV's here, begins at a multiple of 64 bytes.
+                    # FFCV's memory is torch's, which is aligned to 64 bytes.
                     _stream_columns(lines, y0, y1, wy, line, out.ctypes.data + i * size * size * 4)
                 _fence()
             return out
@@ -116,7 +117,7 @@ class Preprocess(Operation):
 
 
 class Indexed:
-    """(image, index) for FFCV's writer."""
+    """(image, index) pairs for FFCV's writer."""
 
     def __init__(self, images: np.ndarray) -> None:
         self._images = images
@@ -150,8 +151,8 @@ def batches(settings: dict) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             "labels": [IntField.get_decoder_class(None)(), *to_torch],
         },
     )
-    # FFCV's own argument for this does not work (1.0.2 calls the instance it asks for).
-    loader.traversal_order = Rounds(loader)
+    # FFCV 1.0.2's own argument for this does not work: it calls the instance that it takes.
+    loader.traversal_order = LongEpochs(loader)
     loader.first_traversal_order = loader.next_traversal_order()
     while True:
         for images, labels in loader:
@@ -160,7 +161,7 @@ def batches(settings: dict) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 def rate(stream: Iterator[tuple[torch.Tensor, torch.Tensor]], seconds: float) -> float:
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    # What the loader holds when it has been idle: its queue, and one that waits for a place there.
+    # What an idle loader has ready: its queue, and one batch that waits for a place there.
     for _ in range(BATCHES_AHEAD + 1):
         next(stream)
     synchronize()
@@ -172,7 +173,7 @@ def rate(stream: Iterator[tuple[torch.Tensor, torch.Tensor]], seconds: float) ->
 
 
 def main() -> None:
-    # Answers only on stdout, whatever libraries print.
+    # Whatever libraries print goes to stderr: stdout is for answers only.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -185,20 +186,20 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(1)
 
-    # FFCV's loader waits for ever for a thread of its own that failed.
+    # FFCV's loader would wait forever for a failed thread.
     threading.excepthook = fail
     stream = batches(json.loads(sys.argv[1]))
     next(stream)
     answer(True)
     for line in sys.stdin:
-        question, *arguments = json.loads(line)
-        if question == "rate":
+        request, *arguments = json.loads(line)
+        if request == "rate":
             answer(rate(stream, *arguments))
         else:
             images, labels = next(stream)
             np.savez("ffcv.npz", images=images.cpu(), labels=labels.cpu())
             answer("ffcv.npz")
-    # Not by way of numba's clean-up: TBB waits there for ever for the threads of an idle loader.
+    # Skips numba's clean-up, in which TBB would wait forever for the threads of an idle loader.
     os._exit(0)
 
 

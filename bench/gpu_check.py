@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""All that only a GPU can show, in about ten minutes: `make gpu-check`.
+"""Everything that only a GPU can show, in about ten minutes: `make gpu-check`.
 
-python bench/gpu_check.py --source ../shared/emnist/balanced    idx files, where the split is not prepared yet
+python bench/gpu_check.py --source ../shared/emnist/balanced    idx files, if the split is not prepared yet
 python bench/gpu_check.py --device cpu                          the same on a CPU, as a rehearsal
 
-Runs tests/gpu, the benchmark with its peers, the settings of the pipeline, a short `seed` run with a profile, and
-`fast`; needs no network. Writes one JSON and one Markdown file into bench/records/. A part that fails is recorded
-with the end of its output, and the rest goes on.
+Runs tests/gpu, the benchmark with its peers, the pipeline's settings, a short profiled run of `published`, and
+`fast`; needs no network. Writes the result as a JSON and a Markdown file to bench/records/. A part that fails is
+reported there with the end of its output, and the others still run.
 """
 
 import json
@@ -25,15 +25,14 @@ import torch
 
 import throughput
 from emnist_dali.core.errors import UserError
-from emnist_dali.core.files import write_whole
+from emnist_dali.core.files import write_atomic
 from emnist_dali.core.machine import environment
 from emnist_dali.data.manifest import MANIFEST
 from emnist_dali.data.prepare import prepare, split_folder
-from record import write_record
+from result_file import write_result_file
 
 ROOT = Path(__file__).resolve().parent.parent
-# Seconds; a part that takes longer hangs.
-LIMIT = 420
+LIMIT = 420  # seconds, after which a part is considered stuck
 TAIL = 4000  # characters
 
 
@@ -41,50 +40,45 @@ def parts(data: list[str], device: str, scratch: Path) -> dict[str, list[str]]:
     """Each part's command."""
     python, bench = sys.executable, str(ROOT / "bench")
     on_gpu = device.startswith("cuda")
-    train = [python, "-m", "emnist_dali", "train", "--recipe", "seed" if on_gpu else "cpu", "--no-pretrained"]
-    here = ["--device", device, *data]
+    recipe = "published" if on_gpu else "cpu"
+    train = [python, "-m", "emnist_dali", "train", "--recipe", recipe, "--no-pretrained"]
+    common = ["--device", device, *data]
     return {
         "tests": [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "gpu")],
-        "throughput": [python, f"{bench}/throughput.py", "--seconds", "1", *here],
-        "train": [*train, "--steps", "200" if on_gpu else "20", "--profile", "--out", str(scratch / "run"), *here],
-        "fast": [python, f"{bench}/time_to_accuracy.py", "--recipe", "fast", "--runs", "3", *here],
-        "variants": [python, f"{bench}/variants.py", "--seconds", "0.5", *here],
+        "throughput": [python, f"{bench}/throughput.py", "--seconds", "1", *common],
+        "train": [*train, "--steps", "200" if on_gpu else "20", "--profile", "--out", str(scratch / "run"), *common],
+        "fast": [python, f"{bench}/time_to_accuracy.py", "--recipe", "fast", "--runs", "3", *common],
+        "pipeline settings": [python, f"{bench}/pipeline_settings.py", "--seconds", "0.5", *common],
     }
 
 
 def accuracy(data: list[str], device: str) -> dict[str, list[str]]:
-    """The starting recipe against `best`, both whole; the run folders stay, so that it can be gone on with."""
-    command = [sys.executable, str(ROOT / "bench" / "ablation.py"), "--recipe", "seed", "--recipe", "best"]
+    """`published` against `improved`, trained completely; the run folders are kept, so that it can be resumed."""
+    command = [sys.executable, str(ROOT / "bench" / "ablation.py"), "--recipe", "published", "--recipe", "improved"]
     command += ["--no-pretrained", "--device", device, *data]
-    runs = ROOT / "runs"
+    out, out_byclass = str(ROOT / "runs" / "accuracy"), str(ROOT / "runs" / "accuracy-byclass")
     return {
-        "accuracy": [*command, "--seeds", "2", "--out", str(runs / "accuracy")],
-        "accuracy on ByClass": [
-            *command,
-            "--split",
-            "byclass",
-            "--seeds",
-            "1",
-            "--out",
-            str(runs / "accuracy-byclass"),
-        ],
+        "accuracy": [*command, "--seeds", "2", "--out", out],
+        "accuracy on ByClass": [*command, "--split", "byclass", "--seeds", "1", "--out", out_byclass],
     }
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
-@click.option("--source", help="Where to prepare Balanced from, if it is not there; drawn glyphs without.")
+@click.option("--source", help="Source of Balanced, if it is not prepared.  [default: glyphs]")
 @click.option("--device", default="cuda", show_default=True)
 @click.option(
-    "--accuracy", "whole", is_flag=True, help="Also train `seed` and `best`, whole: hours; ByClass as prepared."
+    "--accuracy",
+    "train_fully",
+    is_flag=True,
+    help="Also train `published` and `improved` on Balanced and on ByClass, which must be prepared; takes hours.",
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=ROOT / "bench" / "records", help="Folder of the records."
-)
-def main(data_dir: str, source: str | None, device: str, whole: bool, out: Path) -> None:
-    """Tests, benchmark and short trainings on this machine's GPU; one JSON and one Markdown record."""
+@click.option("--out", type=click.Path(path_type=Path), default=ROOT / "bench" / "records",
+              help="Folder of the result files.  [default: bench/records]")  # fmt: skip
+def main(data_dir: str, source: str | None, device: str, train_fully: bool, out: Path) -> None:
+    """Tests, benchmark and short trainings on this machine's GPU, with a JSON and a Markdown file of the results."""
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise click.ClickException("torch sees no GPU here; --device cpu rehearses without one.")
+        raise click.ClickException("torch sees no GPU here; rehearse on the CPU with --device cpu.")
     data = ["--data-dir", data_dir]
     try:
         if source:
@@ -95,34 +89,34 @@ def main(data_dir: str, source: str | None, device: str, whole: bool, out: Path)
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="emnist-dali-check-") as scratch:
             results = {name: run(name, command) for name, command in parts(data, device, Path(scratch)).items()}
-        if whole:
+        if train_fully:
             results |= {name: run(name, command, None) for name, command in accuracy(data, device).items()}
         machine = environment()
         document = {"benchmark": "gpu_check", "machine": machine, "parts": results}
         name = re.sub(r"[^a-z0-9]+", "-", (machine["gpu"] or machine["cpu"]).lower()).strip("-")
         path = out / f"check-{name}-{date.today():%Y%m%d}.json"
-        write_record(path, document)
-        write_whole(path.with_suffix(".md"), markdown(document).encode())
+        write_result_file(path, document)
+        write_atomic(path.with_suffix(".md"), markdown(document).encode())
     except UserError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{path} and {path.with_suffix('.md').name}")
     if failed := [name for name, result in results.items() if result["exit_code"]]:
-        raise click.ClickException(f"{', '.join(failed)} failed; the record holds the end of the output.")
+        raise click.ClickException(f"{', '.join(failed)} failed; the result file has the end of the output.")
 
 
 def run(name: str, command: list[str], limit: float | None = LIMIT) -> dict[str, Any]:
-    """One part: its exit code (124: too slow), seconds, the end of its output, and the document it printed last."""
+    """Runs a part: its exit code (124 after `limit`), seconds, the end of its output, and the document it printed."""
     click.echo(f"… {name}: {' '.join(command)}", err=True)
     started = perf_counter()
     try:
-        # One stream: what failed stands where it happened.
+        # In one stream, so that an error is where it happened.
         done = subprocess.run(
             command, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"}, timeout=limit, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         code, output = done.returncode, done.stdout
-    except subprocess.TimeoutExpired as late:
-        code, output = 124, (late.stdout or b"").decode(errors="replace")
+    except subprocess.TimeoutExpired as timeout:
+        code, output = 124, (timeout.stdout or b"").decode(errors="replace")
     lines = output.rstrip().splitlines()
     document = None
     if lines and lines[-1].startswith('{"benchmark"'):
@@ -137,7 +131,7 @@ def run(name: str, command: list[str], limit: float | None = LIMIT) -> dict[str,
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The record for people."""
+    """The document as Markdown."""
     machine = document["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
     text = [
@@ -146,10 +140,10 @@ def markdown(document: dict[str, Any]) -> str:
         f"`{machine['command']}`",
     ]
     for name, part in document["parts"].items():
-        outcome = "" if part["exit_code"] == 0 else f", failed with exit code {part['exit_code']}"
-        text.append(f"## {name} ({part['seconds']:.0f} s{outcome})\n\n`{part['command']}`")
-        found = part["document"]
-        body = throughput.table(found) if found and found["benchmark"] == "throughput" else part["output"]
+        failure = f", failed with exit code {part['exit_code']}" if part["exit_code"] else ""
+        text.append(f"## {name} ({part['seconds']:.0f} s{failure})\n\n`{part['command']}`")
+        result = part["document"]
+        body = throughput.table(result) if result and result["benchmark"] == "throughput" else part["output"]
         text.append(f"```\n{body}\n```")
     return "\n\n".join(text) + "\n"
 

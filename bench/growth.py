@@ -1,4 +1,4 @@
-"""How the cost of an image grows with the data set, the batch and the threads: `throughput.py --scale`."""
+"""How the cost of an image grows with the data set, the batch and the threads: `throughput.py --growth`."""
 
 import json
 import shutil
@@ -17,59 +17,58 @@ import stage_timers
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import write_json
 from emnist_dali.data import pack as packing
-from emnist_dali.data.manifest import MANIFEST, ShardFile, remember
+from emnist_dali.data.manifest import MANIFEST, ShardFile, save_verified, shard_name
 from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.sources import Part, Source
 from emnist_dali.data.stats import Stats
+from emnist_dali.loading.batch_plan import BatchSpec
 from emnist_dali.loading.loader import Loader
 from stage_timers import Setup
 from timing import measure_interleaved, rate
 
 RECORDS = (10**4, 10**5, 10**6, 10**7)
-BATCHES = tuple(2**k for k in range(6, 14))
-_BYTES_A_RECORD = 400
+BATCH_SIZES = tuple(2**k for k in range(6, 14))
+_BYTES_PER_RECORD = 400
 
 
 def measure(setup: Setup) -> dict[str, Any]:
     """The document's `by_records`, `by_batch` and `by_threads`."""
-    config, shards = setup.config, setup.shards
-    classes = len(shards.manifest.classes)
-
-    def growth(batch_size: int, threads: int) -> dict[str, Any]:
-        def loader() -> Loader:
-            # Small data sets are gone through more than once a batch.
-            members = np.resize(np.arange(len(shards)), max(len(shards), 4 * batch_size))
-            return setup.loader(members=members, batch_size=batch_size, threads=threads)
-
-        rates = measure_interleaved(
-            {
-                "read": lambda: stage_timers.read(shards, batch_size, threads, setup.seconds),
-                "pipeline": lambda: stage_timers.pipeline(loader(), setup.seconds),
-                "mix": lambda: stage_timers.mix(config, batch_size, classes, setup.seconds),
-            }
-        )
-        return {"batch_size": batch_size, "threads": threads, **{name: r.to_dict() for name, r in rates.items()}}
-
     threads = sorted({1, 2, 4, 8, 16, setup.threads} & set(range(1, setup.threads + 1)))
     return {
         "by_records": _by_records(setup),
-        "by_batch": [growth(batch_size, setup.threads) for batch_size in BATCHES],
-        "by_threads": [growth(setup.batch_size, n) for n in threads],
+        "by_batch": [_stages(replace(setup, batch_size=batch_size)) for batch_size in BATCH_SIZES],
+        "by_threads": [_stages(replace(setup, threads=n)) for n in threads],
     }
 
 
+def _stages(setup: Setup) -> dict[str, Any]:
+    samples = len(setup.shards)
+    # At least 4 batches, so that a small data set is repeated.
+    indices = np.resize(np.arange(samples), max(samples, 4 * setup.batch_size))
+    rates = measure_interleaved(
+        {
+            "read": lambda: stage_timers.read(setup),
+            "pipeline": lambda: stage_timers.pipeline(setup, setup.loader(indices=indices)),
+            "mix": lambda: stage_timers.mix(setup),
+        }
+    )
+    rows = {stage: measured.to_dict() for stage, measured in rates.items()}
+    return {"batch_size": setup.batch_size, "threads": setup.threads, **rows}
+
+
 def _by_records(setup: Setup) -> list[dict[str, Any]]:
-    """Each size in a process of its own, on the CPU engine: peak memory is that of the process."""
+    """Each size in its own process, whose peak memory is measured, on the CPU engine."""
     results = []
-    with tempfile.TemporaryDirectory(prefix="emnist-dali-scale-", dir=setup.shards.folder.parent) as scratch:
-        if shutil.disk_usage(scratch).free < 1.2 * _BYTES_A_RECORD * max(RECORDS):
+    with tempfile.TemporaryDirectory(prefix="emnist-dali-growth-", dir=setup.shards.folder.parent) as scratch:
+        if shutil.disk_usage(scratch).free < 1.2 * _BYTES_PER_RECORD * max(RECORDS):
             raise UserError(
-                f"{scratch} needs {_BYTES_A_RECORD * max(RECORDS) / 1e9:.0f} GB free; name another --data-dir."
+                f"{scratch} needs {_BYTES_PER_RECORD * max(RECORDS) / 1e9:.0f} GB of free space; choose another "
+                "--data-dir."
             )
         for records in RECORDS:
             folder = Path(scratch) / str(records)
-            _grow(setup.shards, folder, records)
+            _repeat_records(setup.shards, folder, records)
             settings = {
                 "folder": str(folder),
                 "batch_size": min(setup.batch_size, records),
@@ -85,62 +84,63 @@ def _by_records(setup: Setup) -> list[dict[str, Any]]:
     return results
 
 
-def _grow(shards: Shards, folder: Path, records: int) -> None:
-    """A folder of `records` records made of those of `shards`, again and again, in files of their own."""
-    whole, rest = divmod(records, packing.SHARD_SAMPLES)
+def _repeat_records(shards: Shards, folder: Path, records: int) -> None:
+    """Writes a split of `records` records, those of `shards` repeated; every shard is a file of its own."""
+    whole_shards, rest = divmod(records, packing.SHARD_SAMPLES)
     files: list[ShardFile] = []
     manifest = None
     folder.mkdir()
-    for samples, copies in ((packing.SHARD_SAMPLES, whole), (rest, 1)):
+    for samples, copies in ((packing.SHARD_SAMPLES, whole_shards), (rest, 1)):
         if not samples or not copies:
             continue
         indices = np.resize(np.arange(len(shards)), samples)
         part = Part(shards.images(indices), shards.labels(indices))
         source = Source("copies", shards.manifest.classes, {"train": part}, (), official=False)
-        manifest = pack(source, "scale", folder / "one", shards.manifest.codec)
+        manifest = pack(source, "growth", folder / "one", shards.manifest.codec)
         (packed,) = manifest.shards["train"]
         for _ in range(copies):
-            name = f"train-{len(files):05d}.safetensors"
+            name = shard_name("train", len(files))
             shutil.copyfile(folder / "one" / packed.file, folder / name)
             files.append(replace(packed, file=name))
         shutil.rmtree(folder / "one")
-    grown = replace(manifest, shards={"train": tuple(files)})
-    write_json(folder / MANIFEST, asdict(grown))
-    remember(folder, grown)  # opening is measured, not hashing what nobody has seen before
+    repeated = replace(manifest, shards={"train": tuple(files)})
+    write_json(folder / MANIFEST, asdict(repeated))
+    save_verified(folder, repeated)  # opening is measured without hashing
 
 
-def _one_size(settings: dict[str, Any]) -> dict[str, float]:
-    """In a process of its own: seconds to open and to the first batch, rate, and peak memory in MiB."""
+def _measure_size(settings: dict[str, Any]) -> dict[str, float]:
+    """In its own process: seconds to open the data and to the first batch, rate, and peak memory in MiB."""
     started = perf_counter()
     shards = Shards(Path(settings["folder"]), "train")
     loader = Loader(
         shards,
-        batch_size=settings["batch_size"],
-        size=settings["size"],
-        stats=Stats(**settings["stats"]),
+        BatchSpec(batch_size=settings["batch_size"]),
+        Stats(**settings["stats"]).pixel_spec(shards.shape, settings["size"]),
         threads=settings["threads"],
     )
-    opened = perf_counter() - started
+    open_seconds = perf_counter() - started
     memory: list[float] = []
     with loader:
-        stream = stage_timers.forever(loader)
-        next(stream)
-        first = perf_counter() - started
-
-        def batch() -> int:
-            return len(next(stream).labels)
+        batches = stage_timers.endless(loader)
+        next(batches)
+        first_batch_seconds = perf_counter() - started
 
         def measure() -> float:
-            value = rate(batch, settings["seconds"])
-            memory.append(anonymous_mib())  # while the loader's batches are there
+            value = rate(lambda: len(next(batches).labels), settings["seconds"])
+            memory.append(anonymous_mib())  # while the loader holds its batches
             return value
 
         rates = measure_interleaved({"pipeline": measure})["pipeline"]
-    return {"open_seconds": opened, "first_batch_seconds": first, "peak_mib": max(memory), **rates.to_dict()}
+    return {
+        "open_seconds": open_seconds,
+        "first_batch_seconds": first_batch_seconds,
+        "peak_mib": max(memory),
+        **rates.to_dict(),
+    }
 
 
 def anonymous_mib() -> float:
-    """RssAnon of this process: mapped pages of the shards are the kernel's, not the program's. NaN off Linux."""
+    """This process's RssAnon: the shards' mapped pages are page cache and do not count. NaN if not on Linux."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -149,6 +149,7 @@ def anonymous_mib() -> float:
 
 
 def table(document: dict[str, Any]) -> str:
+    """The document of `measure` as text."""
     lines = [f"{'records':>12}{'open, ms':>12}{'first, ms':>12}{'img/s':>12}{'peak, MiB':>12}"]
     for row in document["by_records"]:
         lines.append(
@@ -166,4 +167,4 @@ def table(document: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_one_size(json.loads(sys.argv[1]))))
+    print(json.dumps(_measure_size(json.loads(sys.argv[1]))))

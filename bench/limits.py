@@ -1,4 +1,4 @@
-"""What the machine itself could do at most: bytes over its copy bandwidth, arithmetic over its matrix rate."""
+"""Upper bounds that the machine sets: bytes over its copy bandwidth, operations over its matrix-product rate."""
 
 from dataclasses import dataclass
 from math import inf
@@ -9,36 +9,36 @@ from torch.utils.flop_counter import FlopCounterMode
 from emnist_dali.training.trainer import Trainer
 from timing import rate
 
-_COPIED = 1 << 28  # bytes: far more than any cache
+_COPY_BYTES = 1 << 28  # far more than any cache
 _SIDE = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Measured: bytes a second that a copy reads and writes, multiplications and additions a second of a matrix
-    product in the type that training computes in."""
+    """Measured rates of the machine."""
 
-    bandwidth: float
-    arithmetic: float
-    dtype: str
+    bandwidth: float  # bytes/s that a copy reads and writes
+    arithmetic: float  # FLOP/s of a matrix product of `dtype`
+    dtype: str  # that training computes in
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one image must cost at least: bytes read and written, floating-point operations of matrix products."""
+    """The least that one image costs."""
 
-    bytes: float
-    operations: float = 0.0
+    bytes: float  # read and written
+    operations: float = 0.0  # FLOP of matrix products
 
     def limit(self, machine: Machine) -> tuple[float, str]:
-        """Images a second, and which of the two stands in the way."""
+        """The bound in img/s, and which of the two sets it."""
         by_bytes = machine.bandwidth / self.bytes
         by_arithmetic = machine.arithmetic / self.operations if self.operations else inf
         return min((by_bytes, "bytes"), (by_arithmetic, "arithmetic"))
 
 
 def measure(device: torch.device, dtype: torch.dtype, seconds: float) -> Machine:
-    source = torch.zeros(_COPIED // 4, device=device)
+    """Measures for `seconds` each."""
+    source = torch.zeros(_COPY_BYTES // 4, device=device)
     target = torch.empty_like(source)
     side = _SIDE[device.type]
     # Random, because products of zeros draw less power and run faster.
@@ -46,7 +46,7 @@ def measure(device: torch.device, dtype: torch.dtype, seconds: float) -> Machine
 
     def copy() -> int:
         target.copy_(source)
-        return 2 * _COPIED
+        return 2 * _COPY_BYTES
 
     def multiply() -> int:
         matrix @ matrix
@@ -60,19 +60,22 @@ def measure(device: torch.device, dtype: torch.dtype, seconds: float) -> Machine
 
 
 def training_cost(trainer: Trainer) -> Cost:
-    """Of one image in a training step: three times the products of the forward pass, since the backward pass needs
-    them for the images and for the weights; parameters, gradients and what the optimizer and the average keep, each
-    read and written once a step."""
+    """Cost of an image in a training step.
+
+    Operations are three times those of the forward pass: the backward pass has products for the images and for the
+    weights. Bytes are those of the parameters, the gradients, the optimizer's state and the averaged weights, each
+    read and written once per step.
+    """
     config = trainer.config
     size = config.data.image_size
     images = torch.zeros((2, 1, size, size), device=trainer.device)
-    # The counter takes the backward pass of a depthwise convolution for a dense one: 15 times too many in B2.
+    # Forward only: the counter treats the backward pass of a depthwise convolution as dense, 15 times too much in B2.
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         trainer.model(images)
     parameters = sum(parameter.nbytes for parameter in trainer.model.parameters())
-    kept = {"lion": 1, "adamw": 2, "adam": 2}.get(config.training.optimizer, 1) + bool(trainer.ema)
-    images_a_step = config.data.batch_size * config.training.accumulation
+    state = {"lion": 1, "adamw": 2, "adam": 2}.get(config.training.optimizer, 1) + bool(trainer.ema)
+    images_per_step = config.data.batch_size * config.training.accumulation
     return Cost(
-        bytes=2 * parameters * (2 + kept) / images_a_step + images[0].nbytes,
+        bytes=2 * parameters * (2 + state) / images_per_step + images[0].nbytes,
         operations=3 * counter.get_total_flops() / 2,
     )

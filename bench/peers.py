@@ -1,7 +1,7 @@
-"""What bench/throughput.py compares the input pipeline with: the same images, size, batch and machine.
+"""The pipelines that bench/throughput.py compares ours with, on the same images, size, batch and machine.
 
-Every peer makes the batches of this project's loader without augmentation, shuffled, for ever. Its labels are the
-indices of its images in `Work.images`, so that `check` can compare both.
+Every peer makes an endless stream of shuffled batches, preprocessed like this project's and without augmentation. Its
+labels are the indices of its images in `Work.images`, so that `check` can compare both.
 """
 
 import json
@@ -31,9 +31,9 @@ except ImportError:
     cv2 = None
 
 _BENCH = Path(__file__).resolve().parent
-# The first images go into the tar: 16,384 take 2 s to write and 34 MB; more would not change the rate.
+# Only the first images go into the tar: 16,384 take 2 s to write and 34 MB, and more would not change the rate.
 _TAR_IMAGES = 1 << 14
-_CHECKED = 256
+_CHECKED_IMAGES = 256
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -42,7 +42,8 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 class Work:
     """images (n, H, W) uint8; `mean` and `std` of the equalized and resized images, on the scale 0 … 1.
 
-    `half` gives float16 on a GPU; `folder` is scratch, and what peers wrote there for the same images is used again.
+    `half` asks for float16, on a GPU; `folder` is a scratch folder, whose files the peers share. Raises ValueError if
+    there are fewer images than a batch.
     """
 
     images: np.ndarray
@@ -57,7 +58,7 @@ class Work:
 
     def __post_init__(self) -> None:
         if self.batch_size > len(self.images):
-            raise ValueError(f"a batch of {self.batch_size} images needs more than {len(self.images)}")
+            raise ValueError(f"a batch of {self.batch_size} needs more than {len(self.images)} images")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -65,21 +66,21 @@ class Work:
 
 
 class Missing(Exception):  # noqa: N818
-    """Why a peer cannot run here, and what to do."""
+    """Why a peer cannot run here, and what to do about it."""
 
 
 class Peer(Protocol):
     def batch(self) -> Batch:
-        """images (B, 1, S, S) float32 or float16, normalized, and their indices (B,) int64, on the device."""
+        """Normalized images (B, 1, S, S) float32 or float16, and their indices (B,) int64, on the device."""
 
     def rate(self, seconds: float) -> float:
-        """Images a second over at least `seconds`, without those that were made before the call."""
+        """Images/s over at least `seconds`; batches made before the call do not count."""
 
     def close(self) -> None: ...
 
 
 class _Stream:
-    """A peer in this process: an endless iterator, which makes up to `ahead` batches while nobody asks."""
+    """A peer in this process: an endless iterator that prefetches up to `ahead` batches."""
 
     def __init__(self, work: Work, batches: Iterator[Batch], ahead: int = 0) -> None:
         self._work, self._batches, self._ahead = work, batches, ahead
@@ -107,23 +108,23 @@ class _Stream:
 
 
 def check(batch: Batch, work: Work) -> float:
-    """The largest difference, in grey levels, of up to 256 images of a batch from the reference.
+    """The largest difference from the reference, in grey levels, over the first 256 images of a batch.
 
-    PIL rounds to uint8 twice, so that is up to 1; float16 adds less than half a level.
+    It is at most 1 for PIL, which rounds to uint8 twice; float16 adds less than half a level.
     """
     from emnist_dali.pipelines.reference import preprocess
 
-    images, indices = (tensor[:_CHECKED].cpu().numpy() for tensor in batch)
+    images, indices = (tensor[:_CHECKED_IMAGES].cpu().numpy() for tensor in batch)
     expected = [preprocess(work.images[i], work.size, work.mean, work.std) for i in indices]
     difference = np.abs(images[:, 0].astype(np.float32) - np.stack(expected)) * work.std * 255
-    # To a thousandth: float32 adds 0.00002 to PIL's exact 1.
+    # Rounded, because float32 adds 0.00002 to PIL's exact 1.
     return round(float(np.nan_to_num(difference, nan=np.inf).max()), 3)
 
 
-class _Orders:
-    """Indices of whole batches for ever, a new permutation an epoch; a `batch_sampler` for DataLoader.
+class _Shuffled:
+    """Endless indices of whole batches, a new permutation every epoch.
 
-    Without an end to the epoch, workers never wait for the next one.
+    As a DataLoader's `batch_sampler` it has no end of an epoch at which workers would wait.
     """
 
     def __init__(self, work: Work, device: torch.device | str = "cpu") -> None:
@@ -135,12 +136,12 @@ class _Orders:
             yield from order[: self._n // self._batch_size * self._batch_size].view(-1, self._batch_size)
 
 
-class _Lists(_Orders):
+class _ShuffledLists(_Shuffled):
     def __iter__(self) -> Iterator[list[int]]:
         return (indices.tolist() for indices in super().__iter__())
 
 
-class _PerImage(Dataset):
+class _ImageDataset(Dataset):
     def __init__(self, work: Work) -> None:
         self._images = work.images
         self._transform = transforms.Compose(
@@ -163,12 +164,12 @@ def _start_worker(_: int) -> None:
 
 
 def _dataloader(work: Work, workers: int) -> Peer:
-    """PIL, OpenCV's equalizeHist and torchvision's transforms, image by image: what most projects do."""
+    """PIL, OpenCV's equalizeHist and torchvision's transforms on single images, as in most projects."""
     if cv2 is None:
         raise Missing("OpenCV is not installed; pip install -e '.[peers]'.")
     loader = DataLoader(
-        _PerImage(work),
-        batch_sampler=_Lists(work),
+        _ImageDataset(work),
+        batch_sampler=_ShuffledLists(work),
         num_workers=workers,
         worker_init_fn=_start_worker,
         pin_memory=work.device.type == "cuda",
@@ -179,22 +180,25 @@ def _dataloader(work: Work, workers: int) -> Peer:
             images = images.to(work.device, non_blocking=True)
             yield images.to(work.dtype), labels.to(work.device, non_blocking=True)
 
-    # DataLoader's prefetch_factor is 2 batches a worker; 4 was no faster.
+    # DataLoader's prefetch_factor defaults to 2 batches per worker; 4 was no faster.
     return _Stream(work, batches(), ahead=2 * workers)
 
 
 def _tables(pixels: torch.Tensor) -> torch.Tensor:
-    """(n, pixels) int64 → (n, 256) float32: what OpenCV's equalizeHist makes of each grey level, image by image."""
-    # Not bincount: on CUDA it waits for the device. int32 because float32 measured slower on the CPU.
+    """(n, pixels) int64 → (n, 256) float32: what OpenCV's equalizeHist makes of each grey level of an image.
+
+    The package's `deploy.exportable.equalize` is limited to operations that export, and takes twice as long.
+    """
+    # bincount would wait for a CUDA device; float32 was slower than int32 on the CPU.
     ones = torch.ones((), dtype=torch.int32, device=pixels.device).expand_as(pixels)
     histogram = torch.zeros(len(pixels), 256, dtype=torch.int32, device=pixels.device).scatter_add_(1, pixels, ones)
     total = pixels.shape[1]
     counts = histogram.cumsum(1, dtype=torch.float32)
     first = counts.masked_fill(counts == 0, total).amin(1, keepdim=True)  # pixels of the lowest level
-    # Not 255 / …, which torch computes as 255 · (1 / …): a grey level off where that rounds otherwise.
+    # torch computes 255 / … as 255 · (1 / …), which may round to another grey level.
     factor = torch.full_like(first, 255) / (total - first)
     tables = ((counts - first).clamp_(min=0) * factor).round_()
-    # An image of one grey level stays as it is.
+    # OpenCV leaves images of a single grey level unchanged.
     return torch.where(first == total, torch.arange(256.0, device=pixels.device), tables)
 
 
@@ -209,9 +213,9 @@ def _torchvision(work: Work) -> Peer:
     images = torch.from_numpy(work.images)[:, None]
     transform = v2.Compose(
         [
-            # torchvision's own equalize follows PIL, whose images are not OpenCV's.
+            # torchvision's own equalize follows PIL, whose result differs from OpenCV's.
             v2.Lambda(_equalize),
-            # Resized last, as floats: the result is the same, and on 2 threads faster than a resize of uint8.
+            # Resizing last, as floats, gives the same result and was faster on 2 threads than resizing uint8.
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize([work.mean], [work.std], inplace=True),
             v2.ToDtype(work.dtype),
@@ -220,7 +224,7 @@ def _torchvision(work: Work) -> Peer:
     )
 
     def batches() -> Iterator[Batch]:
-        for indices in _Orders(work):
+        for indices in _Shuffled(work):
             if work.device.type == "cpu":
                 yield transform(images.index_select(0, indices)), indices
             else:
@@ -242,7 +246,7 @@ def _write_tar(path: Path, images: np.ndarray) -> None:
 
 
 def _dali(work: Work) -> Peer:
-    """DALI as its documentation has it: PNGs in a tar, one image a sample."""
+    """DALI as in its documentation: PNGs in a tar, one image per sample."""
     try:
         from nvidia.dali import fn, pipeline_def, types
     except ImportError as error:
@@ -290,14 +294,14 @@ def _dali(work: Work) -> Peer:
 
 
 class _Ffcv:
-    """FFCV needs numpy < 2.3: bench/ffcv_worker.py in an environment of its own, asked over its stdin and stdout."""
+    """bench/ffcv_worker.py, controlled over stdin and stdout; in its own environment, because FFCV needs numpy < 2.3.
+
+    If `streamed`, it writes past the caches like this project's CPU engine; FFCV itself does not have that.
+    """
 
     def __init__(self, work: Work, streamed: bool) -> None:
-        """With `streamed` it writes past the caches, as this project's engine does; FFCV itself has no such thing."""
         if streamed and (work.size % 16 or 4 * work.size**2 < STREAMED):
-            raise Missing(
-                "Images under 64×64 are not streamed, and others only at multiples of 16: as «FFCV, fused»."
-            )
+            raise Missing("Only images of at least 64×64 and a multiple of 16 are streamed; see «FFCV, fused».")
         python = _BENCH.parent / ".venv-ffcv" / "bin" / "python"
         if not python.exists():
             raise Missing("FFCV is not installed; run «bash bench/ffcv.sh».")
@@ -311,57 +315,57 @@ class _Ffcv:
             self._process = subprocess.Popen(
                 [python, _BENCH / "ffcv_worker.py", json.dumps(settings)],
                 cwd=work.folder,
-                # As many as asked for; numba takes no more than this.
+                # The upper limit of what FFCV may request of numba.
                 env={**os.environ, "NUMBA_NUM_THREADS": str(work.threads)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
             )
-        self._answer()
+        self._receive()
 
-    def _ask(self, *question: str | float) -> float | str:
-        self._process.stdin.write(json.dumps(question) + "\n")
+    def _request(self, *request: str | float) -> float | str:
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        return self._receive()
 
-    def _answer(self) -> float | str:
+    def _receive(self) -> float | str:
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"FFCV's worker ended:\n{self._log.read_text()}")
+            raise RuntimeError(f"The FFCV worker exited:\n{self._log.read_text()}")
         return json.loads(line)
 
     def batch(self) -> Batch:
-        with np.load(self._folder / self._ask("batch")) as arrays:
+        with np.load(self._folder / self._request("batch")) as arrays:
             return tuple(torch.from_numpy(arrays[name]).to(self._device) for name in ("images", "labels"))
 
     def rate(self, seconds: float) -> float:
-        return self._ask("rate", seconds)
+        return self._request("rate", seconds)
 
     def close(self) -> None:
-        self._process.kill()  # FFCV's own threads would not let it end
+        self._process.kill()  # FFCV's threads would keep it alive
         self._process.wait()
         self._process.stdin.close()
         self._process.stdout.close()
 
 
-def _resident(work: Work, once: bool) -> Peer:
-    """All images as one tensor on the device, and batched torch: the ceiling for data that fit there.
+def _resident(work: Work, equalize_once: bool) -> Peer:
+    """All images as one tensor on the device, in batched torch: the upper bound for data that fit there.
 
-    `once` equalizes at set-up.
+    `equalize_once` equalizes during set-up.
     """
     images = torch.from_numpy(work.images).to(work.device)
-    if once:
+    if equalize_once:
         images = torch.cat([_equalize(part) for part in images.split(4096)])
     scale, shift = 1 / (255 * work.std), -work.mean / work.std
     rows, columns = (_weights(side, work) for side in work.images.shape[1:])
     columns = columns.T.contiguous()
 
     def batches() -> Iterator[Batch]:
-        for indices in _Orders(work, work.device):
+        for indices in _Shuffled(work, work.device):
             batch = images.index_select(0, indices)
-            # Normalized before the resize, on 28×28 pixels; weights that sum to 1 make no difference of it.
-            if once:
+            # Normalized before the resize, on fewer pixels; this is equivalent, because the weights sum to 1.
+            if equalize_once:
                 levels = batch.to(work.dtype).mul_(scale).add_(shift)
             else:
                 pixels = batch.flatten(1).long()
@@ -373,7 +377,7 @@ def _resident(work: Work, once: bool) -> Peer:
 
 
 def _weights(side: int, work: Work) -> torch.Tensor:
-    """(size, side): bilinear resize of one axis as a matrix."""
+    """Bilinear resize of one axis as a matrix (size, side)."""
     lower, upper, weight = bilinear_axis(side, work.size)
     matrix = np.zeros((work.size, side), np.float32)
     matrix[np.arange(work.size), lower] = 1 - weight
@@ -390,6 +394,6 @@ PEERS: dict[str, Callable[[Work], Peer]] = {
     "DALI webdataset, PNG": _dali,
     "FFCV, fused": lambda work: _Ffcv(work, streamed=False),
     "FFCV, fused and streamed": lambda work: _Ffcv(work, streamed=True),
-    "device-resident": lambda work: _resident(work, once=False),
-    "device-resident, equalized once": lambda work: _resident(work, once=True),
+    "device-resident": lambda work: _resident(work, equalize_once=False),
+    "device-resident, equalized once": lambda work: _resident(work, equalize_once=True),
 }

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""The pipeline's settings against each other: why the defaults are what they are.
+"""Compares the values of each pipeline setting: the reasons for the defaults.
 
-python bench/variants.py                 on this machine's device; the table of bench/README.md
-python bench/variants.py --group block   one group only
+python bench/pipeline_settings.py                 on this machine's device; the table of bench/README.md
+python bench/pipeline_settings.py --group block   one group only
 
-Every group holds one setting at each of its values and the rest at its default, measured turn about. Marked with *
-is the default. The last line is a JSON document.
+A group tries the values of one setting, with all others at their defaults; the measurements are interleaved. The
+default is marked with *. The last line is a JSON document.
 """
 
 import json
@@ -29,10 +29,10 @@ from emnist_dali.core.machine import environment
 from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.sources import Part, Source
-from emnist_dali.loading import backends
+from emnist_dali.loading.backends import GATHERED_AHEAD, CpuBackend, DaliBackend, MakeBackend
 from emnist_dali.pipelines import dali
-from record import check_record, write_record
-from stage_timers import Setup
+from result_file import check_result_file, write_result_file
+from stage_timers import Setup, TrainingTimer
 from throughput import load
 from timing import Rate, measure_interleaved, rate
 
@@ -40,139 +40,107 @@ Measure = Callable[[], float]
 
 
 def block(setup: Setup) -> dict[str, Measure]:
-    """DALI: images a sample."""
-
-    def measure(images: int) -> float:
-        with mock.patch.object(dali, "BLOCK", images):
-            return stage_timers.pipeline(setup.loader(backend="dali"), setup.seconds)
-
-    return {_mark(n, dali.BLOCK): partial(measure, n) for n in (1, 16, 64, 256)}
+    """DALI: images per DALI sample."""
+    return {_mark(n, dali.BLOCK): _timer(setup, partial(DaliBackend, block=n)) for n in (1, 16, 64, 256)}
 
 
 def queue(setup: Setup) -> dict[str, Measure]:
     """DALI: batches made ahead."""
-
-    def measure(depth: int) -> float:
-        with mock.patch.object(dali, "QUEUE", depth):
-            return stage_timers.pipeline(setup.loader(backend="dali"), setup.seconds)
-
-    return {_mark(n, dali.QUEUE): partial(measure, n) for n in (1, 2, 3, 4)}
+    return {_mark(n, dali.QUEUE): _timer(setup, partial(DaliBackend, queue=n)) for n in (1, 2, 3, 4)}
 
 
 def ahead(setup: Setup) -> dict[str, Measure]:
-    """DALI: batches gathered before it asks for them."""
-
-    def measure(depth: int) -> float:
-        with mock.patch.object(backends, "GATHERED_AHEAD", depth):
-            return stage_timers.pipeline(setup.loader(backend="dali"), setup.seconds)
-
-    return {_mark(n, backends.GATHERED_AHEAD): partial(measure, n) for n in (1, 2, 4)}
+    """DALI: batches gathered before DALI requests them."""
+    return {_mark(n, GATHERED_AHEAD): _timer(setup, partial(DaliBackend, gathered_ahead=n)) for n in (1, 2, 4)}
 
 
 def threads(setup: Setup) -> dict[str, Measure]:
     """Threads of each backend."""
-    counts = sorted({1, 2, 4, 8, setup.threads, 2 * setup.threads})
+    default = f"{setup.config.data.backend}, {setup.threads}"
     return {
-        _mark(f"{backend}, {n}", f"{setup.config.data.backend}, {setup.threads}"): partial(
-            lambda backend, n: stage_timers.pipeline(setup.loader(backend=backend, threads=n), setup.seconds),
-            backend,
-            n,
-        )
+        _mark(f"{backend}, {n}", default): _timer(replace(setup, threads=n), backend)
         for backend in ("cpu", "dali")
-        for n in counts
+        for n in sorted({1, 2, 4, 8, setup.threads, 2 * setup.threads})
     }
 
 
 def gathering(setup: Setup) -> dict[str, Measure]:
-    """Records of a batch in one call of a kernel, or slice by slice."""
-    shards, batch = setup.shards, np.random.default_rng(0)
-    whole, _ = shards.records(np.arange(len(shards)))
-    _, sizes = shards.records(np.arange(len(shards)))
+    """The records of a batch in one kernel call, or slice by slice."""
+    shards, generator = setup.shards, np.random.default_rng(0)
+    all_records, sizes = shards.records(np.arange(len(shards)))
     ends = np.cumsum(sizes)
 
-    def indices() -> np.ndarray:
-        return batch.integers(0, len(shards), setup.batch_size)
+    def random_indices() -> np.ndarray:
+        return generator.integers(0, len(shards), setup.batch_size)
 
     def slices() -> int:
-        np.concatenate([whole[ends[i] - sizes[i] : ends[i]] for i in indices()])
+        np.concatenate([all_records[ends[i] - sizes[i] : ends[i]] for i in random_indices()])
         return setup.batch_size
 
     def one_call() -> int:
-        shards.records(indices())
+        shards.records(random_indices())
         return setup.batch_size
 
     return {
-        _mark("one call", "one call"): lambda: rate(one_call, setup.seconds),
+        "one call *": lambda: rate(one_call, setup.seconds),
         "slices": lambda: rate(slices, setup.seconds),
     }
 
 
 def codec(setup: Setup) -> dict[str, Measure]:
-    """LZ4 records or raw rows, which are twice as large."""
+    """LZ4 records, or raw pixels, which take twice the space."""
     default = setup.shards.manifest.codec
     part = Part(setup.shards.images(np.arange(len(setup.shards))), setup.shards.labels())
     source = Source("copies", setup.shards.manifest.classes, {"train": part}, (), official=False)
-    scratch = Path(_scratch.enter_context(tempfile.TemporaryDirectory(prefix="emnist-dali-codec-")))
-
-    def measure(packed: Shards) -> float:
-        return stage_timers.pipeline(replace(setup, shards=packed).loader(), setup.seconds)
-
-    measures = {}
+    scratch = Path(_cleanup.enter_context(tempfile.TemporaryDirectory(prefix="emnist-dali-codec-")))
+    timers = {}
     for name in ("lz4", "raw"):
         pack(source, "codec", scratch / name, name)
-        measures[_mark(name, default)] = partial(measure, Shards(scratch / name, "train"))
-    return measures
+        timers[_mark(name, default)] = _timer(replace(setup, shards=Shards(scratch / name, "train")))
+    return timers
 
 
 def warp(setup: Setup) -> dict[str, Measure]:
-    """Augmentation by one warp in the place of the resize, or by a second pass after it (DALI)."""
+    """Augmentation by a warp that replaces the resize, or by a second pass after it (DALI)."""
     affine = setup.config.data.affine
     if affine is None:
         return {}
-
-    one_pass = dali.preprocess
-
-    def two_passes(records, chunks, matrices, **settings):
-        images = one_pass(records, chunks, None, **settings | {"half": False})
-        size = (settings["size"],) * 2
-        # The matrices are those of the one warp: another geometry, the same work.
-        images = dali.fn.transpose(images, perm=[0, 2, 3, 1], transpose_layout=True)
-        images = dali.fn.warp_affine(images, matrix=dali.fn.per_frame(matrices), size=size, fill_value=0)
-        return dali.fn.transpose(images, perm=[0, 3, 1, 2], transpose_layout=True)
-
-    def measure(backend: str, preprocess: Callable, affine: Affine | None = affine) -> float:
-        with mock.patch.object(dali, "preprocess", preprocess):
-            return stage_timers.pipeline(setup.loader(backend=backend, affine=affine), setup.seconds)
-
     default = f"{setup.config.data.backend}, one warp"
     return {
-        _mark("cpu, one warp", default): partial(measure, "cpu", one_pass),
-        "cpu, resize only": partial(measure, "cpu", one_pass, None),
-        _mark("dali, one warp", default): partial(measure, "dali", one_pass),
-        "dali, resize and warp": partial(measure, "dali", two_passes),
-        "dali, resize only": partial(measure, "dali", one_pass, None),
+        _mark("cpu, one warp", default): _timer(setup, "cpu", affine),
+        "cpu, resize only": _timer(setup, "cpu"),
+        _mark("dali, one warp", default): _timer(setup, "dali", affine),
+        "dali, resize and warp": _timer(setup, _two_passes, affine),
+        "dali, resize only": _timer(setup, "dali"),
     }
 
 
+def _two_passes(*arguments: Any) -> DaliBackend:
+    """A backend whose graph warps after the resize; no one else needs another graph, so it is patched in."""
+    one_pass = dali.preprocess
+
+    def preprocess(records, chunks, matrices, pixels):
+        images = one_pass(records, chunks, None, replace(pixels, dtype="float32"))
+        # The matrices are those of the single warp: the geometry is wrong, the amount of work right.
+        images = dali.fn.transpose(images, perm=[0, 2, 3, 1], transpose_layout=True)
+        images = dali.fn.warp_affine(
+            images, matrix=dali.fn.per_frame(matrices), size=(pixels.size, pixels.size), fill_value=0
+        )
+        return dali.fn.transpose(images, perm=[0, 3, 1, 2], transpose_layout=True)
+
+    with mock.patch.object(dali, "preprocess", preprocess):
+        return DaliBackend(*arguments)
+
+
 def output(setup: Setup) -> dict[str, Measure]:
-    """On a GPU: float16 or float32 batches of DALI, and pinned memory under the cpu backend's."""
+    """On a GPU: float16 or float32 batches from DALI, and pinned or pageable memory of the cpu backend."""
     if setup.device.type != "cuda":
         return {}
-
-    def pageable() -> float:
-        empty = torch.empty
-        with mock.patch.object(backends.torch, "empty", lambda *a, pin_memory=False, **k: empty(*a, **k)):
-            return stage_timers.pipeline(setup.loader(backend="cpu"), setup.seconds)
-
     return {
-        _mark("dali, float16", "dali, float16"): lambda: stage_timers.pipeline(
-            setup.loader(half=True), setup.seconds
-        ),
-        "dali, float32": lambda: stage_timers.pipeline(setup.loader(half=False), setup.seconds),
-        _mark("cpu, pinned", "cpu, pinned"): lambda: stage_timers.pipeline(
-            setup.loader(backend="cpu"), setup.seconds
-        ),
-        "cpu, pageable": pageable,
+        "dali, float16 *": _timer(setup, "dali", half=True),
+        "dali, float32": _timer(setup, "dali", half=False),
+        "cpu, pinned *": _timer(setup, "cpu"),
+        "cpu, pageable": _timer(setup, partial(CpuBackend, pinned=False)),
     }
 
 
@@ -181,14 +149,16 @@ def step(setup: Setup) -> dict[str, Measure]:
     if setup.device.type != "cuda":
         return {}
 
-    def training(compile: str, mode: str | None) -> Measure:
-        config = replace(setup.config, run=replace(setup.config.run, compile=compile))
+    def training(compile: str, mode: str | None = None) -> Measure:
+        compiled = replace(setup, config=setup.config.override({"compile": compile}))
         with mock.patch.object(torch, "compile", partial(torch.compile, mode=mode)):
-            return stage_timers.Training(config, setup.shards, setup.stats, setup.threads, setup.seconds).model
+            timer = TrainingTimer(compiled)
+        _cleanup.callback(timer.close)
+        return timer.model
 
     return {
-        "eager": training("off", None),
-        _mark("compiled", "compiled"): training("on", None),
+        "eager": training("off"),
+        "compiled *": training("on"),
         "compiled, CUDA graphs": training("on", "reduce-overhead"),
     }
 
@@ -196,7 +166,13 @@ def step(setup: Setup) -> dict[str, Measure]:
 GROUPS: dict[str, Callable[[Setup], dict[str, Measure]]] = {
     group.__name__: group for group in (block, queue, ahead, threads, gathering, codec, warp, output, step)
 }
-_scratch = ExitStack()
+_cleanup = ExitStack()
+
+
+def _timer(
+    setup: Setup, backend: str | MakeBackend | None = None, affine: Affine | None = None, half: bool | None = None
+) -> Measure:
+    return lambda: stage_timers.pipeline(setup, setup.loader(backend=backend, affine=affine, half=half))
 
 
 def _mark(value: Any, default: Any) -> str:
@@ -212,46 +188,47 @@ def _named_errors(group: str) -> Iterator[None]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--group", "asked", type=click.Choice([*GROUPS]), multiple=True, help="Only this; can be repeated.")
+@click.option("--group", "groups", type=click.Choice([*GROUPS]), multiple=True, help="Only this group; repeatable.")
 @click.option("--split", default="balanced", show_default=True)
 @click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
-@click.option("--source", type=click.Choice(["glyphs"]), help="Drawn glyphs even where the split is prepared.")
+@click.option("--source", type=click.Choice(["glyphs"]), help="Drawn glyphs even if the split is prepared.")
 @click.option("--image-size", type=int, default=112, show_default=True)
 @click.option("--batch-size", type=int, default=512, show_default=True)
 @click.option("--device", help="cuda, cuda:1 or cpu.  [default: auto]")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the JSON document here too.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+              help="Per repetition; there are 5.")  # fmt: skip
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the JSON document here.")
 def main(
-    asked: tuple[str, ...], split: str, data_dir: str, source: str | None, seconds: float, json_file: Path | None,
+    groups: tuple[str, ...], split: str, data_dir: str, source: str | None, seconds: float, json_file: Path | None,
     **options: Any,
 ) -> None:  # fmt: skip
-    """Images a second of the pipeline with each value of each of its settings."""
-    with _scratch, _named_errors("setup"):
-        check_record(json_file, "variants")
+    """Images/s of the pipeline with each value of each of its settings."""
+    rates: dict[str, dict[str, Rate]] = {}
+    with _cleanup, _named_errors("setup"):
+        check_result_file(json_file, "pipeline_settings")
         setup = load(split, data_dir, source, None, seconds, options)
-        groups: dict[str, dict[str, Rate]] = {}
-        for name in asked or GROUPS:
+        for name in groups or GROUPS:
             with _named_errors(name):
-                groups[name] = measure_interleaved(GROUPS[name](setup))
-            if not groups[name]:
+                rates[name] = measure_interleaved(GROUPS[name](setup))
+            if not rates[name]:
                 continue
-            click.echo(f"{name}: {GROUPS[name].__doc__.splitlines()[0]}")
-            for value, found in groups[name].items():
-                click.echo(
-                    f"  {value:<24}{found.median:>12,.0f} img/s  ({min(found.values):,.0f}–{max(found.values):,.0f})"
-                )
-    document = {
-        "benchmark": "variants",
-        "machine": environment(),
-        "image_size": setup.config.data.image_size,
-        "batch_size": setup.batch_size,
-        "device": str(setup.device),
-        "groups": {
-            name: {value: found.to_dict() for value, found in group.items()} for name, group in groups.items()
-        },
-    }
-    if json_file:
-        write_record(json_file, document)
+            click.echo(f"{name}: {GROUPS[name].__doc__}")
+            for value, measured in rates[name].items():
+                low, high = min(measured.values), max(measured.values)
+                click.echo(f"  {value:<24}{measured.median:>12,.0f} img/s  ({low:,.0f}–{high:,.0f})")
+        document = {
+            "benchmark": "pipeline_settings",
+            "machine": environment(),
+            "image_size": setup.config.data.image_size,
+            "batch_size": setup.batch_size,
+            "device": str(setup.device),
+            "groups": {
+                name: {value: measured.to_dict() for value, measured in group.items()}
+                for name, group in rates.items()
+            },
+        }
+        if json_file:
+            write_result_file(json_file, document)
     click.echo(json.dumps(document, ensure_ascii=False))
 
 

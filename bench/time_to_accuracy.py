@@ -3,36 +3,33 @@
 
 python bench/time_to_accuracy.py --recipe fast --target 0.90 --runs 5
 
-A recipe of fixed length is trained from scratch with each seed, on the whole train split: nothing is chosen by a
-validation, and the test split is read once, after the clock has stopped. The clock runs from the first batch to the
-last weights; preparing the data, compiling and warming up are told apart from it. The record holds if the mean over
-the runs reaches the target. The last line is a JSON document.
+Trains a recipe of fixed length from scratch with each seed, on the whole train split: nothing is chosen by
+validation, and the test split is read once per run, after the clock has stopped. The clock runs from the first
+batch to the final weights; preparing the data, compiling and warming up are reported separately. The target is
+reached if the mean over the runs reaches it. The last line is a JSON document.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from time import perf_counter
 from typing import Any
 
 import click
-import numpy as np
 import torch
 
 import stage_timers
-from emnist_dali.config import Config
+from emnist_dali.config import Config, with_flags
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.machine import environment
-from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
-from emnist_dali.data.stats import statistics
-from emnist_dali.evaluation.inference import evaluation_loader, predict
+from emnist_dali.evaluation.inference import predict
 from emnist_dali.evaluation.metrics import score
+from emnist_dali.loading.loader import Loader
 from emnist_dali.recipes import RECIPES, choose
 from emnist_dali.runtime import autocast, resolve
-from emnist_dali.training.trainer import Trainer, training_loader, tune_device
-from record import check_record, write_record
+from emnist_dali.training.build import build_training, training_shards
+from result_file import check_result_file, write_result_file
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -41,21 +38,21 @@ from record import check_record, write_record
 @click.option("--runs", type=click.IntRange(2), default=5, show_default=True, help="With seeds 0, 1, 2, …")
 @click.option("--split", default="balanced", show_default=True)
 @click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
-@click.option("--source", help="As of emnist-dali prepare.")
+@click.option("--source", help="As for emnist-dali prepare.")
 @click.option("--device", help="cuda, cuda:1 or cpu.  [default: auto]")
 @click.option("--epochs", type=int, help="[default: the recipe's]")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the JSON document here too.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the JSON document here.")
 def main(recipe: str, target: float, runs: int, split: str, json_file: Path | None, **options: Any) -> None:
-    """Seconds of training to a test accuracy, mean and deviation over several seeds."""
+    """Seconds of training to a test accuracy, mean and standard deviation over several seeds."""
     device = options["device"] or "auto"
-    asked, _ = choose(recipe, split, gpu=torch.cuda.is_available() and not device.startswith("cpu"))
+    config, _ = choose(recipe, split, gpu=torch.cuda.is_available() and not device.startswith("cpu"))
     try:
-        check_record(json_file, "time_to_accuracy")
-        document = measure(resolve(asked.override({**options, "val_fraction": 0.0})), target, runs)
+        check_result_file(json_file, "time_to_accuracy")
+        document = measure(resolve(config.override({**options, "val_fraction": 0.0})), target, runs)
         if json_file:
-            write_record(json_file, document)
+            write_result_file(json_file, document)
     except UserError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(with_flags(str(error))) from error
     accuracy, seconds = document["accuracy"], document["seconds"]
     click.echo(
         f"mean {100 * accuracy['mean']:.2f} % (sd {100 * accuracy['sd']:.2f}) in {seconds['mean']:.2f} s "
@@ -67,62 +64,56 @@ def main(recipe: str, target: float, runs: int, split: str, json_file: Path | No
 
 def measure(config: Config, target: float, runs: int) -> dict[str, Any]:
     """The document of `runs` runs of a resolved config, with seeds from 0."""
-    tune_device(config)
     started = perf_counter()
-    folder = prepare(config.data.split, config.data.source, config.data.data_dir)
-    statistics(folder, config.data.image_size)
+    shards = training_shards(config)
     document = {
         "benchmark": "time_to_accuracy",
         "machine": environment(),
-        "data": stage_timers.data(Shards(folder, "train")),
+        "data": stage_timers.data_description(shards),
         "config": config.to_dict(),
         "target": target,
         "prepare_seconds": perf_counter() - started,
     }
-    document["runs"] = [
-        one_run(replace(config, training=replace(config.training, seed=s)), folder) for s in range(runs)
-    ]
+    document["runs"] = [run(config.override({"seed": seed}), shards) for seed in range(runs)]
     for name in ("accuracy", "seconds", "warm_up_seconds"):
-        values = [run[name] for run in document["runs"]]
+        values = [result[name] for result in document["runs"]]
         document[name] = {"mean": mean(values), "sd": stdev(values)}
     document["reached"] = document["accuracy"]["mean"] >= target
     return document
 
 
-def one_run(config: Config, folder: Path) -> dict[str, Any]:
-    """One training from scratch: seconds from the first batch to the last weights, and what the test split says."""
+def run(config: Config, shards: Shards) -> dict[str, Any]:
+    """Trains once from scratch, and then evaluates on the test split."""
     started = perf_counter()
-    shards, stats = Shards(folder, "train"), statistics(folder, config.data.image_size)
-    manifest = shards.manifest
-    with training_loader(config, shards, stats) as loader:
-        trainer = Trainer(config, loader, manifest.classes, manifest.counts["train"])
+    with build_training(config, shards) as training:
+        trainer, loader = training.trainer, training.loader
         loader.prefetch()
         trainer.warm_up()
         warm_up_seconds = perf_counter() - started
         started = perf_counter()
-        epochs = []
+        entries = []
         for epoch in range(config.training.epochs):
             trainer.begin(epoch)
-            epochs.append(trainer.train_epoch())
+            entries.append(trainer.train_epoch(loader))
         seconds = perf_counter() - started
-    test = Shards(folder, "test")
-    with evaluation_loader(config, test, stats, np.arange(len(test))) as loader:
-        result = score(predict(trainer.evaluated, loader, autocast(config), "test"), manifest.classes)
-    run = {
+    test = Shards(shards.folder, "test")
+    with Loader.from_config(test, config, train=False) as loader:
+        scores = score(predict(trainer.evaluated, loader, autocast(config), "test"), shards.manifest.classes)
+    result = {
         "seed": config.training.seed,
-        "accuracy": result["accuracy"],
-        "weighted_f1": result["weighted_f1"],
-        "macro_f1": result["macro_f1"],
+        "accuracy": scores["accuracy"],
+        "weighted_f1": scores["weighted_f1"],
+        "macro_f1": scores["macro_f1"],
         "seconds": seconds,
         "warm_up_seconds": warm_up_seconds,
-        "images_per_second": sum(e["images_per_second"] * e["seconds"] for e in epochs) / seconds,
-        "data_wait": sum(e["data_wait"] * e["seconds"] for e in epochs) / seconds,
+        "images_per_second": sum(entry["images_per_second"] * entry["seconds"] for entry in entries) / seconds,
+        "data_wait": sum(entry["data_wait"] * entry["seconds"] for entry in entries) / seconds,
     }
     click.echo(
-        f"seed {run['seed']}: {100 * run['accuracy']:.2f} % in {seconds:.2f} s, {run['images_per_second']:,.0f} img/s"
-        f" (before the clock: {warm_up_seconds:.1f} s)"
+        f"seed {result['seed']}: {100 * result['accuracy']:.2f} % in {seconds:.2f} s, "
+        f"{result['images_per_second']:,.0f} img/s ({warm_up_seconds:.1f} s before the clock)"
     )
-    return run
+    return result
 
 
 if __name__ == "__main__":

@@ -1,21 +1,22 @@
-"""Rates that are measured turn about, and what may be said of them."""
+"""Rates measured in interleaved repetitions, and the interval of their median."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import comb
+from math import isnan
 from statistics import median
 from time import perf_counter, sleep
 
 import torch
+from scipy.stats import quantile_test
 
 REPETITIONS = 5
-# Where two rates are compared to a percent: on 2 shared cores single pairs scatter by 6 points.
+# For rates compared to a percent: on 2 shared cores single pairs scatter by 6 points.
 PAIRS = 15
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Images a second, one value a repetition."""
+    """img/s of each repetition."""
 
     values: tuple[float, ...]
 
@@ -35,9 +36,10 @@ class Rate:
 def measure_interleaved(
     contestants: dict[str, Callable[[], float]], repetitions: int = REPETITIONS, settle: float = 0.0
 ) -> dict[str, Rate]:
-    """Each contestant measures its own rate; A B A B …, so that what slows the machine for a while meets all.
+    """Calls the contestants in the order A B A B …; each returns its own rate.
 
-    After a turn `settle` seconds pass, in which a contestant fills its queues again and not in another's turn.
+    Whatever slows the machine for a while then affects all of them. After each call `settle` seconds pass, in which a
+    contestant refills its queues: otherwise it would do so during the next one's measurement.
     """
     values: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(repetitions):
@@ -48,32 +50,32 @@ def measure_interleaved(
 
 
 def rate(work: Callable[[], int], seconds: float, device: torch.device | str = "cpu") -> float:
-    """Images a second of `work`, which does some and returns how many; warmed up for a quarter of the time."""
+    """Units per second of `work`, which returns how many it did (images, bytes or operations).
 
-    def spend(budget: float) -> float:
-        images, started = 0, perf_counter()
+    Warms up for a quarter of `seconds` first.
+    """
+
+    def run(budget: float) -> float:
+        units, started = 0, perf_counter()
         while True:
-            images += work()
+            units += work()
             if perf_counter() - started >= budget:
                 break
         synchronize(device)
-        return images / (perf_counter() - started)
+        return units / (perf_counter() - started)
 
-    spend(seconds / 4)
-    return spend(seconds)
+    run(seconds / 4)
+    return run(seconds)
 
 
 def synchronize(device: torch.device | str) -> None:
+    """Waits for a CUDA device."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def median_interval(values: tuple[float, ...], confidence: float = 0.95) -> tuple[float, float]:
-    """The narrowest pair of order statistics that holds the median with `confidence` or more; no distribution is
-    assumed. All values where they are too few for that."""
-    ordered, n = sorted(values), len(values)
-    for k in range(n // 2, 0, -1):  # from the k-th smallest to the k-th largest
-        outside = 2 * sum(comb(n, i) for i in range(k)) / 2**n
-        if 1 - outside >= confidence:
-            return ordered[k - 1], ordered[n - k]
-    return ordered[0], ordered[-1]
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of the median, from order statistics; the whole range if there are too few values (< 6)."""
+    interval = quantile_test(values).confidence_interval(confidence)
+    low, high = float(interval.low), float(interval.high)
+    return min(values) if isnan(low) else low, max(values) if isnan(high) else high

@@ -1,10 +1,13 @@
-"""Runs what the pages show: `make test-docs`. Each page in a folder of its own, its blocks in their order.
+"""Runs what the pages and the docstrings show: `make test-docs`.
 
-`sh` blocks run in bash and `python` blocks in Python, as they stand; a comment «not run: reason» before a block takes
-it out. The folder holds what a page takes for granted: data/balanced as if NIST had been asked (drawn glyphs under
-EMNIST's file names), the same as idx files, pictures to read, a folder of photographs, and for some pages a run.
+Each page's `sh` blocks run in bash and its `python` blocks in Python, in order, in a fresh folder; a comment
+"not run: reason" before a block skips it. The folder holds what the pages assume: data/balanced as if it came from
+NIST (drawn glyphs under EMNIST's file names), the same as idx files, pictures to read, a folder of photographs, and
+for some pages a run. The `>>>` examples of the public names run in such a folder too.
 """
 
+import doctest
+import inspect
 import os
 import re
 import shutil
@@ -15,20 +18,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
-from emnist_dali import recipes
+import emnist_dali
+from emnist_dali import prepare, recipe, train
 from emnist_dali.data import glyphs
 from emnist_dali.data.emnist import SPLITS, file_name
-from emnist_dali.data.prepare import prepare
-from emnist_dali.training.session import train
 from tests.idx_files import write_idx
 
 PROJECT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in Path(__file__).parent.glob("*.md"))]
-# Pages that show what to do with a run that another page has trained.
+PAGES = [
+    "README.md", "CONTRIBUTING.md", "tests/README.md",
+    *sorted(f"docs/{path.name}" for path in Path(__file__).parent.glob("*.md")),
+]  # fmt: skip
+LINKING = [*PAGES, "CHANGELOG.md", "RESULTS.md", "tests/RESULTS.md", "bench/README.md"]
+# Pages that use a run which another page has trained.
 WITH_RUN = ("docs/api.md",)
 BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^\n]+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.S)
-LIMIT = 600  # seconds a block
+LIMIT = 600  # seconds per block
 
 
 @pytest.fixture(scope="session")
@@ -58,13 +65,22 @@ def _photographs(folder: Path, images: np.ndarray) -> None:
             Image.fromarray(image).resize((50 + i, 60)).save(folder / name / f"{i}.png")
 
 
+@pytest.fixture(scope="session")
+def with_run(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a run in runs/first."""
+    folder = tmp_path_factory.mktemp("docs") / "with-run"
+    shutil.copytree(prepared, folder)
+    options = {"epochs": 1, "device": "cpu", "out": "runs/first"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train(recipe("cpu", "balanced").override(options))
+    return folder
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_shows_runs(page, prepared, tmp_path):
+def test_what_a_page_shows_runs(page, request, tmp_path):
     place = tmp_path / "place"
-    shutil.copytree(prepared, place)
-    if page in WITH_RUN:
-        config = recipes.cpu("balanced").override({"epochs": 1, "data_dir": str(place / "data"), "device": "cpu"})
-        train(config.override({"out": str(place / "runs/first")}))
+    shutil.copytree(request.getfixturevalue("with_run" if page in WITH_RUN else "prepared"), place)
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -76,15 +92,29 @@ def test_what_a_page_shows_runs(page, prepared, tmp_path):
     for block in BLOCK.finditer((PROJECT / page).read_text("utf-8")):
         if block["why"] or block["language"] not in ("sh", "python"):
             continue
-        how = [sys.executable, "-"] if block["language"] == "python" else ["bash", "-euo", "pipefail"]
+        command = [sys.executable, "-"] if block["language"] == "python" else ["bash", "-euo", "pipefail"]
         done = subprocess.run(
-            how, input=block["text"], cwd=place, env=environment, timeout=LIMIT, text=True,
+            command, input=block["text"], cwd=place, env=environment, timeout=LIMIT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert done.returncode == 0, f"{page}\n{block['text']}\n{done.stdout[-4000:]}"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("name", emnist_dali.__all__)
+def test_the_example_of_a_public_name_runs(name, with_run, tmp_path, monkeypatch):
+    place = tmp_path / "place"
+    shutil.copytree(with_run, place)
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(tqdm, "write", lambda *_, **__: None)  # what `say` prints is not part of an example
+    docstring = inspect.getdoc(getattr(emnist_dali, name))
+    example = doctest.DocTestParser().get_doctest(docstring, {}, name, None, 0)
+    assert example.examples, f"{name} has no example"
+    report = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert runner.run(example, out=report.append).failed == 0, "".join(report)
+
+
+@pytest.mark.parametrize("page", LINKING)
 def test_a_page_links_to_what_is_there(page):
     text = (PROJECT / page).read_text("utf-8")
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]

@@ -1,73 +1,47 @@
-"""The command line: options and nothing else. torch and DALI are imported in the bodies, so --help is quick."""
+"""The command line: options and nothing else. Commands import torch and DALI in their bodies, so --help is fast."""
 
 import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import Field, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import click
 
 from . import __version__
-from .config import Config, Data, Model, Run, Training
+from .config import with_flags
 from .core.errors import UserError, is_out_of_memory
-from .core.files import MAX_NAME, is_plain, masked, printable
+from .core.files import masked, printable
 from .data.emnist import SPLITS
-from .recipes import RECIPES, choose
+from .options import ConfigCommand, PlainPath, RecipeName, chosen, config_options
 
-
-class _Path(click.Path):
-    """A path whose name no terminal obeys."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if not is_plain(os.fspath(value)):
-            self.fail(
-                f"{value} names no file: it has control characters, is not in UTF-8, or is longer than {MAX_NAME:,}.",
-                param,
-                ctx,
-            )
-        return super().convert(value, param, ctx)
-
-
-_RUN = _Path(exists=True, file_okay=False, path_type=Path)
-_MODEL = _Path(exists=True, path_type=Path)
-_FILE = _Path(dir_okay=False, path_type=Path)
-_FOLDER = _Path(path_type=Path)
-
-
-class _Recipe(click.Choice):
-    """A recipe's name, or a .json file with a config: a sweep's best.json, a run's config.json."""
-
-    def __init__(self) -> None:
-        super().__init__(["auto", *RECIPES])
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return value if value.endswith(".json") else super().convert(value, param, ctx)
+_RUN = PlainPath(exists=True, file_okay=False, path_type=Path)
+_MODEL = PlainPath(exists=True, path_type=Path)
+_FILE = PlainPath(dir_okay=False, path_type=Path)
+_FOLDER = PlainPath(path_type=Path)
 
 
 class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of the work, not of the alphabet
+        return list(self.commands)  # in the order of a project's work, not alphabetical
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         if args is None:
             _open_closed_streams()
-            args, sys.argv[1:] = sys.argv[1:], map(masked, sys.argv[1:])  # for whoever keeps the command
+            args, sys.argv[1:] = sys.argv[1:], map(masked, sys.argv[1:])  # env.json and W&B record the command
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
-                with suppress(OSError):  # one that was turned into a pipe since
-                    stream.reconfigure(errors="replace")  # a console may not have every character
+                with suppress(OSError):  # the descriptor may be a pipe by now
+                    stream.reconfigure(errors="replace")  # for characters that the console cannot encode
         try:
             return super().main(args, *rest, **options)
         finally:
             try:
                 sys.stdout.flush()
-            except OSError:  # a full disk; Python would say it once more, with a traceback
+            except OSError:  # a full disk; Python would report it again, with a traceback
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
@@ -80,12 +54,12 @@ class _Group(click.Group):
 
 
 def _open_closed_streams() -> None:
-    """Started with `>&-`: what is said there is lost, and no file that is written later gets its number."""
+    """Opens the standard streams that were closed with `>&-`, so that no file gets their descriptors."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
@@ -93,41 +67,41 @@ def _open_closed_streams() -> None:
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """What a user can cause ends in one line on stderr, without anything that a terminal would obey."""
+    """Turns errors that a user can cause into one line on stderr, without control characters."""
     try:
         yield
     except click.ClickException as error:
         error.message = _line(error.message)
         raise
     except UserError as error:
-        raise click.ClickException(_line(str(error))) from error
+        raise click.ClickException(_line(with_flags(str(error)))) from error
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
-        if sentence := _of_the_system(error):
+        if sentence := _system_error(error):
             raise click.ClickException(_line(sentence)) from error
         raise
 
 
-def _of_the_system(error: Exception) -> str | None:
-    """A sentence on what the system refuses; None where it is something else."""
+def _system_error(error: Exception) -> str | None:
+    """A sentence on what the operating system refused; None for any other error."""
     if is_out_of_memory(error):
-        return "The memory is not enough; lower --batch-size or --image-size, or end other programs."
+        return "Out of memory; lower --batch-size or --image-size, or close other programs."
     if "can't start new thread" in str(error):
-        return "No more threads can be started; end other programs, or raise `ulimit -u`."
-    # A reader that has enough is click's; what has no such text is no error of the system.
+        return "No more threads can be started; close other programs, or raise `ulimit -u`."
+    # click handles a closed pipe; an OSError without strerror does not come from the system.
     if not isinstance(error, OSError) or error.errno == errno.EPIPE or error.strerror is None:
         return None
     where = error.filename or "A file"
-    return f"{where} cannot be used ({error.strerror}); look at its permissions and the free space."
+    return f"{where} cannot be used ({error.strerror}); check its permissions and the free space."
 
 
 def _line(text: str) -> str:
-    """`text` on one line, without passwords; of a long one, as of an argument of 100,000 characters, the ends."""
+    """`text` on one printable line, without passwords; a text longer than 2,000 characters loses its middle."""
     text = printable(masked(text))
     return text if len(text) <= 2000 else f"{text[:1000]} … {text[-900:]}"
 
 
 def _print(text: Any) -> None:
-    """Lines on stdout, without anything that a terminal would obey."""
+    """Prints lines to stdout, without control characters."""
     click.echo("\n".join(map(printable, str(text).split("\n"))))
 
 
@@ -137,7 +111,7 @@ def main() -> None:
     """Train on EMNIST, fast: packed shards, a DALI pipeline on the GPU, EfficientNet."""
 
 
-@main.command()
+@main.command(short_help="Pack a split into shards, once.")
 @click.option("--split", default="balanced", show_default=True, help=f"One of {', '.join(SPLITS)}.")
 @click.option(
     "--source",
@@ -148,10 +122,10 @@ def main() -> None:
 @click.option(
     "--size",
     type=click.IntRange(8, 1024),
-    help="Side to which a folder of images is resized, in pixels.  [default: 28]",
+    help="Side in pixels to which a folder of images is resized.  [default: 28]",
 )
-@click.option("--verify", is_flag=True, help="Hash every shard, also those that have not changed.")
-@click.option("--force", is_flag=True, help="Pack again, in the place of what was prepared from anything.")
+@click.option("--verify", is_flag=True, help="Hash every shard, even those unchanged since the last check.")
+@click.option("--force", is_flag=True, help="Pack again, replacing what was prepared from any source.")
 def prepare(split: str, source: str | None, data_dir: Path, size: int | None, verify: bool, force: bool) -> None:
     """Pack a split into shards, once.
 
@@ -163,76 +137,50 @@ def prepare(split: str, source: str | None, data_dir: Path, size: int | None, ve
     prepare(split, source, data_dir, size=size, check=verify, force=force)
 
 
-def _config_options(*without: str) -> Callable[[Callable], Callable]:
-    def add(command: Callable) -> Callable:
-        for name, kind, field in reversed(list(_options())):
-            if name in without:
-                continue
-            flag = "--" + name.replace("_", "-")
-            if kind is bool:
-                flag += "/--no-" + name.replace("_", "-")
-            help = field.metadata["help"]
-            type_ = click.Choice(get_args(kind)) if get_origin(kind) is Literal else kind
-            command = click.option(flag, name, default=None, type=type_, help=help)(command)
-        return command
-
-    return add
-
-
-def _options() -> Iterator[tuple[str, Any, Field]]:
-    for part in (Data, Model, Training, Run):
-        hints = get_type_hints(part)
-        for field in fields(part):
-            if "help" in field.metadata and field.name != "split":
-                kind = hints[field.name]
-                if isinstance(kind, UnionType):
-                    kind = next(k for k in get_args(kind) if k is not NoneType)
-                yield field.name, kind, field
-
-
-@main.command()
-@click.option("--split", default="balanced", show_default=True, help="Split, or the name of your own images.")
+@main.command(short_help="Show the images in the shards, and what the model sees.")
+@click.option("--split", default="balanced", show_default=True, help="EMNIST split, or the name of your own dataset.")
 @click.option("--class", "character", help="Only this class.")
 @click.option("--augment", is_flag=True, help="Also warp and mix the images, as the recipe does in training.")
-@click.option("--recipe", type=_Recipe(), default="auto", show_default=True)
+@click.option("--recipe", type=RecipeName(), default="auto", show_default=True)
 @click.option("--image-size", type=int, help="[default: the recipe's]")
-@click.option("--source", help="As of prepare.")
+@click.option("--source", help="As in prepare.")
 @click.option("--data-dir", help="Folder of the prepared splits.  [default: data]")
 @click.option("--seed", type=int, help="[default: 0]")
 @click.option("--out", type=_FILE, help="HTML file to write.  [default: runs/inspect-<split>.html]")
 def inspect(split: str, character: str | None, augment: bool, recipe: str, out: Path | None, **options: Any) -> None:
-    """Show what is in the shards and what the model sees of it, stage by stage, on one HTML page.
+    """Write an HTML page on what is in the shards and what the model sees of it, stage by stage.
 
     \b
     emnist-dali inspect --split balanced --class A --augment
     """
-    from .reports.inspect_report import write_page
+    from .reports.inspect_report import write_inspect_report
 
-    config, _ = _chosen(recipe, split, "cpu")
+    config, _ = chosen(recipe, split, "cpu")
     out = out or Path("runs") / f"inspect-{split}.html"
-    _print(write_page(config.override({**options, "device": "cpu"}), character, augment, out))
+    _print(write_inspect_report(config.override({**options, "device": "cpu"}), character, augment, out))
 
 
-@main.command()
-@click.option("--split", help=f"One of {', '.join(SPLITS)}, or your own.  [default: balanced]")
+@main.command(cls=ConfigCommand, short_help="Train, validate after each epoch, test once at the end.")
 @click.option(
     "--recipe",
-    type=_Recipe(),
-    help="Named config, or a .json file; every other option overrides it.  [default: auto]",
+    type=RecipeName(),
+    help="Named config, or a .json file; options override it. With --help, its values are shown as defaults.  "
+    "[default: auto]",
 )
 @click.option(
     "--resume",
     metavar="RUN",
-    help="Go on with a run from its last checkpoint, or from a checkpoint file; auto: with that in --out, which "
-    "starts there otherwise.",
+    help="Resume a run from its last checkpoint, or from a checkpoint file; auto: resume the run in --out, or start "
+    "it there.",
 )
-@click.option("--resume-force", is_flag=True, help="Also where that changes the result.")
-@_config_options()
-def train(split: str | None, recipe: str | None, resume: str | None, resume_force: bool, **options: Any) -> None:
-    """Train, validate each epoch, test once at the end.
+@click.option("--resume-force", is_flag=True, help="Resume even if the result will differ.")
+@config_options()
+def train(recipe: str | None, resume: str | None, resume_force: bool, values: dict[str, Any]) -> None:
+    """Train, validate after each epoch, test once at the end.
 
     \b
     emnist-dali train --split balanced
+    emnist-dali train --recipe cpu --set training.ema=0.995
     emnist-dali train --resume runs/balanced-cpu-20261122-160000
     torchrun --nproc-per-node 8 -m emnist_dali train --split balanced
     """
@@ -243,35 +191,33 @@ def train(split: str | None, recipe: str | None, resume: str | None, resume_forc
     from .training.session import train
 
     with distributed.process_group():
-        checkpoint = (
-            distributed.broadcast_from_main(lambda: find(resume, options["out"])) if resume is not None else None
-        )
+        checkpoint = None
+        if resume is not None:
+            checkpoint = distributed.broadcast_from_main(lambda: find(resume, values.get("run.out")))
         if checkpoint:
-            config, state = distributed.broadcast_from_main(
-                lambda: load(checkpoint, recipe, {"split": split, **options})
-            )
+            config, state = distributed.broadcast_from_main(lambda: load(checkpoint, recipe, values))
         else:
-            config, why = _chosen(recipe or "auto", split, options["device"])
-            config, state = config.override(options), None
+            config, why = chosen(recipe or "auto", values.get("data.split"), values.get("run.device"))
+            config, state = config.override(values), None
             say(why)
         run = train(config, state, resume_force)
         if distributed.is_main():
             try:
                 say(f"Report: {write_report([run.path], None)}")
-            except UserError as error:  # the training itself is safe
+            except UserError as error:  # the run itself is complete
                 say(f"No report: {error}")
 
 
-@main.command()
+@main.command(short_help="Print the metrics of a run, or of an ensemble of runs.")
 @click.argument("runs", nargs=-1, required=True, type=_RUN)
 @click.option("--split", help="Another split with the same classes.  [default: the run's]")
 @click.option("--data-dir", type=_FOLDER, help="Folder of the prepared splits.  [default: the run's]")
-@click.option("--validation", is_flag=True, help="The run's held-out images instead of the test.")
-@click.option("--json", "as_json", is_flag=True, help="Print the metrics as a JSON object in the last line.")
+@click.option("--validation", is_flag=True, help="Use the run's validation images instead of the test split.")
+@click.option("--json", "as_json", is_flag=True, help="Print the metrics as a JSON object on the last line.")
 def evaluate(
     runs: tuple[Path, ...], split: str | None, data_dir: Path | None, validation: bool, as_json: bool
 ) -> None:
-    """Print the metrics of a run's best weights, or of the mean of several runs' probabilities.
+    """Print the metrics of a run's best weights, or of several runs' averaged probabilities.
 
     \b
     emnist-dali evaluate runs/balanced-cpu-20261122-160000
@@ -288,12 +234,12 @@ def evaluate(
         _print(json.dumps({name: result[name] for name in names}))
 
 
-@main.command()
+@main.command(short_help="Test whether two runs differ significantly.")
 @click.argument("first", type=_RUN)
 @click.argument("second", type=_RUN)
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object in the last line.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object on the last line.")
 def compare(first: Path, second: Path, as_json: bool) -> None:
-    """Tell whether two runs differ on the same test images: intervals and McNemar's test.
+    """Test whether two runs differ on the same test images: confidence intervals and McNemar's test.
 
     \b
     emnist-dali compare runs/a runs/b
@@ -306,11 +252,11 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
         _print(json.dumps(result))
 
 
-@main.command()
+@main.command(short_help="Write an HTML report on a run, or on several side by side.")
 @click.argument("runs", nargs=-1, required=True, type=_RUN)
 @click.option("--out", type=_FILE, help="File to write.  [default: report.html in the first run's folder]")
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Write one HTML page on a run, or on several side by side; it opens from disk, without network.
+    """Write an HTML report on a run, or on several side by side; it needs no network to view.
 
     \b
     emnist-dali report runs/a runs/b --out report.html
@@ -320,39 +266,39 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     _print(write_report(runs, out))
 
 
-@main.command()
+@main.command(short_help="Recognize the characters in image files.")
 @click.argument("model", type=_MODEL)
 @click.argument("images", nargs=-1, required=True)
-@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Answers an image.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON array, an object an image.")
-@click.option("--show", type=_FILE, help="PNG file: each picture, what was made of it, and the answer.")
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Predictions per image.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per image.")
+@click.option("--show", type=_FILE, help="PNG file to write: each image, what the model saw of it, its predictions.")
 def predict(model: Path, images: tuple[str, ...], top: int, as_json: bool, show: Path | None) -> None:
-    """Read characters: MODEL is a run folder or an exported .onnx; images are files, folders or globs, one character
-    each, dark on light or light on dark.
+    """Recognize characters. MODEL is a run folder or an exported .onnx; IMAGES are files, folders or globs, one
+    character per image, dark on light or light on dark.
 
     \b
     emnist-dali predict runs/balanced-cpu-20261122-160000 photo.jpg scans/
     """
-    from .deploy.predict import predict, table
+    from .deploy.predict import format_table, predict
 
-    answers, failed = predict(model, images, top, show)
-    _print(json.dumps(answers) if as_json else table(answers))
-    for message in failed:
+    answers, errors = predict(model, images, top, show)
+    _print(json.dumps(answers) if as_json else format_table(answers))
+    for message in errors:
         click.echo(_line(message), err=True)
-    if failed:
+    if errors:
         raise SystemExit(1)
 
 
-@main.command()
+@main.command(short_help="Export a run's best weights to ONNX, pt2 or safetensors.")
 @click.argument("run", type=_RUN)
 @click.option(
     "--format", "kind", type=click.Choice(["onnx", "pt2", "safetensors"]), default="onnx", show_default=True
 )
 @click.option("--output", type=_FILE, help="File to write.  [default: model.<format> in the run's folder]")
 def export(run: Path, kind: str, output: Path | None) -> None:
-    """Write a run's best weights for others, checked against the trainer; ONNX and pt2 take raw uint8 images.
+    """Export a run's best weights, checked against the trained model; ONNX and pt2 take raw uint8 images.
 
-    Needs pip install 'emnist-dali[export]' for ONNX.
+    ONNX needs pip install 'emnist-dali[export]'.
 
     \b
     emnist-dali export runs/balanced-cpu-20261122-160000 --format onnx
@@ -363,11 +309,13 @@ def export(run: Path, kind: str, output: Path | None) -> None:
         _print(line)
 
 
-@main.command()
+@main.command(short_help="Serve a page to draw characters on, and an HTTP API.")
 @click.argument("model", type=_MODEL)
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 picks a free port.")
 def serve(model: Path, port: int) -> None:
-    """Draw characters in the browser, or POST them: a page on 127.0.0.1. Needs pip install 'emnist-dali[serve]'.
+    """Recognize characters drawn in the browser, or sent by POST, on 127.0.0.1.
+
+    Needs pip install 'emnist-dali[serve]'.
 
     \b
     emnist-dali serve runs/balanced-cpu-20261122-160000
@@ -377,33 +325,34 @@ def serve(model: Path, port: int) -> None:
     serve(model, port)
 
 
-@main.command()
-@click.option("--split", default="balanced", show_default=True, help=f"One of {', '.join(SPLITS)}, or your own.")
-@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Of the whole sweep.")
-@click.option("--recipe", type=_Recipe(), default="auto", show_default=True)
+@main.command(cls=ConfigCommand, short_help="Search for better settings of a recipe.")
+@click.option("--recipe", type=RecipeName(), default="auto", show_default=True)
+@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Number in the whole sweep.")
 @click.option(
     "--space",
     multiple=True,
-    help="Searched: optimizer, lr, weight-decay, schedule, mixing or image-size; repeatable.  "
+    help="Dimension to search: optimizer, lr, weight-decay, schedule, mixing or image-size; repeatable.  "
     "[default: all that no option fixes]",
 )
 @click.option(
-    "--storage", default="sqlite:///sweep.db", show_default=True, help="Database that all workers of a sweep share."
+    "--storage",
+    default="sqlite:///sweep.db",
+    show_default=True,
+    help="Database that all workers of a sweep share.",
 )
-@click.option("--name", help="Of the sweep in its storage.  [default: <split>-<recipe>]")
+@click.option("--name", help="Name of the sweep in its storage.  [default: <split>-<recipe>]")
 @click.option("--out", type=_FOLDER, help="Folder of the trials.  [default: runs/sweep-<name>]")
-@_config_options("out")
+@config_options("out")
 def sweep(
-    split: str,
-    trials: int,
     recipe: str,
+    trials: int,
     space: tuple[str, ...],
     storage: str,
     name: str | None,
     out: Path | None,
-    **options: Any,
+    values: dict[str, Any],
 ) -> None:
-    """Search a recipe's settings by validation accuracy; run it again, or beside itself, to go on.
+    """Search for better settings by validation accuracy; run it again to continue, or several times in parallel.
 
     Needs pip install 'emnist-dali[sweep]'.
 
@@ -413,24 +362,29 @@ def sweep(
     from .core.progress import say
     from .tools.sweep import sweep
 
-    config, why = _chosen(recipe, split, options["device"])
+    config, why = chosen(recipe, values.get("data.split"), values.get("run.device"))
     say(why)
-    name = name or f"{split}-{config.recipe}"
-    given = {option for option, value in options.items() if value is not None}
-    say(sweep(config.override(options), trials, space, storage, name, out or Path("runs") / f"sweep-{name}", given))
+    config = config.override(values)
+    name = name or f"{config.data.split}-{config.recipe}"
+    fixed = {path.split(".")[1] for path in values}
+    say(sweep(config, trials, space, storage, name, out or Path("runs") / f"sweep-{name}", fixed))
 
 
-@main.command()
-@click.option("--split", default="balanced", show_default=True, help="Its training images are looked at.")
-@click.option("--recipe", type=_Recipe(), default="auto", show_default=True)
+@main.command(short_help="List training images whose labels look wrong.")
+@click.option("--split", default="balanced", show_default=True, help="Split whose training images are examined.")
+@click.option("--recipe", type=RecipeName(), default="auto", show_default=True)
 @click.option(
-    "--folds", type=click.IntRange(2, 20), default=4, show_default=True, help="Trainings, each on the rest."
+    "--folds",
+    type=click.IntRange(2, 20),
+    default=4,
+    show_default=True,
+    help="Folds; each is left out of one training.",
 )
 @click.option("--out", type=_FOLDER, help="Folder to write to.  [default: runs/audit-<split>]")
-@click.option("--source", help="As of prepare.")
+@click.option("--source", help="As in prepare.")
 @click.option("--data-dir", help="Folder of the prepared splits.  [default: data]")
 @click.option("--epochs", type=int, help="[default: the recipe's]")
-@click.option("--device", help="cuda, cuda:1, cpu.  [default: auto]")
+@click.option("--device", help="cuda, cuda:1 or cpu.  [default: auto]")
 def audit(split: str, recipe: str, folds: int, out: Path | None, **options: Any) -> None:
     """List the training images whose labels look wrong, with a gallery. Needs pip install 'emnist-dali[audit]'.
 
@@ -438,32 +392,25 @@ def audit(split: str, recipe: str, folds: int, out: Path | None, **options: Any)
     emnist-dali audit --split balanced
     """
     from .core.progress import say
-    from .tools.audit import audit, table
+    from .tools.audit import audit, describe
 
-    config, why = _chosen(recipe, split, options["device"])
+    config, why = chosen(recipe, split, options["device"])
     say(why)
     out = out or Path("runs") / f"audit-{split}"
-    say(table(audit(config.override(options), folds, out)))
+    say(describe(audit(config.override(options), folds, out)))
     say(f"{out / 'gallery.html'} shows them, {out / 'issues.csv'} lists them.")
 
 
-@main.command()
+@main.command(short_help="Check what this machine can do and what is missing.")
 @click.option("--data-dir", default="data", show_default=True, type=_FOLDER, help="Folder of the prepared splits.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def doctor(data_dir: Path, as_json: bool) -> None:
-    """Tell what this machine can do and what is missing, with a line of advice for each problem.
+    """Check what this machine can do and what is missing, with a line of advice for each problem.
 
     \b
     emnist-dali doctor
     """
     from .tools.doctor import examine, table
 
-    found = examine(data_dir)
-    _print(json.dumps(found) if as_json else table(found))
-
-
-def _chosen(recipe: str, split: str | None, device: str | None) -> tuple[Config, str]:
-    import torch
-
-    on_cpu = (device or "auto").startswith("cpu") or not torch.cuda.is_available()
-    return choose(recipe, split, gpu=not on_cpu)
+    checks = examine(data_dir)
+    _print(json.dumps(checks) if as_json else table(checks))

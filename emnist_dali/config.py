@@ -1,16 +1,20 @@
-"""What a run does, as a small tree of frozen dataclasses; a recipe is a named instance of it.
+"""A run's settings: a small tree of frozen dataclasses. A recipe is a named instance of it.
 
-A field with `help` is an option of `emnist-dali train`; the command line only overrides. Imports neither torch
-nor numpy: `--help` needs this module.
+A field with `help` is an option of `emnist-dali train`; `--set` reaches every field. Imports neither torch nor numpy,
+because `--help` needs this module.
 """
 
+import json
 import re
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from math import isfinite
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cache
+from operator import ge, gt, le, lt
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from .core.errors import UserError
-from .core.files import MAX_NAME, is_component, is_plain
+from .core.files import MAX_NAME, is_folder_name, is_plain
 
 Backend = Literal["auto", "dali", "cpu", "synthetic"]
 Amp = Literal["auto", "native", "bf16", "fp16", "off"]
@@ -19,238 +23,388 @@ Optimizer = Literal["lion", "adamw", "adam", "sgd", "muon"]
 Schedule = Literal["cosine", "restarts"]
 Wandb = Literal["disabled", "offline", "online"]
 
-
-MOST = 1e30  # of any float: float32 ends at 3 · 10³⁸
-
-
-def _check(sound: bool, name: str, value: Any, range_: str) -> None:
-    if not sound:
-        raise UserError(f"{name} is {value!s:.80}; it must be {range_}.")
+MAX_FLOAT = 1e30  # float32 ends at 3 · 10³⁸
+_BOUNDS = {"ge": (ge, "at least"), "gt": (gt, "above"), "le": (le, "at most"), "lt": (lt, "below")}
+# Fields that were removed, and the value that meant «off».
+_REMOVED = {"erasing": 0, "elastic": 0}
+RENAMED_RECIPES = {"seed": "published", "best": "improved"}
 
 
-def _check_values(node: Any) -> None:
-    """Every number is finite and of a size that any library takes, every text one that a line of a terminal shows."""
-    for field_ in fields(node):
-        value = getattr(node, field_.name)
-        name = "--" + field_.name.replace("_", "-") if "help" in field_.metadata else field_.name
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, float):
-                _check(abs(item) <= MOST, name, item, "finite, and of at most 10³⁰")
-            elif isinstance(item, int):
-                _check(abs(item) < 2**63, name, f"{item:.3g}" if abs(item) < 1e300 else "huge", "below 2⁶³")
-            elif isinstance(item, str):
-                _check(
-                    is_plain(item),
-                    name,
-                    ascii(item)[:80],
-                    f"text without control characters, of at most {MAX_NAME:,}",
-                )
+def setting(default: Any = MISSING, help: str | None = None, *, affects_result: bool = True, **bounds: float) -> Any:
+    """A field of a part: `help` makes it a command-line option; `bounds` are any of ge, gt, le and lt."""
+    return field(default=default, metadata={"help": help, "affects_result": affects_result, **bounds})
 
 
-def option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+class _Part:
+    """A dataclass at the dotted `path` of the tree, which checks its fields' types and bounds when it is created."""
 
+    path: ClassVar[str]
 
-@dataclass(frozen=True, kw_only=True)
-class Affine:
-    """Random affine augmentation; every number is the largest deviation either way."""
-
-    rotation: tuple[float, ...] = ()  # radians; several angles are drawn apart and added
-    scale: float = 0.0  # about 1
-    shear: float = 0.0  # tangent of the angle
-    translation: float = 0.0  # share of the side
-    flip: float = 0.0  # probability of a left-right flip; glyphs are chiral: only `seed` has it
+    def __init_subclass__(cls, path: str) -> None:
+        cls.path = path
 
     def __post_init__(self) -> None:
-        for angle in self.rotation:
-            _check(0 <= angle <= 7, "rotation", angle, "from 0 to 7")
-        _check(0 <= self.scale < 1, "scale", self.scale, "from 0 to below 1")
-        _check(0 <= self.shear <= 10, "shear", self.shear, "from 0 to 10")
-        for name in ("translation", "flip"):
-            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        hints = get_type_hints(type(self))
+        for field_ in fields(self):
+            path, value = f"{self.path}.{field_.name}", getattr(self, field_.name)
+            object.__setattr__(self, field_.name, _checked(path, value, hints[field_.name], field_.metadata))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    split: str = option("balanced", "EMNIST split, or the name of your own images.")
-    data_dir: str = option("data", "Folder of the prepared splits.")
-    source: str | None = option(
+class Affine(_Part, path="data.affine"):
+    """Random affine augmentation; each number is the largest deviation in either direction."""
+
+    rotation: tuple[float, ...] = setting((), ge=0, le=7)  # radians; several angles are drawn independently and added
+    scale: float = setting(0.0, ge=0, lt=1)  # around 1
+    shear: float = setting(0.0, ge=0, le=10)  # tangent of the angle
+    translation: float = setting(0.0, ge=0, le=1)  # fraction of the side
+    flip: float = setting(0.0, ge=0, le=1)  # probability of a mirroring; glyphs are chiral: only `published` has it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(_Part, path="data"):
+    split: str = setting("balanced", "EMNIST split, or the name of your own dataset.  [default: balanced]")
+    data_dir: str = setting("data", "Folder of the prepared splits.", affects_result=False)
+    source: str | None = setting(
         None,
         "official, glyphs, or a path to idx files, gzip.zip or a folder of images.  [default: what is prepared]",
+        affects_result=False,
     )
-    val_fraction: float = option(0.05, "Share of the train split held out for validation; 0 trains on everything.")
-    image_size: int = option(112, "Side of the images that the model sees, in pixels.")
-    batch_size: int = option(512, "Images a micro-batch, all ranks together.")
-    backend: Backend = option("auto", "Input pipeline; auto is dali with a GPU, cpu without.")
-    verify_data: bool = option(False, "Hash every shard first, also those that have not changed since that was done.")
-    equalize: bool = True
-    affine: Affine | None = None
-
-    def __post_init__(self) -> None:
-        _check(0 <= self.val_fraction < 1, "--val-fraction", self.val_fraction, "from 0 to below 1")
-        _check(8 <= self.image_size <= 1024, "--image-size", self.image_size, "from 8 to 1024")
-        _check(1 <= self.batch_size <= 2**20, "--batch-size", self.batch_size, "from 1 to 1,048,576")
-        _check_values(self)
+    val_fraction: float = setting(
+        0.05, "Fraction of the train split held out for validation; 0 trains on all of it.", ge=0, lt=1
+    )
+    image_size: int = setting(112, "Side of the model's input, in pixels.", ge=8, le=1024)
+    batch_size: int = setting(512, "Global micro-batch size: images of all ranks together.", ge=1, le=2**20)
+    backend: Backend = setting("auto", "Input pipeline; auto is dali with a GPU, cpu without.")
+    verify_data: bool = setting(
+        False, "Hash every shard first, even those unchanged since the last check.", affects_result=False
+    )
+    equalize: bool = setting(True)
+    affine: Affine | None = setting(None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixing:
+class Model(_Part, path="model"):
+    model: str = setting("efficientnet_b2", "Name of any timm model.")
+    pretrained: bool = setting(True, "Start from timm's pretrained weights.")
+    weights: str | None = setting(None, "Local file of pretrained weights, used instead of the hub's.")
+    # `folded` sums the pretrained RGB stem to one channel; `new` initializes it at random.
+    stem: Literal["folded", "new"] = setting("folded")
+    stem_stride: int | None = setting(None, ge=1, le=8)  # None keeps the model's own
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights and not self.pretrained:
+            raise UserError("model.weights needs model.pretrained to be on; drop one of the two settings.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing(_Part, path="training.mixing"):
     """MixUp and CutMix of whole batches (timm's `Mixup` in batch mode)."""
 
-    mixup_alpha: float
-    cutmix_alpha: float
-    probability: float  # that a batch is mixed at all
-    switch: float  # that a mixed batch is cut rather than blended
-    until: float = 1.0  # share of the training after which no batch is mixed
-
-    def __post_init__(self) -> None:
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("probability", "switch", "until"):
-            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
-        _check_values(self)
+    mixup_alpha: float = setting(gt=0)
+    cutmix_alpha: float = setting(gt=0)
+    probability: float = setting(ge=0, le=1)  # of mixing a batch at all
+    switch: float = setting(ge=0, le=1)  # of CutMix rather than MixUp for a mixed batch
+    until: float = setting(1.0, ge=0, le=1)  # fraction of the training after which no batch is mixed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    model: str = option("efficientnet_b2", "Any timm model by its name.")
-    pretrained: bool = option(True, "Start from timm's pretrained weights.")
-    weights: str | None = option(None, "Local file of pretrained weights instead of the hub's.")
-    stem: Literal["folded", "new"] = "folded"  # the pretrained RGB stem summed to 1 channel, or a random one
-    stem_stride: int | None = None  # None keeps the model's own
-
-    def __post_init__(self) -> None:
-        if self.weights and not self.pretrained:
-            raise UserError("--weights and --no-pretrained exclude each other; name one of them.")
-        stride = self.stem_stride
-        _check(stride is None or 1 <= stride <= 8, "stem_stride", stride, "from 1 to 8")
-        _check_values(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    epochs: int = option(20, "Epochs; the schedule spans them.")
-    steps: int | None = option(
-        None, "Stop after so many optimizer steps; evaluation takes at most 2,048 images then."
+class Training(_Part, path="training"):
+    epochs: int = setting(20, "Epochs; the schedule spans them.", ge=1)
+    steps: int | None = setting(
+        None, "Stop after this many optimizer steps; evaluation then takes at most 2,048 images.", ge=1
     )
-    accumulation: int = 1  # micro-batches an optimizer step
-    optimizer: Optimizer = option("lion", "Optimizer.")
-    lr: float = option(2e-4, "Peak learning rate.")
-    weight_decay: float = option(0.01, "Weight decay; norms and biases have none.")
-    schedule: Schedule = option(
+    accumulation: int = setting(1, ge=1)  # micro-batches per optimizer step
+    optimizer: Optimizer = setting("lion", "Optimizer.")
+    lr: float = setting(2e-4, "Peak learning rate.", gt=0)
+    weight_decay: float = setting(0.01, "Weight decay; norms and biases have none.", ge=0)
+    schedule: Schedule = setting(
         "cosine",
-        "cosine: warm-up, then to zero, a step at a time; restarts: warm restarts, an epoch at a time.",
+        "cosine: warm-up, then to zero, updated every step; restarts: warm restarts, updated every epoch.",
     )
-    warmup: float = 0.0  # epochs of linear warm-up
-    restart_every: int = 8  # epochs, T_0 of `restarts`
-    min_lr: float = 0.0  # end of each cosine
-    clip: float = 1.0  # largest norm of the gradient
-    label_smoothing: float = 0.1
-    class_weights: bool = option(False, "Weight the loss by the classes' inverse frequency.")
-    mixing: Mixing | None = None
-    sync_bn: bool = option(False, "BatchNorm over the batches of all ranks; on GPUs only.")
-    ema: float | None = None  # decay a step of the averaged weights; None trains without
-    seed: int = option(0, "Seed of every random number.")
-
-    def __post_init__(self) -> None:
-        _check(self.epochs >= 1, "--epochs", self.epochs, "at least 1")
-        _check(self.steps is None or self.steps >= 1, "--steps", self.steps, "at least 1")
-        _check(self.accumulation >= 1, "accumulation", self.accumulation, "at least 1")
-        _check(self.lr > 0, "--lr", self.lr, "above 0")
-        _check(self.weight_decay >= 0, "--weight-decay", self.weight_decay, "0 or more")
-        _check(self.warmup >= 0, "warmup", self.warmup, "0 or more")
-        _check(self.restart_every >= 1, "restart_every", self.restart_every, "at least 1")
-        _check(self.min_lr >= 0, "min_lr", self.min_lr, "0 or more")
-        _check(self.clip > 0, "clip", self.clip, "above 0")
-        _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
-        _check(self.ema is None or 0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
-        _check(0 <= self.seed < 2**63, "--seed", self.seed, "from 0 to 2⁶³ − 1")
-        _check_values(self)
+    warmup: float = setting(0.0, ge=0)  # epochs of linear warm-up
+    restart_every: int = setting(8, ge=1)  # epochs; T_0 of `restarts`
+    min_lr: float = setting(0.0, ge=0)  # end of each cosine cycle
+    clip: float = setting(1.0, gt=0)  # maximum gradient norm
+    label_smoothing: float = setting(0.1, ge=0, lt=1)
+    class_weights: bool = setting(False, "Weight the loss by inverse class frequency.")
+    mixing: Mixing | None = setting(None)
+    sync_bn: bool = setting(False, "Synchronize BatchNorm across ranks; GPUs only.")
+    ema: float | None = setting(None, ge=0, lt=1)  # decay per step of the averaged weights; None disables averaging
+    seed: int = setting(0, "Seed of all random numbers.", ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    device: str = option("auto", "cuda, cuda:1, cpu; auto takes a GPU where there is one.")
-    amp: Amp = option(
+class Run(_Part, path="run"):
+    device: str = setting("auto", "cuda, cuda:1 or cpu; auto takes a GPU if there is one.", affects_result=False)
+    amp: Amp = setting(
         "auto",
-        "Mixed precision; auto: bf16 where the GPU has it, else fp16, and off on a CPU; native: bf16 where the "
+        "Mixed precision; auto: bf16 if the GPU supports it, else fp16, and off on a CPU; native: bf16 if the "
         "processor has instructions for it, else off.",
     )
-    compile: Compile = option("auto", "torch.compile of training and evaluation; auto is on with a GPU.")
-    profile: bool = option(False, "Write a trace of ten steps for Perfetto; print the ten costliest operators.")
-    out: str | None = option(None, "Run folder.  [default: runs/<split>-<recipe>-<time>]")
-    wandb: Wandb = option("disabled", "Weights & Biases tracking.")
-    wandb_group: str | None = option(None, "W&B group of runs that belong together.")
-    checkpoint_every: str = option("600s", "Steps, or seconds with an s, between checkpoints.")
-    keep: int = option(1, "Newest checkpoints to keep.")
+    compile: Compile = setting("auto", "torch.compile for training and evaluation; auto is on with a GPU.")
+    profile: bool = setting(
+        False, "Write a Perfetto trace of ten steps and print the ten costliest operators.", affects_result=False
+    )
+    out: str | None = setting(None, "Run folder.  [default: runs/<split>-<recipe>-<time>]", affects_result=False)
+    wandb: Wandb = setting("disabled", "Weights & Biases tracking.", affects_result=False)
+    wandb_group: str | None = setting(None, "W&B group for runs that belong together.", affects_result=False)
+    checkpoint_every: str = setting("600s", "Steps between checkpoints, or seconds with an s.", affects_result=False)
+    keep: int = setting(1, "Number of latest checkpoints to keep.", affects_result=False, ge=1)
 
     def __post_init__(self) -> None:
-        sound = re.fullmatch(r"[1-9]\d{0,8}s?", self.checkpoint_every) is not None
-        _check(sound, "--checkpoint-every", self.checkpoint_every, "a number of steps, or of seconds like 600s")
-        _check(self.keep >= 1, "--keep", self.keep, "at least 1")
-        _check_values(self)
+        super().__post_init__()
+        if not re.fullmatch(r"[1-9]\d{0,8}s?", self.checkpoint_every):
+            raise _error("run.checkpoint_every", self.checkpoint_every, "a number of steps, or of seconds like 600s")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
+    """All settings of a run.
+
+    >>> from emnist_dali import recipe
+    >>> config = recipe("cpu").override({"epochs": 3, "training.ema": None, "data.affine.shear": 0.0})
+    >>> config.training.epochs, config.training.ema, config.data.affine.shear
+    (3, None, 0.0)
+    """
+
     recipe: str
-    data: Data = Data()
-    model: Model = Model()
-    training: Training = Training()
-    run: Run = Run()
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    training: Training = field(default_factory=Training)
+    run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
-        # It names run folders.
-        _check(is_component(self.recipe), "recipe", ascii(self.recipe)[:200], "a plain name")
+        if not is_folder_name(self.recipe):  # names run folders
+            raise _error("recipe", self.recipe, "a plain name")
+        for name, part in PARTS.items():
+            _checked(name, getattr(self, name), part, {})
 
-    def override(self, options: dict[str, Any]) -> "Config":
-        """This config with every option that is not None in its place; names are unique in the tree.
+    def override(self, values: Mapping[str, Any]) -> "Config":
+        """This config with other values; every change of one part is made, and checked, together.
 
-        Raises UserError for a name that is not in it.
+        A name is a field of a part (`lr`), whose value None means unchanged, or a dotted path (`training.lr`,
+        `data.affine.scale`), whose value None is a value. `weights` turn on `pretrained`. Raises UserError for an
+        unknown name, a value out of range, and a field of Mixing alone for a config that has no mixing.
         """
-        given = {name: value for name, value in options.items() if value is not None}
-        if "weights" in given:  # also where the recipe itself trains from scratch
-            given = {"pretrained": True, **given}
-        known = {f.name for part in (self.data, self.model, self.training, self.run) for f in fields(part)}
-        if unknown := given.keys() - known:
-            raise UserError(f"There is no setting {', '.join(sorted(unknown))}; the settings are in config.py.")
-        parts = {}
-        for part in ("data", "model", "training", "run"):
-            node = getattr(self, part)
-            own = {f.name for f in fields(node)} & given.keys()
-            parts[part] = replace(node, **{name: given[name] for name in own})
-        return replace(self, **parts)
+        changes: dict[str, Any] = {}
+        for name, value in values.items():
+            if "." in name or value is not None:
+                changes[name if name in settings() else _path_of(name)] = value
+        if changes.get("model.weights") is not None:  # for recipes that train from scratch
+            changes = {"model.pretrained": True, **changes}
+        return _changed(Config, self, changes)
 
     def to_dict(self) -> dict[str, Any]:
+        """Nested dicts that `from_dict` reads back."""
         return asdict(self)
+
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """The fields that can change a result, by part, as they come back from JSON.
+
+        Two runs on the same data whose resolved configs have equal identities have equal results. Identities from
+        files of older versions go through `current` first.
+        """
+        content = json.loads(json.dumps(asdict(self)))
+        return {
+            name: {f.name: content[name][f.name] for f in fields(part) if f.metadata["affects_result"]}
+            for name, part in PARTS.items()
+        }
+
+
+PARTS: dict[str, type[_Part]] = {"data": Data, "model": Model, "training": Training, "run": Run}
 
 
 def from_dict(content: dict[str, Any], name: str = "This") -> Config:
-    """The inverse of `Config.to_dict`, also after a way through JSON; UserError naming it where it does not fit."""
+    """The inverse of `Config.to_dict`, also after JSON and for older versions' configs.
+
+    Raises UserError, which begins with `name`, if `content` is not a valid config.
+    """
     try:
+        content = current(content)
+        for name_, off in _REMOVED.items():
+            if name_ in content.get("training", {}):
+                raise UserError(f"training.{name_} was removed; it can only be {off}")
         return _build(Config, content)
-    except (UserError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{name} is no config of this version ({str(error).rstrip('.')[:200]}).") from error
+    except (UserError, TypeError, KeyError, AttributeError, OverflowError, ValueError, RecursionError) as error:
+        raise UserError(f"{name} is not a valid config ({str(error).rstrip('.')[:200]}).") from error
+
+
+def current(content: dict[str, Any]) -> dict[str, Any]:
+    """A config or an identity of an older version, nested or flat, as this version would write it.
+
+    Drops removed fields that were off and renames recipes. What else does not fit stays as it is.
+    """
+    result = {}
+    for name, value in content.items():
+        if name in _REMOVED and value == _REMOVED[name]:
+            continue
+        if name == "recipe" and isinstance(value, str):
+            value = RENAMED_RECIPES.get(value, value)
+        result[name] = current(value) if name in PARTS and isinstance(value, dict) else value
+    return result
+
+
+class Setting(NamedTuple):
+    """What the command line needs to know about a field."""
+
+    type: Any
+    optional: bool  # None is a value
+    help: str | None  # None: no option, only --set
+
+
+@cache
+def settings() -> dict[str, Setting]:
+    """Every setting by its dotted path, including groups: `training.mixing` and `training.mixing.until`."""
+    return {path: setting for part in PARTS.values() for path, setting in _settings(part)}
+
+
+def _settings(part: type[_Part]) -> Iterator[tuple[str, Setting]]:
+    hints = get_type_hints(part)
+    for field_ in fields(part):
+        path, hint = f"{part.path}.{field_.name}", hints[field_.name]
+        kind = _kind(hint)
+        yield path, Setting(kind, kind is not hint, field_.metadata["help"])
+        if is_dataclass(kind):
+            yield from _settings(kind)
+
+
+def _kind(hint: Any) -> Any:
+    """The X of `X | None`; any other type as it is."""
+    return next(kind for kind in get_args(hint) if kind is not NoneType) if isinstance(hint, UnionType) else hint
+
+
+def _path_of(name: str) -> str:
+    """The path of a field of a part, whose names are unique; raises UserError with a suggestion."""
+    for part in PARTS:
+        if f"{part}.{name}" in settings():
+            return f"{part}.{name}"
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> UserError:
+    from difflib import get_close_matches
+
+    by_leaf = {path.rpartition(".")[2]: path for path in settings()}
+    close = get_close_matches(name, settings(), 1) or [
+        by_leaf[leaf] for leaf in get_close_matches(name.rpartition(".")[2], by_leaf, 1)
+    ]
+    advice = f"did you mean {close[0]}?" if close else "the names are in emnist_dali/config.py."
+    return UserError(f"There is no setting {ascii(name)[1:-1]:.80}; {advice}")
+
+
+def parse(path: str, text: str) -> Any:
+    """The value of the setting `path` that `text` stands for; raises UserError for an unknown name or another type.
+
+    `none` is None; numbers of a tuple are separated by commas.
+    """
+    if path not in settings():
+        raise _unknown(path)
+    kind, optional, _ = settings()[path]
+    if optional and text.lower() == "none":
+        return None
+    if is_dataclass(kind):
+        names = ", ".join(f"{path}.{field_.name}" for field_ in fields(kind))
+        raise UserError(f"{path} can only be none; its fields are {names}.")
+    try:
+        if get_origin(kind) is tuple:
+            return tuple(get_args(kind)[0](item) for item in text.split(",") if text)
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return text if get_origin(kind) is Literal else kind(text)
+    except (ValueError, KeyError) as error:
+        raise _error(path, text, _description(kind)) from error
+
+
+def flag(path: str) -> str:
+    """How the command line names a setting: `--lr` for `training.lr`, `--set training.ema` where it has no option."""
+    return f"--{path.partition('.')[2].replace('_', '-')}" if settings()[path].help else f"--set {path}"
+
+
+def with_flags(text: str) -> str:
+    """`text`, an error's, with the flags of the settings in it instead of their dotted paths; file names stay."""
+    paths = "|".join(re.escape(path) for path in sorted(settings(), reverse=True))  # the longest first
+    return re.sub(rf"(?<![\w./\\'\"-])(?:{paths})(?![\w/\\-]|\.\w)", lambda match: flag(match[0]), text)
+
+
+def _changed(kind: type, node: Any, changes: Mapping[str, Any]) -> Any:
+    """`node` of type `kind`, or a new one for None, with `changes` by paths below it."""
+    values: dict[str, Any] = {}
+    below: dict[str, dict[str, Any]] = {}
+    for path, value in changes.items():
+        name, _, rest = path.partition(".")
+        if rest:
+            below.setdefault(name, {})[rest] = value
+        else:
+            values[name] = value
+    hints = get_type_hints(kind)
+    for name, inner in below.items():
+        values[name] = _changed(_kind(hints[name]), values.get(name, getattr(node, name, None)), inner)
+    if node is not None:
+        return replace(node, **values)
+    missing = [f"{kind.path}.{f.name}" for f in fields(kind) if f.default is MISSING and f.name not in values]
+    if missing:
+        raise UserError(f"There is no {kind.__name__.lower()} to change; adding it also needs {', '.join(missing)}.")
+    return kind(**values)
 
 
 def _build(kind: type, content: dict[str, Any]) -> Any:
     hints = get_type_hints(kind)
-    return kind(**{name: _value(name, hints[name], value) for name, value in content.items()})
+    if unknown := content.keys() - {f.name for f in fields(kind)}:
+        raise UserError(f"there is no field {min(unknown)!a}")
+    return kind(**{name: _from_json(hints[name], value) for name, value in content.items()})
 
 
-def _value(name: str, hint: Any, value: Any) -> Any:
-    """What JSON made of a field of type `hint`, as it was; TypeError where it is of another type."""
-    choices = get_args(hint)
-    if get_origin(hint) is Literal:
-        _check(value in choices, name, f"{value!r:.80}", f"one of {', '.join(choices)}")
-        return value
-    if get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(_value(name, choices[0], item) for item in value)
-    for kind in choices or (hint,):  # the choices are those of `X | None`
-        if is_dataclass(kind) and isinstance(value, dict):
-            return _build(kind, value)
-        if kind is float and type(value) in (int, float) and isfinite(value):
-            return float(value)
-        if kind is not float and type(value) is kind:
-            return value
-    raise TypeError(f"{name} is {value!r:.80}")
+def _from_json(hint: Any, value: Any) -> Any:
+    """A field's value as it was before JSON; any other value stays as it is."""
+    kind = _kind(hint)
+    if is_dataclass(kind) and isinstance(value, dict):
+        return _build(kind, value)
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(value)
+    return value
+
+
+def _checked(path: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
+    """`value`, as float where `hint` is float; raises UserError if its type or the bounds in `metadata` forbid it."""
+    kind = _kind(hint)
+    if value is None and kind is not hint:
+        return None
+    if get_origin(kind) is tuple and isinstance(value, tuple):
+        return tuple(_checked(path, item, get_args(kind)[0], metadata) for item in value)
+    if not _is_valid(value, kind):
+        raise _error(path, value, _description(kind))
+    bounds = [(*_BOUNDS[name], limit) for name, limit in metadata.items() if name in _BOUNDS]
+    if not all(holds(value, limit) for holds, _, limit in bounds):
+        raise _error(path, value, " and ".join(f"{words} {limit:,}" for _, words, limit in bounds))
+    return float(value) if kind is float else value
+
+
+def _is_valid(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if kind is str:
+        return is_plain(value)
+    if kind is int or kind is float:
+        limit = 2**63 - 1 if kind is int else MAX_FLOAT
+        return isinstance(value, int | kind) and not isinstance(value, bool) and abs(value) <= limit
+    return get_origin(kind) is None and isinstance(value, kind)
+
+
+def _description(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is tuple:
+        return "numbers, separated by commas"
+    return {
+        bool: "true or false",
+        int: "a whole number below 2⁶³",
+        float: "a finite number of at most 10³⁰",
+        str: f"text without control characters, of at most {MAX_NAME:,}",
+    }.get(kind, f"of type {kind.__name__}")
+
+
+def _error(path: str, value: Any, allowed: str) -> UserError:
+    shown = ascii(value) if isinstance(value, str) else str(value)
+    return UserError(f"{path} is {shown:.80}; it must be {allowed}.")

@@ -1,24 +1,26 @@
-"""The recipes: named configs."""
+"""The recipes: named configs, each a function of the split."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from .config import Affine, Config, Data, Mixing, Model, Run, Training, from_dict
+from .config import RENAMED_RECIPES, Affine, Config, Data, Mixing, Model, Run, Training, from_dict
+from .core.errors import UserError
 from .core.files import read_json
 
 # Radians; ±2 of 28 pixels.
 _WARPS = Affine(rotation=(0.2,), scale=0.12, shear=0.15, translation=2 / 28)
 
 
-def seed(split: str) -> Config:
-    """The published recipe this project starts from, as it was published.
+def published(split: str) -> Config:
+    """The published recipe that this project starts from, as published.
 
-    Reported: 90.66 % on Balanced, 88.42 % on ByClass, on the official splits. Where the publication is silent,
-    this project chose: the ramp begins at a fifth of the peak, and norms and biases do not decay.
+    Reported: 90.66 % on Balanced, 88.42 % on ByClass, on the official splits. Where the publication is silent, this
+    project chose: warm-up starts at a fifth of the peak rate, and norms and biases have no weight decay.
     """
     byclass = split == "byclass"
     return Config(
-        recipe="seed",
+        recipe="published",
         data=Data(
             split=split,
             image_size=112,
@@ -44,75 +46,67 @@ def seed(split: str) -> Config:
     )
 
 
-def best(split: str) -> Config:
-    """What is expected to be better than `seed`, with its net, size, epochs and batches.
+def improved(split: str) -> Config:
+    """What is expected to beat `published` with the same net, image size, epochs and batch size.
 
-    Not run yet: no figure of it exists. On a small net (RESULTS.md) class weights and training without mixing were
-    better, averaged weights and warps made no difference in 5 epochs; the rest was not compared alone.
+    Not run yet: there are no figures for it. On a small net (RESULTS.md), class weights and no mixing were better,
+    and averaged weights and warps made no difference in 5 epochs; the other changes were not compared one by one.
     """
-    published = seed(split)
+    base = published(split)
     return replace(
-        published,
-        recipe="best",
-        data=replace(published.data, affine=_WARPS),  # never flipped: glyphs are chiral
-        model=replace(published.model, stem="folded"),  # the pretrained stem is kept
+        base,
+        recipe="improved",
+        data=replace(base.data, affine=_WARPS),  # no flips: glyphs are chiral
+        model=replace(base.model, stem="folded"),  # keeps the pretrained stem
         training=replace(
-            published.training,
-            schedule="cosine",  # one cycle, to zero: the published one ends at 0.15 (Balanced) or 0.96 of its peak
+            base.training,
+            schedule="cosine",  # one cycle, to zero; `published` ends at 0.15 (Balanced) or 0.96 of its peak rate
             warmup=1,  # epochs
-            weight_decay=0.1,  # Lion's paper asks for 3 to 10 times AdamW's (arXiv:2302.06675)
+            weight_decay=0.1,  # Lion's paper advises 3 to 10 times AdamW's (arXiv:2302.06675)
             min_lr=0.0,
-            ema=0.999,  # a step; 180 steps an epoch on Balanced
-            class_weights=split == "balanced",  # its test is even and the training images of RESULTS.md are not
+            ema=0.999,  # per step; 180 steps per epoch on Balanced
+            class_weights=split == "balanced",  # its test split is balanced; RESULTS.md's training images are not
             mixing=None,
         ),
     )
 
 
-def cpu(split: str) -> Config:
-    """`fast`'s small net for longer, with its wider warps: minutes on 2 cores. Other lengths were not compared."""
-    return replace(fast(split, gpu=False), recipe="cpu").override(
-        {
-            "epochs": 16,  # RESULTS.md's Balanced test: 89.89 % (sd 0.07, 3 seeds) in 269 s
-            "affine": fast(split).data.affine,
-        }
-    )
+def fast(split: str) -> Config:
+    """The shortest way to a good accuracy on a GPU: a small net of dense convolutions at native size, with Muon.
 
-
-def fast(split: str, gpu: bool = True) -> Config:
-    """The shortest way to a good accuracy: a small net of dense convolutions at the native size, and Muon.
-
-    It comes in two sizes: for a GPU, and for a minute on 2 cores. The figures below are of README's Balanced data:
-    validation accuracy, and in parentheses the mean over classes, which is what the even test split asks for.
+    The figures here and in `fast_cpu` are on README's Balanced data: validation accuracy, and in parentheses
+    balanced accuracy, which is what the balanced test split calls for.
     """
-    config = Config(
+    return Config(
         recipe="fast",
         data=Data(
             split=split,
-            image_size=28,  # the images' own
+            image_size=28,  # native
             batch_size=512,
-            # _WARPS and a quarter more, for more epochs. Radians; ±2.5 of 28 pixels.
+            # A quarter more than _WARPS, for more epochs. Radians; ±2.5 of 28 pixels.
             affine=Affine(rotation=(0.25,), scale=0.15, shear=0.2, translation=0.09),
         ),
         model=Model(model="emnist_fast", pretrained=False),
         training=Training(
             epochs=12,  # 90.8 % (90.2 %); 8 gave 90.9 % (90.0 %)
             optimizer="muon",  # 3 epochs of the small net: 90.4 % (89.8 %); AdamW 90.2 % (89.6 %), 4 % faster
-            lr=0.03,  # √2 of the small net's, for batches twice as large
+            lr=0.03,  # √2 times the small net's, for batches twice as large
             weight_decay=0.05,
             schedule="cosine",
             warmup=0.5,  # epochs: 85 steps
             clip=1.0,
             label_smoothing=0.1,
-            # Only where the training images are uneven (the official ones are not): 90.7 % (89.1 %) without.
+            # Only where training images are imbalanced (the official ones are not): 90.7 % (89.1 %) without.
             class_weights=split == "balanced",
             ema=0.99,
         ),
-        run=Run(compile="off"),  # not measured on a GPU: compiling may outlast so short a training
+        run=Run(compile="off"),  # not measured on a GPU: compiling may take longer than this short training
     )
-    if gpu:
-        return config
-    return config.override(
+
+
+def fast_cpu(split: str) -> Config:
+    """`fast` at its CPU size: a minute on 2 cores."""
+    return fast(split).override(
         {
             "model": "emnist_fast_small",
             "batch_size": 256,  # 1,024 at twice the rate: 90.1 % (89.4 %)
@@ -120,29 +114,60 @@ def fast(split: str, gpu: bool = True) -> Config:
             "lr": 0.02,  # 0.01 is as good
             "warmup": 0.2,
             "affine": _WARPS,
-            # 1.5 times fp32's images a second on a Zen 5 core; on a CPU without instructions for it 0.1 to 0.4 times.
+            # 1.5 times fp32's images/s on a Zen 5 core; 0.1 to 0.4 times on a CPU without bf16 instructions.
             "amp": "native",
         }
     )
 
 
-RECIPES = {"best": best, "seed": seed, "fast": fast, "cpu": cpu}
+def cpu(split: str) -> Config:
+    """`fast_cpu` for longer, with `fast`'s wider warps: minutes on 2 cores. Other lengths were not compared."""
+    return replace(fast_cpu(split), recipe="cpu").override(
+        {
+            "epochs": 16,  # RESULTS.md's Balanced test: 89.89 % (sd 0.07, 3 seeds) in 269 s
+            "affine": fast(split).data.affine,
+        }
+    )
+
+
+RECIPES: dict[str, Callable[[str], Config]] = {"published": published, "improved": improved, "fast": fast, "cpu": cpu}
+
+
+def recipe(name: str, split: str = "balanced") -> Config:
+    """The config of a recipe for `split`; `fast` is at its GPU size. Raises UserError for an unknown name.
+
+    >>> from emnist_dali import recipe
+    >>> config = recipe("cpu", "letters")
+    >>> config.data.split, config.model.model, config.training.epochs
+    ('letters', 'emnist_fast_small', 16)
+    """
+    if name not in RECIPES:
+        raise UserError(unknown_recipe(name))
+    return RECIPES[name](split)
+
+
+def unknown_recipe(name: str) -> str:
+    """A sentence on a name that is not a recipe's, which may have been one."""
+    if name in RENAMED_RECIPES:
+        return f"The recipe {name} is now called {RENAMED_RECIPES[name]}."
+    return f"There is no recipe {name!a:.80}; choose {', '.join(RECIPES)}."
 
 
 def choose(name: str, split: str | None, gpu: bool) -> tuple[Config, str]:
-    """The recipe of that name or in that .json file, or for `auto` the best there is for the machine; and why.
+    """The named recipe, the one in a .json file, or for `auto` the best for the machine; and a sentence on why.
 
-    `split` None is Balanced, or the file's own. Raises UserError where the file holds no config.
+    A `split` of None is Balanced, or the file's own. Raises UserError for an unknown name or an invalid file.
     """
     if name.endswith(".json"):
-        config = from_dict(read_json(Path(name), edited=True), name)
+        config = from_dict(read_json(Path(name), allow_edits=True), name)
         config = replace(config, run=replace(config.run, out=None))  # another run's folder
-        return config.override({"split": split}), f"Recipe {config.recipe} of {name}, as asked."
+        return config.override({"split": split}), f"Recipe {config.recipe} from {name}, as requested."
     split = "balanced" if split is None else split
-    if name == "fast":
-        return fast(split, gpu), f"Recipe fast, as asked, at its size for {'a GPU' if gpu else 'a CPU'}."
-    if name != "auto":
-        return RECIPES[name](split), f"Recipe {name}, as asked."
-    if gpu:
-        return seed(split), "Recipe seed: the best full recipe so far, for a GPU."
-    return cpu(split), "Recipe cpu: no GPU is used."
+    if name == "auto" and gpu:
+        return published(split), "Recipe published: the best full-size recipe so far, for a GPU."
+    if name == "auto":
+        return cpu(split), "Recipe cpu: no GPU is used."
+    if name == "fast" and not gpu:
+        return fast_cpu(split), "Recipe fast, as requested, at its size for a CPU."
+    size = ", at its size for a GPU" if name == "fast" else ""
+    return recipe(name, split), f"Recipe {name}, as requested{size}."

@@ -9,7 +9,7 @@ import torch
 from .config import Config
 from .core import distributed
 from .core.errors import UserError
-from .core.machine import multiplies_bf16
+from .core.machine import has_native_bf16
 
 # EfficientNet-B2 at 112×112 takes 17 GB for a batch of 512 on a CPU, and is no faster than with 64.
 CPU_PIXELS = 64 * 112 * 112
@@ -45,7 +45,7 @@ def resolve(config: Config) -> Config:
         emulated = kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
         amp = "off" if kind == "cpu" else "fp16" if emulated else "bf16"
     elif amp == "native":
-        amp = "bf16" if kind == "cuda" or multiplies_bf16() else "off"
+        amp = "bf16" if kind == "cuda" or has_native_bf16() else "off"
     # On a CPU it takes a minute and gains a tenth.
     compile = ("on" if kind == "cuda" else "off") if config.run.compile == "auto" else config.run.compile
     if data.backend == "auto":

@@ -1,4 +1,4 @@
-"""Prepared folders that are changed on purpose, behind the checksums."""
+"""Helpers that tamper with prepared folders, checksums included."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,14 @@ from emnist_dali.data.manifest import MANIFEST, VERIFIED
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    """What its manifest says, without the sha256 of it."""
+    """The content of its manifest, without the sha256."""
     content = json.loads((folder / MANIFEST).read_text())
     del content["sha256"]
     return content
 
 
 def vouch_for(folder: Path) -> None:
-    """The manifest says of every shard what it is now."""
+    """Updates the manifest to the shards as they are now."""
     content = manifest_of(folder)
     for files in content["shards"].values():
         for file in files:

@@ -1,4 +1,4 @@
-"""What each rank does in tests/test_ranks.py, and how ranks are started.
+"""What each rank does in tests/core/test_distributed.py, and how ranks are started.
 
 They are forked from one process that has loaded torch and timm, which takes a process 9 s.
 """

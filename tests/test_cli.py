@@ -47,7 +47,7 @@ def run(data_dir, tmp_path_factory):
 
 def test_train_tells_what_it_took_and_what_it_got(run):
     out, output = run
-    assert "Recipe cpu, as asked." in output
+    assert "Recipe cpu, as requested." in output
     assert "drawn glyphs and not EMNIST" in output
     assert "epoch 1/1" in output
     for word in ("loss", "val accuracy", "weighted F1", "img/s", "data wait"):
@@ -179,7 +179,7 @@ def test_auto_takes_the_cpu_recipe_without_a_gpu(data_dir, tmp_path):
         (("prepare", "--split", "nonsense"), "no split 'nonsense'"),
         (("prepare", "--source", "/nowhere"), "/nowhere"),
         (("train", "--epochs", "0"), "--epochs is 0; it must be at least 1"),
-        (("train", "--weights", "x", "--no-pretrained"), "exclude each other"),
+        (("train", "--weights", "x", "--no-pretrained"), "--weights needs --pretrained"),
         (("train", "--device", "cuda:77"), "cuda:77"),
         (("evaluate", "."), "config.json is missing"),
     ],

@@ -37,7 +37,7 @@ def quick(data_dir: Path, out: Path | str | None, **options: Any) -> Config:
 
 
 def lines(run: RunFolder) -> list[dict]:
-    return run.logged()
+    return run.entries()
 
 
 def go_on(path: Path, force: bool = False, **options: Any) -> RunFolder:

@@ -1,1 +1,1 @@
-"""What any project would need: errors, whole files, locks, ranks, signals, the machine."""
+"""What any project would need: errors, atomic writes, locks, ranks, signals, progress, the machine."""

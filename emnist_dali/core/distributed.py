@@ -1,6 +1,6 @@
-"""The processes that torchrun started: which one this is, and what they tell each other.
+"""The ranks that torchrun started: which one this is, and the collectives that the project needs.
 
-Without torchrun there is one rank, and everything here costs nothing.
+Without torchrun there is one rank, and everything here is free.
 """
 
 import ctypes
@@ -20,33 +20,33 @@ if TYPE_CHECKING:
 
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# Whether this process is in the group: without it what torchrun's variables say does not count.
+# torchrun's variables count only while this process is in a process group.
 _in_group = False
 
 
 def rank() -> int:
-    return _number("RANK", 0)
+    return _env_int("RANK", 0)
 
 
 def world_size() -> int:
-    return _number("WORLD_SIZE", 1)
+    return _env_int("WORLD_SIZE", 1)
 
 
 def local_rank() -> int:
-    """This rank's place on its machine, and the number of its GPU."""
-    return _number("LOCAL_RANK", 0)
+    """The index of this rank on its machine, and of its GPU."""
+    return _env_int("LOCAL_RANK", 0)
 
 
 def local_world_size() -> int:
-    return _number("LOCAL_WORLD_SIZE", 1)
+    return _env_int("LOCAL_WORLD_SIZE", 1)
 
 
-def _machines() -> int:
-    return _number("GROUP_WORLD_SIZE", 1)
+def _num_nodes() -> int:
+    return _env_int("GROUP_WORLD_SIZE", 1)
 
 
-def _number(name: str, alone: int) -> int:
-    return int(os.environ.get(name, alone)) if _in_group else alone
+def _env_int(name: str, default: int) -> int:
+    return int(os.environ.get(name, default)) if _in_group else default
 
 
 def is_main() -> bool:
@@ -56,9 +56,9 @@ def is_main() -> bool:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """The group of all ranks: NCCL between GPUs, gloo for what lies on the host.
+    """The group of all ranks: NCCL for CUDA tensors, gloo for CPU tensors.
 
-    Raises UserError where another rank ends first, and where only some of torchrun's variables are there.
+    Raises UserError if another rank exits first, or if torchrun's environment variables are incomplete or invalid.
     """
     global _in_group
     if os.environ.get("WORLD_SIZE", "1") == "1":
@@ -69,22 +69,22 @@ def process_group() -> Iterator[None]:
     from torch import distributed
 
     _in_group = True
-    _end_with_torchrun()
+    _die_with_torchrun()
     gpu = torch.cuda.is_available() and local_rank() < torch.cuda.device_count()
     if gpu:
         torch.cuda.set_device(local_rank())
     try:
-        # After a restart torchrun's store still has the addresses of the ranks that are gone, and a quick rank
-        # takes those. Machines count their restarts apart: several need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if _machines() == 1 else "0"
+        # After a restart torchrun's store still holds the addresses of the previous ranks, which a fast rank would
+        # pick up. Each machine counts restarts on its own: several need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 instead.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if _num_nodes() == 1 else "0"
         store = distributed.PrefixStore(attempt, next(distributed.rendezvous("env://"))[0])
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank(), world_size=world_size())
         yield
     except RuntimeError as error:
-        if is_lost(error):
+        if is_peer_failure(error):
             raise UserError(
-                f"Rank {rank()} ends because another rank has ended; that one's message says why."
+                f"Rank {rank()} stopped because another rank exited first; see that rank's error message."
             ) from error
         raise
     finally:
@@ -94,51 +94,52 @@ def process_group() -> Iterator[None]:
 
 
 def _check_variables() -> None:
+    advice = "launch the ranks with torchrun, or unset WORLD_SIZE"
     required = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
-    given = (name for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE") if name in os.environ)
-    for name in (*required, *given):
+    optional = (name for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE") if name in os.environ)
+    for name in (*required, *optional):
         value = os.environ.get(name, "")
         if not (value.isascii() and value.isdigit() and len(value) < 10):
-            raise UserError(
-                f"WORLD_SIZE is set, and {name} is {printable(value)!r} and no number: start several ranks by "
-                "torchrun, or unset WORLD_SIZE."
-            )
+            raise UserError(f"WORLD_SIZE is set, but {name} is {printable(value)!r}, not a number; {advice}.")
     if not re.fullmatch(r"[\w.:%-]+", os.environ.get("MASTER_ADDR", "")):
-        raise UserError(
-            "WORLD_SIZE is set and MASTER_ADDR is no address: start several ranks by torchrun, or unset it."
-        )
+        raise UserError(f"WORLD_SIZE is set, but MASTER_ADDR is not a host name or address; {advice}.")
     if not 0 < int(os.environ["MASTER_PORT"]) < 2**16:
-        raise UserError("WORLD_SIZE is set and MASTER_PORT is no port: start several ranks by torchrun, or unset it.")
+        raise UserError(f"WORLD_SIZE is set, but MASTER_PORT is not a port number; {advice}.")
     if int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"]):
-        raise UserError("RANK is not below WORLD_SIZE: start several ranks by torchrun, or unset both.")
+        raise UserError(f"RANK must be below WORLD_SIZE; {advice}.")
 
 
-def _end_with_torchrun() -> None:
-    """Has the kernel send SIGTERM when torchrun is gone, however it went: nobody else would end its ranks."""
+def _die_with_torchrun() -> None:
+    """Has the kernel send SIGTERM when torchrun exits, however it exits: nothing else would end its ranks."""
     if "TORCHELASTIC_RUN_ID" not in os.environ or not sys.platform.startswith("linux"):
         return
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether it says that another rank has ended."""
-    names = {kind.__name__ for kind in type(error).__mro__}
+def is_peer_failure(error: BaseException) -> bool:
+    """Whether the error means that another rank has exited."""
+    names = {cls.__name__ for cls in type(error).__mro__}
     return world_size() > 1 and isinstance(error, RuntimeError) and ("peer" in str(error) or "DistError" in names)
 
 
 @contextmanager
 def local_main_first() -> Iterator[None]:
-    """The first rank of each machine goes through the block before the others of that machine."""
+    """The first rank of each machine runs the block before the machine's other ranks do."""
     if local_rank():
-        any_rank(False)
+        _barrier()
     yield
     if not local_rank():
-        any_rank(False)
+        _barrier()
 
 
-def any_rank(*flags: bool) -> list[bool]:
-    """Each flag, or-ed over the ranks. The host waits for the other hosts, and for no device."""
+def _barrier() -> None:
+    """Among the hosts only: torch's own barrier would go through NCCL."""
+    all_reduce_any(False)
+
+
+def all_reduce_any(*flags: bool) -> list[bool]:
+    """Each flag, OR-ed over the ranks. Waits for the other hosts, never for a device."""
     if world_size() == 1:
         return list(flags)
     import torch
@@ -150,7 +151,7 @@ def any_rank(*flags: bool) -> list[bool]:
 
 
 def all_reduce_mean(tensor: "torch.Tensor") -> "torch.Tensor":
-    """The mean of a tensor over the ranks; may be the tensor itself."""
+    """The mean of `tensor` over the ranks; the tensor itself if there is one rank."""
     if world_size() == 1:
         return tensor
     from torch import distributed
@@ -161,7 +162,7 @@ def all_reduce_mean(tensor: "torch.Tensor") -> "torch.Tensor":
 
 
 def all_gather(value: Any) -> list[Any]:
-    """Every rank's `value`, by rank."""
+    """Every rank's `value` (any picklable object), ordered by rank."""
     if world_size() == 1:
         return [value]
     from torch import distributed
@@ -172,7 +173,7 @@ def all_gather(value: Any) -> list[Any]:
 
 
 def broadcast_from_main(function: Callable[[], Any]) -> Any:
-    """What `function` returns on rank 0, which alone calls it: other machines may not see its files."""
+    """The result of `function` on every rank; only rank 0, whose files others may not see, calls it."""
     if world_size() == 1:
         return function()
     from torch import distributed

@@ -1,4 +1,4 @@
-"""Public names that are imported when first used (PEP 562), so that `import emnist_dali` does not load torch."""
+"""Public names that are imported on first use (PEP 562), so that `import emnist_dali` does not load torch."""
 
 import sys
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def lazy(package: str, modules: dict[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package that hands out each name from a module of its own."""
+    """`__getattr__`, `__dir__` and `__all__` for a package; `modules` maps each public name to its module."""
 
     def getattr_(name: str) -> Any:
         if name not in modules:

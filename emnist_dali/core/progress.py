@@ -1,4 +1,4 @@
-"""Progress bars and lines, of rank 0 only: bars on a terminal, for what takes more than two seconds."""
+"""Progress bars and lines of output, on rank 0 only; bars only on a terminal and after two seconds."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from .files import printable
 
 
 def progress(iterable: Iterable | None = None, *, description: str, total: int | None = None, unit: str) -> tqdm:
-    """A bar over `iterable`, or one to `update()` by hand; silent where stderr is no terminal."""
+    """A bar over `iterable`, or one to `update()` manually; silent where stderr is not a terminal."""
     return tqdm(
         iterable,
         desc=description,
@@ -25,14 +25,14 @@ def progress(iterable: Iterable | None = None, *, description: str, total: int |
     )
 
 
-def say(line: str) -> None:
-    """A line, or several, on stdout, above any bar. Where nobody reads them any more, what is said is lost."""
+def say(text: str) -> None:
+    """Prints one or more lines on stdout, above any bar. Once stdout is gone, output is dropped."""
     if not distributed.is_main():
         return
-    shown = "\n".join(map(printable, line.split("\n")))
+    escaped = "\n".join(map(printable, text.split("\n")))
     try:
-        tqdm.write(shown, file=sys.stdout)
+        tqdm.write(escaped, file=sys.stdout)
         sys.stdout.flush()
-    except OSError as error:  # no reason to end a training
-        if error.errno != errno.ENOSPC:  # a pipe that was closed, a terminal that is gone: nobody will ever read it
+    except OSError as error:  # not worth ending a training run for
+        if error.errno != errno.ENOSPC:  # a closed pipe or terminal never comes back; a full disk may
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115

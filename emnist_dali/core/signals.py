@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP: a run ends between two steps; a second signal ends the process at once."""
+"""SIGTERM, SIGINT and SIGHUP end a run between two steps; a second signal ends the process at once."""
 
 import os
 import signal
@@ -9,54 +9,55 @@ from types import FrameType
 
 from . import distributed
 
-# SIGHUP comes when a terminal or an ssh connection is gone.
+# SIGHUP arrives when the terminal or the ssh connection is gone.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 _HANGUP = getattr(signal, "SIGHUP", None)
-# A Ctrl-C reaches each rank twice: from the terminal, and from torchrun, which passes it on. A connection that is
-# gone comes from the kernel, from the shell and from systemd, which sends SIGTERM too.
-PASSED_ON_WITHIN = 2.0
-# A rank that waits for one that is gone cannot finish its step: it ends after so many seconds.
-GRACE = 10.0
+# Seconds in which a repeated signal counts as the same one. A Ctrl-C reaches each rank twice: from the terminal, and
+# forwarded by torchrun. A lost connection is reported by the kernel, by the shell and by systemd, which adds SIGTERM.
+DUPLICATE_WINDOW = 2.0
+# Seconds after which a rank exits even in mid-step: a step that waits for a rank that is gone never finishes.
+GRACE_PERIOD = 10.0
 
 
 class Stop(BaseException):
-    """A signal was noted, on this rank or another."""
+    """A signal has arrived, on this rank or another."""
 
 
 class Interrupt:
-    """Remembers the first signal while the block lasts."""
+    """Context manager that notes the first signal in `signum` instead of letting it end the process."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
 
     def __enter__(self) -> "Interrupt":
-        # Python lets only the main thread have handlers.
-        here = threading.current_thread() is threading.main_thread()
-        heard = [s for s in SIGNALS if here and not _under_nohup(s)]
-        self._before = {s: signal.signal(s, self._note) for s in heard}
+        # Python allows handlers only in the main thread.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        handled = [signum for signum in SIGNALS if in_main_thread and not _under_nohup(signum)]
+        self._previous = {signum: signal.signal(signum, self._handle) for signum in handled}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for signum, handler in self._before.items():
-            if handler is not None:  # None is one of a C library
+        for signum, handler in self._previous.items():
+            if handler is not None:  # None: it was installed by a C library
                 signal.signal(signum, handler)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
-            if signum != _HANGUP and not (self._may_come_twice() and monotonic() - self._when <= PASSED_ON_WITHIN):
+            if signum != _HANGUP and not self._is_duplicate():
                 os._exit(128 + signum)
             return
-        self.signum, self._when = signum, monotonic()
+        self.signum, self._time = signum, monotonic()
         if distributed.is_main():  # print is not safe in a handler
             with suppress(OSError):  # the terminal may be gone
-                os.write(2, b"\nFinishing the step and saving; a second signal ends at once.\n")
+                os.write(2, b"\nFinishing this step and saving; a second signal exits at once.\n")
         if distributed.world_size() > 1:
-            timer = threading.Timer(GRACE, os._exit, (128 + signum,))
+            timer = threading.Timer(GRACE_PERIOD, os._exit, (128 + signum,))
             timer.daemon = True
             timer.start()
 
-    def _may_come_twice(self) -> bool:
-        return distributed.world_size() > 1 or self.signum == _HANGUP
+    def _is_duplicate(self) -> bool:
+        may_repeat = distributed.world_size() > 1 or self.signum == _HANGUP
+        return may_repeat and monotonic() - self._time <= DUPLICATE_WINDOW
 
 
 def _under_nohup(signum: int) -> bool:

@@ -1,25 +1,25 @@
-"""The official EMNIST files: splits, classes, counts, sizes and sha256 (NIST, archive `gzip.zip`)."""
+"""The official EMNIST: splits, classes and counts, and the sizes and sha256 of NIST's files (archive `gzip.zip`)."""
 
 from dataclasses import dataclass
 
 ARCHIVE_URL = "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip"
 ARCHIVE_MD5 = "58c8d27c78d21e728a6bc7b3cc06412e"
-# Members are `gzip/<file name>`.
+# Members of the archive are named `gzip/<file name>`.
 ARCHIVE_FOLDER = "gzip"
 
 _DIGITS = "0123456789"
 _UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LOWER = "abcdefghijklmnopqrstuvwxyz"
-# ByMerge's lower case: the 15 letters whose two cases look alike are merged into the upper one.
+# Lower-case classes of ByMerge, which merges the 15 letters whose cases look alike into upper case.
 _UNMERGED = "abdefghnqrt"
 CASE_ALIKE = {letter: letter.upper() for letter in _LOWER if letter not in _UNMERGED}
-# What else looks alike without context.
+# Other characters that look alike without context.
 SHAPE_ALIKE = {"O": "0", "L": "I", "I": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Class characters in label order, official numbers of images, and the label of the first class."""
+    """Class characters in label order, official numbers of train and test images, and the files' label of class 0."""
 
     classes: str
     train: int
@@ -29,6 +29,8 @@ class Split:
 
 @dataclass(frozen=True)
 class OfficialFile:
+    """Hex digest and size in bytes of a gzipped idx file."""
+
     sha256: str
     bytes: int
 
@@ -119,5 +121,5 @@ OFFICIAL_FILES = {
 
 
 def file_name(split: str, part: str, kind: str) -> str:
-    """Official name of a gzipped idx file; `part` is train or test, `kind` images or labels."""
+    """Official name of a gzipped idx file; `part` is train or test, and `kind` is images or labels."""
     return f"emnist-{split}-{part}-{kind}-idx{3 if kind == 'images' else 1}-ubyte.gz"

@@ -1,10 +1,10 @@
-"""A stand-in for EMNIST with no download: characters from matplotlib's fonts, written a little by hand.
+"""A stand-in for EMNIST that needs no download: characters of matplotlib's fonts, warped to look handwritten.
 
-Each glyph is drawn large, warped (affine and elastic) and blurred, then converted the way EMNIST was
-(Cohen et al. 2017, «EMNIST: an extension of MNIST to handwritten letters», arXiv:1702.05373): Gaussian
-blur at high resolution, crop to the glyph, square frame with aspect ratio kept, 2 pixels of border,
-bicubic to 28×28, intensities stretched to the full range. It differs in one point: the frame is centred
-on the glyph's mass, not on its bounding box.
+Each glyph is drawn large, warped (affine and elastic) and blurred, then converted as EMNIST was (Cohen et al. 2017,
+"EMNIST: an extension of MNIST to handwritten letters", arXiv:1702.05373): Gaussian blur at high resolution, crop to
+the glyph, square frame with the aspect ratio kept, a border of 2 pixels, bicubic resize to 28×28, intensities
+stretched to the full range. One thing differs: the frame is centred on the glyph's centre of mass, not on its
+bounding box.
 """
 
 import math
@@ -17,32 +17,32 @@ from ..core.errors import UserError
 from ..core.progress import progress
 
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-# The fonts in every matplotlib since 3.9 that draw all of CHARACTERS, by family. LastResortHE, cmex10 and cmsy10
-# map them to other shapes; cmti10 came with 3.11.
-FACES = (
+# The fonts, by family, that every matplotlib since 3.9 has and that cover CHARACTERS. LastResortHE, cmex10 and cmsy10
+# map them to other shapes; cmti10 was added in 3.11.
+FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSans-Oblique",
     "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-BoldOblique", "DejaVuSansMono-Oblique",
     "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-BoldItalic", "DejaVuSerif-Italic",
     "STIXGeneral", "STIXGeneralBol", "STIXGeneralBolIta", "STIXGeneralItalic",
     "cmb10", "cmmi10", "cmr10", "cmss10", "cmtt10",
 )  # fmt: skip
-UNSEEN_FACES = ("STIXGeneralItalic", "cmss10")
-TRAIN_FACES = tuple(face for face in FACES if face not in UNSEEN_FACES)
+UNSEEN_FONTS = ("STIXGeneralItalic", "cmss10")
+TRAIN_FONTS = tuple(font for font in FONTS if font not in UNSEEN_FONTS)
 PARTS = ("train", "test", "unseen")
 
 SIZE = 28
 _BORDER = 2
-# Side of the canvas that glyphs are warped in, and the longer side of a glyph on it before the warp.
+# Side of the canvas on which glyphs are warped, and the longer side of a glyph before the warp, in pixels.
 _CANVAS = 64
 _GLYPH = 38
-# Pixels added around (or, negative, taken off) a glyph's outline, at twice the canvas' resolution: pens of
-# about EMNIST's width from faces whose stems differ threefold. Of the bold faces only the sans serifs have
-# no hairline that thinning would lose.
+# Pixels added to (or, if negative, removed from) a glyph's outline, at twice the canvas's resolution: strokes of
+# about EMNIST's width from fonts whose stems differ threefold. Of the bold fonts, only the sans serifs have no
+# hairlines that thinning would lose.
 _STROKES = (0, 1, 2)
 _STROKES_BOLD_SANS = (-3, -2, -1)
-# Each axis of the elastic field has this many control points, moved by up to 8 pixels of the canvas before
-# smoothing; the blurs' σ are in the same pixels. Chosen so that the grey levels come out like EMNIST's
-# (balanced, mean 0.173 and standard deviation 0.331; here 0.170 and 0.323, strokes 2.3 against 2.4 pixels).
+# The elastic field has this many control points along each axis, displaced by up to 8 canvas pixels before smoothing;
+# the σ of the blurs is in the same pixels. Chosen to match EMNIST's grey levels (Balanced: mean 0.173 and standard
+# deviation 0.331, here 0.170 and 0.323; strokes of 2.4 pixels, here 2.3).
 _KNOTS = 5
 _SIGMAS = np.linspace(0.4, 0.9, 8, dtype=np.float32)
 _CHUNK = 256
@@ -51,18 +51,18 @@ _CHUNK = 256
 def draw(
     classes: str, seed: int = 0, per_class: int = 600, test_per_class: int = 60
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Images of the characters of `classes`, upright, white on black; labels are positions in `classes`.
+    """Draws the characters of `classes`, upright, white on black; labels are positions in `classes`.
 
-    Returns for "train", "test" (the same faces, other samples) and "unseen" (UNSEEN_FACES, which no image of
-    the others uses; as many images as "test") a pair of images (N, 28, 28) uint8 and labels (N,) uint8.
-    Every class has the same number of images, and any run of len(classes) images has one of each class.
+    Returns images (N, 28, 28) uint8 and labels (N,) uint8 for each part: "train", "test" (same fonts, other samples)
+    and "unseen" (UNSEEN_FONTS, which the other parts never use; as many images as "test"). Every class has the same
+    number of images, and any len(classes) consecutive images contain one of each class.
 
-    An image depends on its character, part, number within its class, and the seed: not on the other classes
-    or the number of images. Two runs give the same bytes; another CPU or another FreeType can differ in the
-    last grey level.
+    An image depends only on its character, its part, its number within its class and the seed, not on the other
+    classes or the number of images. Two runs give the same bytes; another CPU or FreeType version may differ by one
+    grey level.
 
-    Raises UserError for a character outside CHARACTERS, a repeated one, a number of images below 1, a seed
-    that is no unsigned 64-bit number, and a font that matplotlib's folder lacks.
+    Raises UserError for characters outside CHARACTERS or repeated ones, a number of images below 1, a seed that is
+    not an unsigned 64-bit integer, or a font missing from matplotlib.
     """
     _check(classes, seed, per_class, test_per_class)
     folder = _font_folder()
@@ -70,11 +70,11 @@ def draw(
     images = {part: np.empty((n, len(classes), SIZE, SIZE), np.uint8) for part, n in counts.items()}
     with progress(description="drawing", total=len(classes) * sum(counts.values()), unit="img") as bar:
         for label, character in enumerate(classes):
-            glyphs = {face: _glyphs(folder / f"{face}.ttf", character) for face in FACES}
+            glyphs = {font: _glyphs(folder / f"{font}.ttf", character) for font in FONTS}
             for part, n in counts.items():
-                faces = UNSEEN_FACES if part == "unseen" else TRAIN_FACES
-                bases = np.concatenate([glyphs[face] for face in faces])
-                uniform = _uniform(seed, part, character, n)
+                fonts = UNSEEN_FONTS if part == "unseen" else TRAIN_FONTS
+                bases = np.concatenate([glyphs[font] for font in fonts])
+                uniform = _random_numbers(seed, part, character, n)
                 for start in range(0, n, _CHUNK):
                     rows = slice(start, start + _CHUNK)
                     images[part][rows, label] = _convert(_warp(bases, uniform[rows]), uniform[rows, 5])
@@ -85,35 +85,35 @@ def draw(
     }
 
 
-def _uniform(seed: int, part: str, character: str, n: int) -> np.ndarray:
-    """(n, 6 + 2 · _KNOTS²) float32: the random numbers of an image are one row, however many there are."""
+def _random_numbers(seed: int, part: str, character: str, n: int) -> np.ndarray:
+    """(n, 6 + 2 · _KNOTS²) float32 in [0, 1), a row for each image; a row does not depend on `n`."""
     key = np.array([seed, PARTS.index(part) << 32 | ord(character)], np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random((n, 6 + 2 * _KNOTS**2), np.float32)
 
 
 def _check(classes: str, seed: int, per_class: int, test_per_class: int) -> None:
     if not classes or len(set(classes)) < len(classes) or not set(classes) <= set(CHARACTERS):
-        raise UserError(f"glyphs can be drawn of different characters 0-9, A-Z and a-z, not of {classes!r}")
+        raise UserError(f"Glyphs cannot be drawn of {classes!r}; give distinct characters of 0-9, A-Z and a-z.")
     if min(per_class, test_per_class) < 1:
-        raise UserError(f"{min(per_class, test_per_class)} glyphs a class cannot be drawn: ask for 1 or more")
+        raise UserError(f"{min(per_class, test_per_class)} glyphs per class cannot be drawn; ask for at least 1.")
     if not 0 <= seed < 2**64:
-        raise UserError(f"the seed of the glyphs is {seed}; it must be between 0 and 2**64 - 1")
+        raise UserError(f"The seed of the glyphs is {seed}; it must be between 0 and 2**64 - 1.")
 
 
 def _font_folder() -> Path:
     import matplotlib  # 0.2 s
 
     folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
-    missing = [face for face in FACES if not (folder / f"{face}.ttf").is_file()]
+    missing = [font for font in FONTS if not (folder / f"{font}.ttf").is_file()]
     if missing:
         raise UserError(
-            f"{folder} lacks the font {missing[0]}.ttf: install matplotlib with pip, which brings its fonts"
+            f"{folder} lacks the font {missing[0]}.ttf; install matplotlib with pip, which includes its fonts."
         )
     return folder
 
 
 def _glyphs(path: Path, character: str) -> np.ndarray:
-    """The character with several strokes, (strokes, _CANVAS, _CANVAS) uint8, its box in the middle."""
+    """The character at several stroke widths, (strokes, _CANVAS, _CANVAS) uint8, its bounding box centred."""
     box = ImageFont.truetype(path, 100).getbbox(character)
     font = ImageFont.truetype(path, round(100 * 2 * _GLYPH / max(box[2] - box[0], box[3] - box[1])))
     left, top, right, bottom = font.getbbox(character)
@@ -129,28 +129,28 @@ def _glyphs(path: Path, character: str) -> np.ndarray:
 
 
 def _warp(bases: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Random ones of `bases` through random smooth maps: (N, _CANVAS, _CANVAS) float32."""
-    which = (uniform[:, 0] * len(bases)).astype(np.int32)
+    """Randomly chosen `bases` (B, _CANVAS, _CANVAS) under random smooth warps: (N, _CANVAS, _CANVAS) float32."""
+    choice = (uniform[:, 0] * len(bases)).astype(np.int32)
     spread = 2 * uniform - 1
     angle, shear = math.radians(12) * spread[:, 1], 0.3 * spread[:, 2]
     width, scale = np.exp(0.2 * spread[:, 3]), np.exp(0.1 * spread[:, 4])
     cos, sin = np.cos(angle), np.sin(angle)
-    # (2, 2, N), from the warped canvas back to the base: shear, then rotation, then stretch.
+    # (2, 2, N), maps the warped canvas back to the base: shear, then rotation, then stretch.
     linear = np.array([[cos, sin + shear * cos], [-sin, cos - shear * sin]]) / scale
     linear *= np.stack([1 / width, width])[:, None]
     grid = np.arange(_CANVAS, dtype=np.float32) - (_CANVAS - 1) / 2
-    where = linear[:, 0, :, None, None] * grid + linear[:, 1, :, None, None] * grid[:, None]
+    source = linear[:, 0, :, None, None] * grid + linear[:, 1, :, None, None] * grid[:, None]
     knots = np.linspace(grid[0], grid[-1], _KNOTS, dtype=np.float32)
     smooth = np.exp(-(((grid[:, None] - knots) / (knots[1] - knots[0])) ** 2))
     smooth /= smooth.sum(1, keepdims=True)
-    where += smooth @ (8 * spread[:, 6:]).reshape(-1, 2, _KNOTS, _KNOTS).swapaxes(0, 1) @ smooth.T
-    where += (_CANVAS - 1) / 2
-    # The outermost pixels of a base are black, so clipping draws nothing, and no neighbour lies outside.
-    np.clip(where, 0, _CANVAS - 1.001, out=where)
-    corner = np.floor(where)
-    x, y = where - corner
+    source += smooth @ (8 * spread[:, 6:]).reshape(-1, 2, _KNOTS, _KNOTS).swapaxes(0, 1) @ smooth.T
+    source += (_CANVAS - 1) / 2
+    # The outermost pixels of a base are black, so clipping adds no ink and keeps every neighbour inside.
+    np.clip(source, 0, _CANVAS - 1.001, out=source)
+    corner = np.floor(source)
+    x, y = source - corner
     column, row = corner.astype(np.int32)
-    index = (which[:, None, None] * _CANVAS + row) * _CANVAS + column
+    index = (choice[:, None, None] * _CANVAS + row) * _CANVAS + column
     flat = bases.astype(np.float32).reshape(-1)
     above, below = flat.take(index), flat.take(index + _CANVAS)
     above += x * (flat.take(index + 1) - above)
@@ -159,7 +159,7 @@ def _warp(bases: np.ndarray, uniform: np.ndarray) -> np.ndarray:
 
 
 def _convert(canvas: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """EMNIST's conversion of (N, _CANVAS, _CANVAS), with blurs from `uniform` (N,): (N, 28, 28) uint8."""
+    """EMNIST's conversion of (N, _CANVAS, _CANVAS) to (N, 28, 28) uint8; `uniform` (N,) chooses the blurs."""
     at = np.arange(_CANVAS, dtype=np.float32)
     blur = np.exp(-(((at[:, None] - at) / _SIGMAS[:, None, None]) ** 2) / 2)
     blur = (blur / blur.sum(1, keepdims=True))[(uniform * len(_SIGMAS)).astype(np.int32)]
@@ -180,9 +180,9 @@ def _convert(canvas: np.ndarray, uniform: np.ndarray) -> np.ndarray:
 
 
 def _cubic(centres: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """Weights (N, SIZE, _CANVAS) of a canvas' pixels around `centres` (N, SIZE): Keys' cubic, a = -0.5."""
+    """Weights (N, SIZE, _CANVAS) of the canvas's pixels around `centres` (N, SIZE): Keys' cubic, a = -0.5."""
     wide = np.maximum(step, 1)[:, :, None]
     d = np.minimum(np.abs(np.arange(_CANVAS, dtype=np.float32) - centres[:, :, None]) / wide, 2)
     weights = np.where(d < 1, (1.5 * d - 2.5) * d * d + 1, ((2.5 - 0.5 * d) * d - 4) * d + 2)
-    # The frame may reach beyond the canvas, where the sum, elsewhere about `wide`, comes to nothing.
+    # Where the frame extends beyond the canvas the sum, elsewhere about `wide`, approaches zero.
     return weights / np.maximum(weights.sum(-1, keepdims=True), wide / 2)

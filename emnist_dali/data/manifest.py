@@ -1,4 +1,4 @@
-"""What a split's folder holds: the content of its manifest.json, and whether its shards are still what was packed."""
+"""The manifest of a prepared split, and whether its shards are still the ones that were packed."""
 
 import hashlib
 import os
@@ -18,15 +18,21 @@ from .sources import MAX_CLASSES, SourceFile
 FORMAT = 1
 CODECS = ("lz4", "raw")
 MANIFEST = "manifest.json"
-# Sizes and times of the shards when their hashes were last found right: of this machine, and no part of the format.
+# Sizes and modification times of the shards when their hashes were last verified on this machine; not part of the
+# format.
 VERIFIED = ".verified.json"
 PARTS = ("train", "test", "unseen")
-# Of one part; a billion images of EMNIST would be 400 GB.
+# Images of one part; a billion of EMNIST's would be 400 GB.
 MAX_SAMPLES = 10**9
+# Advice in messages about damaged shards.
+REPACK = "run `emnist-dali prepare --force` again"
+_REMAKE = "delete that folder and run `emnist-dali prepare` again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardFile:
+    """Name, number of images, size in bytes and sha256 of a shard."""
+
     file: str
     samples: int
     bytes: int
@@ -37,8 +43,9 @@ class ShardFile:
 class Manifest:
     """What a split's folder holds: the content of its manifest.json.
 
-    `origin` says where the images came from, `shape` is (H, W) of every image, `counts` the images a class of
-    each part (train, test, and unseen for glyphs), `files` the source files with their sha256.
+    `origin` is where the images came from: "official", "glyphs" or a path. `shape` is (H, W) of every image. `counts`
+    has the number of images of each class, for each part (train, test, and unseen for glyphs). `files` are the source
+    files with their sha256.
     """
 
     format: int
@@ -62,73 +69,71 @@ class Manifest:
 
     @property
     def converted(self) -> bool:
-        """Whether the images are EMNIST's or drawn like them, and not a folder of images, named by its parts."""
+        """Whether the images have EMNIST's style; false for a folder of images, whose `files` are its parts."""
         return not any(file["name"] in PARTS for file in self.files)
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the shards' hashes: equal for equal data."""
+        """sha256 over the hashes of all shards: equal for equal data."""
         hashes = [shard.sha256 for part in sorted(self.shards) for shard in self.shards[part]]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises UserError where the folder is not prepared, of another format, or its manifest is broken.
+    """Raises UserError if the folder is not prepared, has another format, or its manifest is damaged.
 
-    At most MAX_CLASSES classes, MAX_SIDE pixels a side, MAX_SAMPLES images a part.
+    A manifest has at most MAX_CLASSES classes, MAX_SIDE pixels a side and MAX_SAMPLES images a part.
     """
     path = folder / MANIFEST
     if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise UserError(f"{folder} holds no prepared data; run `emnist-dali prepare` first.")
-    content = read_json(path, "remove that folder and prepare it anew")
+    content = read_json(path, _REMAKE)
     try:
         if content["format"] != FORMAT:
             raise UserError(
-                f"{path} has format {content['format']!r:.20}, this version reads {FORMAT}; "
-                "remove that folder and prepare it anew."
+                f"{path} has format {content['format']!r:.20}, but this version reads format {FORMAT}; {_REMAKE}."
             )
-        manifest = Manifest(
-            **{
-                **content,
-                "shape": tuple(content["shape"]),
-                "classes": tuple(content["classes"]),
-                "files": tuple(content["files"]),
-                "counts": {part: tuple(counts) for part, counts in content["counts"].items()},
-                "shards": {
-                    part: tuple(ShardFile(**file) for file in files) for part, files in content["shards"].items()
-                },
-            }
-        )
+        manifest = _from_json(content)
         for part, files in manifest.shards.items():
             if [file.file for file in files] != [shard_name(part, i) for i in range(len(files))]:
-                raise UserError(
-                    f"{path} names files outside its folder's shards; remove that folder and prepare it anew."
-                )
+                raise UserError(f"{path} names files other than the shards of its folder; {_REMAKE}.")
         if wrong := _wrong_fields(manifest):
             raise ValueError(f"wrong {', '.join(wrong)}")
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is no manifest of this project ({reason(error)}); remove that folder and prepare it anew."
-        ) from error
+        raise UserError(f"{path} is not a valid manifest ({reason(error)}); {_REMAKE}.") from error
     return manifest
 
 
+def _from_json(content: dict[str, Any]) -> Manifest:
+    """JSON's lists become tuples; raises whatever Python raises for other content than a manifest's."""
+    return Manifest(
+        **{
+            **content,
+            "shape": tuple(content["shape"]),
+            "classes": tuple(content["classes"]),
+            "files": tuple(content["files"]),
+            "counts": {part: tuple(counts) for part, counts in content["counts"].items()},
+            "shards": {part: tuple(ShardFile(**file) for file in files) for part, files in content["shards"].items()},
+        }
+    )
+
+
 def _wrong_fields(manifest: Manifest) -> list[str]:
-    """Names of the fields whose values no `pack` has written; TypeError where they are not even of their kind."""
-    files = [file for part in manifest.shards.values() for file in part]
+    """Names of fields whose values `pack` cannot have written; TypeError for some values of another type."""
+    shards = [shard for part in manifest.shards.values() for shard in part]
     sources = [SourceFile(**file) for file in manifest.files]
     classes = len(manifest.classes)
-    sound = {
+    valid = {
         "split": is_plain(manifest.split),
         "origin": is_plain(manifest.origin),
         "official": isinstance(manifest.official, bool),
         "codec": manifest.codec in CODECS,
-        "shape": len(manifest.shape) == 2 and _are_numbers(manifest.shape, 1, MAX_SIDE),
+        "shape": len(manifest.shape) == 2 and _are_ints(manifest.shape, 1, MAX_SIDE),
         "classes": 1 <= classes <= MAX_CLASSES
         and all(map(is_plain, manifest.classes))
         and len(set(manifest.classes)) == classes,
         "counts": manifest.counts.keys() == manifest.shards.keys()
-        and all(len(of) == classes and _are_numbers(of, 0, MAX_SAMPLES) for of in manifest.counts.values()),
+        and all(len(counts) == classes and _are_ints(counts, 0, MAX_SAMPLES) for counts in manifest.counts.values()),
         "files": all(
             is_plain(file.name)
             and is_plain(file.sha256)
@@ -138,66 +143,67 @@ def _wrong_fields(manifest: Manifest) -> list[str]:
         ),
         "shards": manifest.shards.keys() <= set(PARTS)
         and all(manifest.shards.values())
-        and all(is_plain(file.sha256) for file in files)
-        and _are_numbers((file.bytes for file in files), 1, 2**63)
-        and _are_numbers((file.samples for file in files), 1, MAX_SAMPLES)
-        and all(sum(file.samples for file in part) <= MAX_SAMPLES for part in manifest.shards.values()),
+        and all(is_plain(shard.sha256) for shard in shards)
+        and _are_ints((shard.bytes for shard in shards), 1, 2**63)
+        and _are_ints((shard.samples for shard in shards), 1, MAX_SAMPLES)
+        and all(sum(shard.samples for shard in part) <= MAX_SAMPLES for part in manifest.shards.values()),
     }
-    return [field for field, is_sound in sound.items() if not is_sound]
+    return [field for field, is_valid in valid.items() if not is_valid]
 
 
-def _are_numbers(values: Iterable[Any], lowest: int, highest: int) -> bool:
+def _are_ints(values: Iterable[Any], lowest: int, highest: int) -> bool:
     return all(isinstance(value, int) and lowest <= value <= highest for value in values)
 
 
 def shard_name(part: str, i: int) -> str:
+    """File name of shard `i` of a part."""
     return f"{part}-{i:05d}.safetensors"
 
 
 def verify(folder: Path, manifest: Manifest, parts: Iterable[str] | None = None) -> None:
-    """Hashes every shard, or those of `parts`, and remembers their sizes and times.
+    """Hashes the shards of `parts` (default: all) and saves their sizes and times for `verify_if_changed`.
 
-    Raises UserError naming the first that is missing or is not what was packed.
+    Raises UserError naming the first shard that is missing or was changed.
     """
-    files = [file for part in parts or manifest.shards for file in manifest.shards[part]]
-    found = {}
-    for file in progress(files, description="verifying", unit=" shards"):
-        path = folder / file.file
-        found[file.file] = _state(path)
-        if not path.is_file() or sha256(path) != file.sha256:
-            raise UserError(f"{path} is not the shard that was packed; prepare it anew with --force.")
-    remember(folder, manifest, found)
+    shards = [shard for part in parts or manifest.shards for shard in manifest.shards[part]]
+    states = {}
+    for shard in progress(shards, description="verifying", unit=" shards"):
+        path = folder / shard.file
+        states[shard.file] = _state(path)
+        if not path.is_file() or sha256(path) != shard.sha256:
+            raise UserError(f"{path} is not the shard that was packed; {REPACK}.")
+    save_verified(folder, manifest, states)
 
 
-def verify_once(folder: Path, manifest: Manifest, part: str) -> None:
-    """`verify` the shards of `part`, unless all have the sizes and times that they had when they were found right."""
-    known = _remembered(folder, manifest).get("shards", {})
-    if any(known.get(file.file) != _state(folder / file.file) for file in manifest.shards[part]):
+def verify_if_changed(folder: Path, manifest: Manifest, part: str) -> None:
+    """Hashes the shards of `part` unless all have the sizes and times that they had when last verified."""
+    known = _read_verified(folder, manifest).get("shards", {})
+    if any(known.get(shard.file) != _state(folder / shard.file) for shard in manifest.shards[part]):
         verify(folder, manifest, (part,))
 
 
-def remember(
-    folder: Path, manifest: Manifest, shards: dict[str, list[int] | None] | None = None, source: str | None = None
+def save_verified(
+    folder: Path, manifest: Manifest, states: dict[str, list[int] | None] | None = None, listing: str | None = None
 ) -> None:
-    """Adds to VERIFIED the states of `shards`, of all without it, and the `source.listing` that was packed."""
-    if shards is None:
-        shards = {file.file: _state(folder / file.file) for part in manifest.shards.values() for file in part}
-    before = _remembered(folder, manifest)
+    """Adds `states` of shards (default: of all) and the `listing_digest` of their source to VERIFIED."""
+    if states is None:
+        states = {shard.file: _state(folder / shard.file) for part in manifest.shards.values() for shard in part}
+    previous = _read_verified(folder, manifest)
     content = {
         "fingerprint": manifest.fingerprint,
-        "shards": {**before.get("shards", {}), **shards},
-        "source": source or before.get("source"),
+        "shards": {**previous.get("shards", {}), **states},
+        "source": listing or previous.get("source"),
     }
-    with suppress(UserError):  # a data folder may be read-only; then every run hashes them again
+    with suppress(UserError):  # the folder may be read-only: then every run hashes the shards again
         write_json(folder / VERIFIED, content)
 
 
-def remembered_source(folder: Path, manifest: Manifest) -> str | None:
-    """The `source.listing` of the files that were packed, where it is known."""
-    return _remembered(folder, manifest).get("source")
+def saved_listing(folder: Path, manifest: Manifest) -> str | None:
+    """The `listing_digest` of the source that was packed, if known."""
+    return _read_verified(folder, manifest).get("source")
 
 
-def _remembered(folder: Path, manifest: Manifest) -> dict[str, Any]:
+def _read_verified(folder: Path, manifest: Manifest) -> dict[str, Any]:
     with suppress(UserError):
         content = read_json(folder / VERIFIED)
         if isinstance(content, dict) and content.get("fingerprint") == manifest.fingerprint:
@@ -206,16 +212,16 @@ def _remembered(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def _state(path: Path) -> list[int] | None:
-    """Size in bytes and modification time in ns."""
+    """Size in bytes and modification time in ns; None if the file cannot be read."""
     with suppress(OSError):
         stat = path.stat()
         return [stat.st_size, stat.st_mtime_ns]
     return None
 
 
-_OWN = re.compile(rf"({'|'.join(PARTS)})-\d{{5}}\.safetensors|stats-\d+(-plain)?\.json")
+_GENERATED = re.compile(rf"({'|'.join(PARTS)})-\d{{5}}\.safetensors|stats-\d+(-plain)?\.json")
 
 
-def is_own(name: str) -> bool:
-    """Whether `pack` and those who read its folder give a file such a name."""
-    return name in (MANIFEST, VERIFIED) or _OWN.fullmatch(name) is not None or is_temporary(name)
+def is_generated(name: str) -> bool:
+    """Whether it is a file name that this package writes into a split's folder."""
+    return name in (MANIFEST, VERIFIED) or _GENERATED.fullmatch(name) is not None or is_temporary(name)

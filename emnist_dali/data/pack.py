@@ -1,4 +1,4 @@
-"""Shards are written once, into a folder that appears when it is whole."""
+"""Packs a source into shards, in a folder that appears only when it is complete."""
 
 import glob
 import secrets
@@ -10,7 +10,7 @@ import lz4.block
 import numpy as np
 
 from ..core.errors import UserError
-from ..core.files import printable, reason, replacing, sha256, write_json
+from ..core.files import atomic_write, printable, reason, sha256, write_json
 from ..core.progress import progress, say
 from .manifest import (
     CODECS,
@@ -18,59 +18,67 @@ from .manifest import (
     MANIFEST,
     Manifest,
     ShardFile,
-    is_own,
+    is_generated,
     read_manifest,
-    remember,
+    save_verified,
     shard_name,
 )
 from .sources import MAX_CLASSES, Part, Source
 
-# 131,072 EMNIST images are 48 MB of LZ4: a shard is held in memory while it is written.
+# Images a shard: 131,072 of EMNIST's are 48 MB of LZ4. A shard is held in memory while it is written.
 SHARD_SAMPLES = 1 << 17
-# Shards of larger images hold fewer: several times this is taken while one is written.
+# Uncompressed bytes a shard, which limits shards of larger images; writing one takes several times as much memory.
 SHARD_BYTES = 100 * 2**20
 
 
 def pack(source: Source, split: str, folder: Path, codec: str = "lz4", listing: str | None = None) -> Manifest:
-    """Writes `source` into `folder`, which appears only when it is whole; older prepared data are replaced then.
+    """Writes `source` into `folder`, which appears, or replaces older prepared data, only when it is complete.
 
-    `listing` is the source's, as `source.listing` gives it. Raises UserError where `folder` holds anything else.
+    `listing` is the `listing_digest` of the source. Raises UserError if `folder` holds anything but prepared data, or
+    cannot be written.
     """
     if codec not in CODECS:
-        raise UserError(f"There is no codec {codec!r}; take one of {', '.join(CODECS)}.")
+        raise UserError(f"There is no codec {codec!r}; choose one of {', '.join(CODECS)}.")
     if len(source.classes) > MAX_CLASSES:
-        raise UserError(f"{source.origin} has {len(source.classes)} classes; a shard holds at most {MAX_CLASSES}.")
+        raise UserError(
+            f"{source.origin} has {len(source.classes)} classes; at most {MAX_CLASSES} are supported, because a "
+            "label is one byte."
+        )
     check_replaceable(folder)
     target = real_path(folder)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.emnist-dali-partial")
     try:
         partial.mkdir(parents=True)
         shards = {name: _pack_part(name, part, partial, codec) for name, part in source.parts.items()}
-        manifest = Manifest(
-            format=FORMAT,
-            split=split,
-            origin=source.origin,
-            official=source.official,
-            codec=codec,
-            shape=source.parts["train"].images.shape[1:],
-            classes=source.classes,
-            counts={
-                name: tuple(np.bincount(part.labels, minlength=len(source.classes)).tolist())
-                for name, part in source.parts.items()
-            },
-            files=tuple(asdict(file) for file in source.files),
-            shards=shards,
-        )
-        remember(partial, manifest, source=listing)
+        manifest = _manifest(source, split, codec, shards)
+        save_verified(partial, manifest, listing=listing)
         write_json(partial / MANIFEST, asdict(manifest))
         _replace_folder(partial, target)
     except OSError as error:
         raise UserError(
-            f"{folder} could not be written ({error}); free space there or name another --data-dir."
+            f"{folder} could not be written ({error}); free up space there or choose another --data-dir."
         ) from error
     finally:
         _remove(partial)
     return manifest
+
+
+def _manifest(source: Source, split: str, codec: str, shards: dict[str, tuple[ShardFile, ...]]) -> Manifest:
+    return Manifest(
+        format=FORMAT,
+        split=split,
+        origin=source.origin,
+        official=source.official,
+        codec=codec,
+        shape=source.parts["train"].images.shape[1:],
+        classes=source.classes,
+        counts={
+            name: tuple(np.bincount(part.labels, minlength=len(source.classes)).tolist())
+            for name, part in source.parts.items()
+        },
+        files=tuple(asdict(file) for file in source.files),
+        shards=shards,
+    )
 
 
 def _pack_part(name: str, part: Part, folder: Path, codec: str) -> tuple[ShardFile, ...]:
@@ -92,7 +100,7 @@ def _pack_part(name: str, part: Part, folder: Path, codec: str) -> tuple[ShardFi
                 "offsets": offsets,
                 "labels": part.labels[start : start + samples].astype(np.uint8),
             }
-            with replacing(path) as file:  # safetensors' own `save_file` lets nobody else read it
+            with atomic_write(path) as file:  # `save_file` would make it unreadable for other users
                 file.write(save(tensors))
             files.append(
                 ShardFile(file=path.name, samples=len(records), bytes=path.stat().st_size, sha256=sha256(path))
@@ -102,62 +110,64 @@ def _pack_part(name: str, part: Part, folder: Path, codec: str) -> tuple[ShardFi
 
 
 def real_path(folder: Path) -> Path:
-    """Where the folder lies: a link to another disk stays one. UserError where links lead in a circle."""
+    """The folder behind any links, which stay in place. Raises UserError for a loop of links."""
     try:
         return folder.resolve()
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{folder} cannot be found ({reason(error)}); name another --data-dir.") from error
+        raise UserError(f"{folder} cannot be resolved ({reason(error)}); choose another --data-dir.") from error
 
 
 def check_replaceable(folder: Path) -> None:
-    """UserError where `folder` is there and holds anything but what `pack` has put there: nobody's files go."""
+    """Raises UserError if `folder` holds anything that `pack` did not write: no user's file is ever deleted."""
     try:
         if not folder.exists():
             return
-        found = sorted(path.name for path in folder.iterdir())
-        if not found:
+        names = sorted(path.name for path in folder.iterdir())
+        if not names:
             return
-        if MANIFEST not in found:
+        if MANIFEST not in names:
             raise UserError(
-                f"{folder} holds {_some(found)} and no prepared data; name another --split or --data-dir."
+                f"{folder} holds {_summarize(names)}, but no prepared data; choose another --split or --data-dir."
             )
         manifest = read_manifest(folder)
-        named = {file.file for part in manifest.shards.values() for file in part}
-        others = [
+        shards = {shard.file for part in manifest.shards.values() for shard in part}
+        foreign = [
             name
-            for name in found
-            if not is_own(name) or (name.endswith(".safetensors") and name not in named) or (folder / name).is_dir()
+            for name in names
+            if not is_generated(name)
+            or (name.endswith(".safetensors") and name not in shards)
+            or (folder / name).is_dir()
         ]
     except OSError as error:
-        raise UserError(f"{folder} cannot be replaced ({error.strerror}); name another --data-dir.") from error
-    if others:
+        raise UserError(f"{folder} cannot be replaced ({error.strerror}); choose another --data-dir.") from error
+    if foreign:
         raise UserError(
-            f"{folder} holds {_some(others)}, which `prepare` did not write; move it elsewhere, or name another "
-            "--data-dir."
+            f"{folder} holds {_summarize(foreign)}, which `prepare` did not write; move it elsewhere, or choose "
+            "another --data-dir."
         )
 
 
-def _some(names: list[str]) -> str:
+def _summarize(names: list[str]) -> str:
     return ", ".join(map(printable, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def recover(folder: Path) -> None:
-    """Mends what a `pack` that was killed has left, under the folder's lock.
+    """Cleans up after a killed `pack`; the caller holds the folder's lock.
 
-    Data that were being replaced get their place back; what was half written goes.
+    Data that were being replaced are moved back, and incomplete ones are removed.
     """
     folder = real_path(folder)
     old = folder.with_name(f".{folder.name}.emnist-dali-old")
     try:
         if (old / MANIFEST).exists() and not folder.exists():
             old.rename(folder)
-            say(f"{folder} is there again: it was being replaced when that was ended.")
+            say(f"{folder} was restored: its replacement had been interrupted.")
         elif (folder / MANIFEST).exists():
-            _remove(old)  # where that was ended, in which the manifest may have gone first
+            _remove(old)  # a removal that was killed may have deleted the manifest first
         for path in folder.parent.glob(f".{glob.escape(folder.name)}.*.emnist-dali-partial"):
             _remove(path)
     except OSError as error:
-        raise UserError(f"{folder} cannot be mended ({error}); name another --data-dir.") from error
+        raise UserError(f"{folder} cannot be restored ({error}); choose another --data-dir.") from error
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
@@ -165,7 +175,7 @@ def _replace_folder(new: Path, folder: Path) -> None:
     if not folder.exists():
         new.rename(folder)
         return
-    folder.rename(old)  # which fails where anything is in `old`
+    folder.rename(old)  # fails unless `old` is missing or empty
     try:
         new.rename(folder)
     except BaseException:
@@ -175,9 +185,9 @@ def _replace_folder(new: Path, folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder that `pack` has made: its own files by their names, and nothing of anybody else's."""
+    """Removes a folder that `pack` created: only files with generated names, then the folder if it is empty."""
     with suppress(OSError):
         for path in folder.iterdir():
-            if is_own(path.name):
+            if is_generated(path.name):
                 path.unlink()
         folder.rmdir()

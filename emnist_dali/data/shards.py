@@ -1,36 +1,47 @@
-"""Shards (format 1): images packed once into LZ4 records, one folder a split, read by mmap.
+"""Shards (format 1): images packed once into LZ4 records, one folder per split, read through mmap.
 
-A shard is a safetensors file: `records` (uint8, the records end to end), `offsets` (int64, n + 1) and `labels`
-(uint8, n). `manifest.json` is written last and names every shard with its size and sha256.
+A shard is a safetensors file: `records` (uint8, all records concatenated), `offsets` (int64, n + 1) and `labels`
+(uint8, n). `manifest.json` is written last and lists every shard with its size and sha256.
 """
 
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..core import bus_error
 from ..core.errors import UserError
 from ..core.files import reason
 from ..pipelines import fused
-from .manifest import Manifest, ShardFile, read_manifest, verify_once
+from .manifest import REPACK, Manifest, ShardFile, read_manifest, verify_if_changed
 
 
 class Shards:
-    """One part of a prepared split, mapped: opening costs milliseconds, and memory does not grow with the data.
+    """One part of a prepared split, memory-mapped: it opens in milliseconds, and memory does not grow with the data.
 
-    Shards that were not seen before as they are now are hashed first. Raises UserError where the part does not exist
-    or a shard is missing, of another size, no shard, or not the one that was packed.
+    `part` is "train" or "test", and "unseen" for drawn glyphs. Shards that have changed since they were last verified
+    are hashed first.
+
+    Raises UserError if the folder is not prepared, if it has no such part, or if a shard is missing or damaged.
+
+    >>> from emnist_dali import Shards, prepare
+    >>> shards = Shards(prepare("digits", source="glyphs"), "train")
+    >>> len(shards), shards.shape
+    (6000, (28, 28))
+    >>> shards.images([0, 1, 2]).shape, shards.labels([0, 1, 2])
+    ((3, 28, 28), array([0, 1, 2], dtype=uint8))
     """
 
-    def __init__(self, folder: Path, part: str) -> None:
-        self.folder, self.part = folder, part
+    def __init__(self, folder: str | Path, part: str) -> None:
+        folder = self.folder = Path(folder)
+        self.part = part
         self.manifest = read_manifest(folder)
         if part not in self.manifest.shards:
             raise UserError(f"{folder} has no part {part!r}; it has {', '.join(self.manifest.shards)}.")
         files = self.manifest.shards[part]
         self._paths = [folder / file.file for file in files]
         opened = [_open(path, file, self.manifest) for path, file in zip(self._paths, files, strict=True)]
-        verify_once(folder, self.manifest, part)
+        verify_if_changed(folder, self.manifest, part)
         self._labels = [labels for *_, labels in opened]
         self._records = fused.Records(opened)
         self._stats = [path.stat() for path in self._paths]
@@ -42,28 +53,33 @@ class Shards:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(H, W) of every image."""
         return self.manifest.shape
 
     @property
     def compressed(self) -> bool:
+        """Whether records are LZ4 blocks rather than raw pixels."""
         return self.manifest.codec == "lz4"
 
     def check(self) -> None:
-        """Raises UserError where a shard's size or modification time is not what it was on opening."""
+        """Raises UserError if a shard's size or modification time has changed since it was opened."""
         for path, opened in zip(self._paths, self._stats, strict=True):
             try:
                 now = path.stat()
             except OSError as error:
-                raise UserError(f"{path} has gone while it was in use; prepare it anew.") from error
+                raise UserError(f"{path} was deleted while in use; {REPACK}.") from error
             if (now.st_size, now.st_mtime_ns) != (opened.st_size, opened.st_mtime_ns):
-                raise UserError(f"{path} has changed while it was in use; prepare it anew with --force.")
+                raise UserError(f"{path} was changed while in use; {REPACK}.")
 
-    def labels(self, indices: np.ndarray | None = None) -> np.ndarray:
-        """uint8 labels of `indices` (n,), or of the whole part."""
-        return np.concatenate(self._labels) if indices is None else self._records.labels(indices)
+    def labels(self, indices: ArrayLike | None = None) -> np.ndarray:
+        """Labels (n,) uint8 of `indices` (n,), or of the whole part; raises IndexError."""
+        if indices is None:
+            return np.concatenate(self._labels)
+        return self._records.labels(np.asarray(indices, np.int64))
 
-    def images(self, indices: np.ndarray) -> np.ndarray:
-        """(n, H, W) uint8: the records of `indices`, decoded."""
+    def images(self, indices: ArrayLike) -> np.ndarray:
+        """Images (n, H, W) uint8 of `indices` (n,); raises UserError for a damaged record."""
+        indices = np.asarray(indices, np.int64)
         out = np.empty((len(indices), self.shape[0] * self.shape[1]), np.uint8)
         self._check_decoded(indices, fused.decode(self._records, indices, self.compressed, out))
         return out.reshape(-1, *self.shape)
@@ -71,16 +87,16 @@ class Shards:
     def preprocess(
         self, preprocess: fused.Preprocess, indices: np.ndarray, matrices: np.ndarray, out: np.ndarray
     ) -> None:
-        """Record indices[i] becomes out[i] (S, S) float32 through the fused kernel."""
+        """Record indices[i] becomes out[i] (S, S) float32 by the fused kernel; raises UserError as `images` does."""
         self._check_decoded(indices, preprocess.run(self._records, indices, matrices, out))
 
     def records(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The records of `indices` (n,) end to end, uint8, and the bytes of each, (n,) int64."""
+        """The concatenated records of `indices` (n,), uint8, and their sizes in bytes (n,) int64."""
         sizes = self._records.sizes(indices)
         pixels = self.shape[0] * self.shape[1]
-        # The most that LZ4 makes of an image: lz4.h, LZ4_COMPRESSBOUND.
-        least, most = (0, pixels + pixels // 255 + 16) if self.compressed else (pixels, pixels)
-        wrong = np.flatnonzero((sizes < least) | (sizes > most))
+        # LZ4's upper bound: LZ4_COMPRESSBOUND in lz4.h.
+        lowest, highest = (0, pixels + pixels // 255 + 16) if self.compressed else (pixels, pixels)
+        wrong = np.flatnonzero((sizes < lowest) | (sizes > highest))
         self._check_decoded(indices, wrong[0] if len(wrong) else fused.SOUND)
         ends = np.cumsum(sizes)
         out = np.empty(ends[-1] if len(ends) else 0, np.uint8)
@@ -93,33 +109,31 @@ class Shards:
         samples = [file.samples for file in self.manifest.shards[self.part]]
         shard = int(np.searchsorted(np.cumsum(samples), indices[failed], side="right"))
         row = indices[failed] - sum(samples[:shard])
-        raise UserError(
-            f"{self._paths[shard]}: record {row} does not decode to one image; prepare it anew with --force."
-        )
+        raise UserError(f"{self._paths[shard]}: record {row} does not decode to one image; {REPACK}.")
 
 
 def _open(path: Path, file: ShardFile, manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mapped records, offsets and labels of a shard."""
-    # safetensors' torch view maps the file; its numpy view copies it.
+    """The memory-mapped records, offsets and labels of a shard."""
+    # safetensors maps the file only for torch tensors; for numpy arrays it copies.
     from safetensors import safe_open
 
     if not path.is_file():
-        raise UserError(f"{path} is missing; prepare it anew with --force.")
+        raise UserError(f"{path} is missing; {REPACK}.")
     size = path.stat().st_size
     if size != file.bytes:
-        raise UserError(f"{path} has {size} bytes and should have {file.bytes}; prepare it anew with --force.")
+        raise UserError(f"{path} has {size:,} bytes instead of {file.bytes:,}; {REPACK}.")
     try:
         with safe_open(path, framework="pt") as tensors:
             records, offsets, labels = (tensors.get_tensor(name).numpy() for name in ("records", "offsets", "labels"))
-    # Beside safetensors' own error: what torch says of a misplaced tensor, and numpy of a type that it lacks.
+    # Beyond safetensors' own error: torch's for misplaced tensors, numpy's for types that it lacks.
     except Exception as error:
-        raise UserError(f"{path} is no shard ({reason(error)}); prepare it anew with --force.") from error
+        raise UserError(f"{path} is not a valid shard ({reason(error)}); {REPACK}.") from error
     dtypes = (records.dtype, offsets.dtype, labels.dtype)
     shapes = (records.ndim, offsets.shape, labels.shape)
     if dtypes != (np.uint8, np.int64, np.uint8) or shapes != (1, (file.samples + 1,), (file.samples,)):
-        raise UserError(f"{path} is no shard of {file.samples} images; prepare it anew with --force.")
+        raise UserError(f"{path} is not a valid shard of {file.samples:,} images; {REPACK}.")
     if file.samples and labels.max() >= len(manifest.classes):
         raise UserError(
-            f"{path} has label {labels.max()} with {len(manifest.classes)} classes; prepare it anew with --force."
+            f"{path} is not a valid shard (label {labels.max()} with {len(manifest.classes)} classes); {REPACK}."
         )
     return records, offsets, labels

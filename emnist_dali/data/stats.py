@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the train split as the model sees it: after equalize and resize."""
+"""Mean and standard deviation of the train split as the model sees it, after equalize and resize."""
 
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,30 +13,28 @@ from ..pipelines.fused import Preprocess
 from ..pipelines.pixels import PixelSpec
 from .shards import Shards
 
-MIN_STD = 1e-6  # below it, rounding is all that is left of the deviation
+MIN_STD = 1e-6  # anything smaller is rounding error
 _BATCH = 256
 
 
 @dataclass(frozen=True)
 class Stats:
-    """On the scale 0 … 1; ValueError for what statistics of images cannot be."""
+    """Mean and standard deviation of pixels on the scale 0 … 1. Raises ValueError for values that no images have."""
 
     mean: float
     std: float
-    equalize: bool = True  # whether images are equalized first: they go with the statistics everywhere
+    equalize: bool = True  # whether images are equalized first, which the statistics depend on
 
     def __post_init__(self) -> None:
         if not (_is_number(self.mean) and _is_number(self.std) and 0 <= self.mean <= 1 and MIN_STD <= self.std <= 1):
-            raise ValueError("no mean and standard deviation on the scale 0 … 1")
+            raise ValueError("mean or std is not a number on the scale 0 … 1")
         if not isinstance(self.equalize, bool):
-            raise ValueError("equalize is neither true nor false")
+            raise ValueError("equalize is not a boolean")
 
     def pixel_spec(self, shape: tuple[int, int], size: int, *, half: bool = False) -> PixelSpec:
         """Stored images of `shape` (H, W) at `size` pixels, normalized by these; float16 with `half`."""
         dtype = "float16" if half else "float32"
-        return PixelSpec(
-            shape=shape, size=size, mean=self.mean, std=self.std, equalize=self.equalize, dtype=dtype
-        )
+        return PixelSpec(shape=shape, size=size, mean=self.mean, std=self.std, equalize=self.equalize, dtype=dtype)
 
 
 def _is_number(value: object) -> bool:
@@ -44,21 +42,21 @@ def _is_number(value: object) -> bool:
 
 
 def statistics(folder: Path, size: int, equalize: bool = True) -> Stats:
-    """Of the whole train split at (size, size), through the fused kernel; kept beside the manifest.
+    """Statistics of the whole train split in `folder` at (size, size), computed by the fused kernel.
 
-    In `stats-<size>.json`, or without equalization in `stats-<size>-plain.json`.
+    They are cached beside the manifest, in `stats-<size>.json`, or `stats-<size>-plain.json` without equalization.
+    Raises UserError if the cache or a shard is damaged.
     """
+    advice = "delete it, and it will be computed again"
     path = folder / f"stats-{size}{'' if equalize else '-plain'}.json"
     if path.exists():
         try:
-            stats = Stats(**read_json(path, "delete it: it is computed anew"))
+            stats = Stats(**read_json(path, advice))
             if stats.equalize is not equalize:
-                raise ValueError("of images that are equalized otherwise")
+                raise ValueError(f"equalize is not {str(equalize).lower()}")
             return stats
         except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{path} holds no statistics ({reason(error)}); delete it: it is computed anew."
-            ) from error
+            raise UserError(f"{path} does not hold valid statistics ({reason(error)}); {advice}.") from error
     shards = Shards(folder, "train")
     pixels = PixelSpec(shape=shards.shape, size=size, mean=0, std=1, equalize=equalize)
     preprocess = Preprocess(pixels, compressed=shards.compressed)
@@ -73,11 +71,11 @@ def statistics(folder: Path, size: int, equalize: bool = True) -> Stats:
             total += values.sum()
             squares += values @ values
             bar.update(len(indices))
-    pixels = len(shards) * size * size
-    mean = float(total) / pixels
-    std = float(np.sqrt(max(squares / pixels - mean**2, 0.0)))
-    # Images of one grey level only: any scale does.
+    count = len(shards) * size * size
+    mean = float(total) / count
+    std = float(np.sqrt(max(squares / count - mean**2, 0.0)))
+    # If all pixels are equal, any scale will do.
     stats = Stats(mean, std if std >= MIN_STD else 1.0, equalize)
-    with suppress(UserError):  # a data folder may be read-only; then every run computes them again
+    with suppress(UserError):  # the folder may be read-only: then every run computes them again
         write_json(path, asdict(stats))
     return stats

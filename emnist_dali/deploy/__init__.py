@@ -1,1 +1,1 @@
-"""What a finished model is used for: reading pictures, exporting, serving."""
+"""What a finished model is for: reading pictures, export to other formats, and a web page to draw on."""

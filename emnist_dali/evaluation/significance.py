@@ -42,7 +42,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
 
 def _right(run: Path) -> tuple[np.ndarray, np.ndarray]:
     """Which images (N,) were classified correctly, and their labels."""
-    path = RunFolder(run).predictions("test")
+    path = RunFolder(run).predictions_path("test")
     if not path.is_file():
         raise UserError(f"{path} is missing; name a run that has been tested.")
     tensors = read_predictions(path)

@@ -1,4 +1,4 @@
-"""The networks: any timm model with a 1-channel stem, and two small ones of this project."""
+"""The networks: any timm model with a 1-channel stem, and two small ones for 28×28 images."""
 
 from typing import TYPE_CHECKING
 

@@ -12,27 +12,25 @@ from ..core.machine import reachable
 
 
 def build_model(model: Model, classes: int) -> torch.nn.Module:
-    """A timm model for images (N, 1, S, S) and `classes` logits, channels-last.
+    """A timm model from images (N, 1, S, S) to logits (N, classes), with channels-last weights.
 
-    Pretrained RGB weights of the stem are summed to one channel. Raises UserError where the name is unknown or
-    the weights cannot be had.
+    Pretrained RGB weights of the stem are summed over the channels. Raises UserError if timm has no such model, or if
+    its weights cannot be loaded.
     """
     import timm
 
     from . import fast_net  # noqa: F401  (registers its models)
 
     if not timm.is_model(model.model):
-        near = get_close_matches(model.model, timm.list_models())
-        raise UserError(
-            f"timm has no model {model.model!r}{', but ' + ', '.join(near) if near else ''}; "
-            "see timm.list_models() for --model."
-        )
+        similar = get_close_matches(model.model, timm.list_models())
+        hint = f", but {', '.join(similar)}" if similar else ""
+        raise UserError(f"timm has no model {model.model!r}{hint}; set model.model to one of timm.list_models().")
     if not model.pretrained:
         try:
             net = timm.create_model(model.model, in_chans=1, num_classes=classes)
-        except Exception as error:  # a model of timm's may raise anything
+        except Exception as error:  # timm's models may raise anything
             raise UserError(
-                f"{model.model} cannot be made for images of one channel ({_reason(error)}); take another --model."
+                f"{model.model} cannot be built for 1-channel images ({_reason(error)}); choose another model.model."
             ) from error
     elif model.weights:
         net = _from_file(model, classes)
@@ -41,7 +39,9 @@ def build_model(model: Model, classes: int) -> torch.nn.Module:
     if model.stem == "new" or model.stem_stride:
         stem = _stem(net)
         if not isinstance(stem, torch.nn.Conv2d):
-            raise UserError(f"{model.model} has no convolution as its stem; train it with the stem that it has.")
+            raise UserError(
+                f"{model.model} does not start with a convolution; leave model.stem and model.stem_stride unset."
+            )
         if model.stem == "new":
             stem.reset_parameters()
         if model.stem_stride:
@@ -50,17 +50,17 @@ def build_model(model: Model, classes: int) -> torch.nn.Module:
 
 
 def channels_last(images: torch.Tensor) -> torch.Tensor:
-    """images (N, 1, S, S), contiguous, as a channels-last view.
+    """A channels-last view of contiguous images (N, 1, S, S).
 
-    With one channel the bytes are the same, but torch chooses its kernels by the strides: EfficientNet's stem then
-    stays channels-last (2,500 against 2,000 img/s with `test_efficientnet` at 32×32 on 2 cores).
+    With one channel the bytes are the same, but torch chooses kernels by strides: EfficientNet's stem then stays
+    channels-last (2,500 instead of 2,000 img/s with `test_efficientnet` at 32×32 on 2 cores).
     """
     n, _, height, width = images.shape
     return images.reshape(n, height, width, 1).permute(0, 3, 1, 2)
 
 
 def _stem(net: torch.nn.Module) -> torch.nn.Module | None:
-    """The first convolution, where timm says which that is."""
+    """The first layer, if timm's config names one."""
     names = net.pretrained_cfg.get("first_conv") or ()
     names = (names,) if isinstance(names, str) else names
     return net.get_submodule(names[0]) if names else None
@@ -71,10 +71,10 @@ def _from_file(model: Model, classes: int) -> torch.nn.Module:
 
     path = Path(model.weights)
     if not path.is_file():
-        raise UserError(f"{path} is no file; name one of {model.model}'s weights with --weights.")
+        raise UserError(f"{path} is not a file; set model.weights to a file with weights of {model.model}.")
     try:
-        is_uncompressed_zip(path)  # for its error; old pickles are taken too
-        # Only by way of the overlay does timm fold a local file's RGB stem and drop its classifier.
+        is_uncompressed_zip(path)  # only for its error: legacy pickles are accepted too
+        # Only through the overlay does timm fold the RGB stem of a local file and drop its classifier.
         return timm.create_model(
             model.model,
             pretrained=True,
@@ -84,7 +84,7 @@ def _from_file(model: Model, classes: int) -> torch.nn.Module:
         )
     except Exception as error:
         raise UserError(
-            f"{path} does not hold weights of {model.model} ({_reason(error)}); name another file."
+            f"{path} does not hold weights of {model.model} ({_reason(error)}); set model.weights to another file."
         ) from error
 
 
@@ -93,14 +93,14 @@ def _from_hub(model: Model, classes: int) -> torch.nn.Module:
     from huggingface_hub import constants
 
     offline = constants.HF_HUB_OFFLINE
-    # Without network the hub's client retries for 47 s; offline it looks into its cache and fails at once.
+    # Without a network the hub's client retries for 47 s; in offline mode it checks its cache and fails at once.
     constants.HF_HUB_OFFLINE = offline or not reachable(constants.ENDPOINT)
     try:
         return timm.create_model(model.model, pretrained=True, in_chans=1, num_classes=classes)
     except Exception as error:
         raise UserError(
-            f"The pretrained weights of {model.model} could not be fetched from {constants.ENDPOINT} "
-            f"({_reason(error)}); name a local file with --weights FILE or train with --no-pretrained."
+            f"The pretrained weights of {model.model} could not be downloaded from {constants.ENDPOINT} "
+            f"({_reason(error)}); set model.weights to a local file, or turn off model.pretrained."
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = offline

@@ -1,4 +1,4 @@
-"""A run as its folder tells of it, and the test images that it was tested on."""
+"""What a report needs of a run: what its folder holds, and its test images if the data are still there."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,74 +18,86 @@ from ..runs.checkpoint import load_weights
 from ..runs.folder import METRICS, RunFolder, is_run
 from ..runs.predictions import read_predictions
 from ..runs.schema import read_env
-from .html import plain
+from .html import chart_text
 
-# A longer name of a class is cut in charts, which have no room for it.
-_LABEL = 16
+# Longer class names are cut in charts, which have no room for them.
+_MAX_LABEL = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results:
-    """What a run's folder tells, under a name, and its data where they are there.
+class RunData:
+    """A run under the name that its report uses.
 
-    `results` are those of `metrics.score` by part, empty before the test; `predictions` are of the test part:
-    probabilities (N, classes), predicted and labels (N,). Without `images`, `missing` says why.
+    `dataset` describes the data in a phrase; `epochs` are entries of metrics.jsonl, never empty; `results` are those
+    of `metrics.score` by part, empty before the test; `predictions` are the test's: probabilities (N, classes),
+    predicted and labels (N,). `test_images` gives images (n, H, W) uint8 by their indices (n,) in `predictions`;
+    `data_problem` says why it or `manifest` is None.
     """
 
     name: str
     config: Config
     env: dict[str, Any]
-    data: str
+    dataset: str
     classes: tuple[str, ...]
     epochs: list[dict[str, Any]]
     results: dict[str, dict[str, Any]]
     predictions: dict[str, np.ndarray] | None
     manifest: Manifest | None
-    images: Callable[[np.ndarray], np.ndarray] | None
-    missing: str
+    test_images: Callable[[np.ndarray], np.ndarray] | None
+    data_problem: str
 
     @property
-    def labels(self) -> list[str]:
-        """The classes as plotly shows them, which reads HTML; each once."""
-        short = (name if len(name) <= _LABEL else f"{name[: _LABEL - 6]}… {i}" for i, name in enumerate(self.classes))
-        return [plain(name) for name in short]
+    def chart_labels(self) -> list[str]:
+        """The classes as labels for plotly, each unique."""
+        short = (
+            name if len(name) <= _MAX_LABEL else f"{name[: _MAX_LABEL - 6]}… {i}"
+            for i, name in enumerate(self.classes)
+        )
+        return [chart_text(name) for name in short]
 
     @property
-    def best(self) -> dict[str, Any]:
-        """The epoch whose weights were kept."""
-        return max(self.epochs, key=lambda line: line.get("val_accuracy", line["epoch"]))
+    def best_epoch(self) -> dict[str, Any]:
+        """The entry of the epoch whose weights were kept."""
+        return max(self.epochs, key=lambda entry: entry.get("val_accuracy", entry["epoch"]))
 
 
-def read_results(path: Path, name: str) -> Results:
-    """Raises UserError where the folder holds no run or the run has no epoch yet."""
+def part_name(part: str) -> str:
+    """A part of the data as people read it."""
+    return "unseen fonts" if part == "unseen" else part
+
+
+def read_run_data(path: Path, name: str) -> RunData:
+    """Raises UserError if the folder holds no run, or the run has not finished an epoch."""
     if not is_run(path):
         raise UserError(f"{path} holds no run; name a folder that emnist-dali train has written.")
     run = RunFolder(path)
-    config, lines = run.config(), run.logged()
-    epochs = [line for line in lines if line["kind"] == "epoch"]
+    config, entries = run.config(), run.entries()
+    epochs = [entry for entry in entries if entry["kind"] == "epoch"]
     if not epochs:
-        raise UserError(f"{path} has no epoch yet; wait for the end of its first.")
+        raise UserError(f"{path} has no epoch yet; wait for the end of the first.")
     about = load_weights(run.best)[1]
     if "data" not in about:
-        raise UserError(f"{run.best} does not tell its data; train the run anew.")
-    results = {line["kind"]: line for line in lines if line["kind"] in ("test", "unseen")}
+        raise UserError(f"{run.best} does not say which data it was trained on; train the run again.")
+    results = {entry["kind"]: entry for entry in entries if entry["kind"] in ("test", "unseen")}
     for part, result in results.items():
         if list(result["per_class"]) != about["classes"]:
-            raise UserError(f"The {part} in {path / METRICS} is of other classes than {run.best}; take another run.")
-    predictions = _predictions(run.predictions("test"), results["test"]) if "test" in results else None
-    manifest, images, missing = _data(config, about, predictions)
-    return Results(
+            raise UserError(
+                f"The {part} entry in {path / METRICS} has other classes than {run.best}; name another run."
+            )
+    predictions = _predictions(run.predictions_path("test"), results["test"]) if "test" in results else None
+    manifest, test_images, data_problem = _data(config, about, predictions)
+    return RunData(
         name=name,
         config=config,
         env=read_env(path / "env.json"),
-        data=about["data"],
+        dataset=about["data"],
         classes=tuple(about["classes"]),
         epochs=epochs,
         results=results,
         predictions=predictions,
         manifest=manifest,
-        images=images,
-        missing=missing,
+        test_images=test_images,
+        data_problem=data_problem,
     )
 
 
@@ -94,30 +106,28 @@ def _predictions(path: Path, test: dict[str, Any]) -> dict[str, np.ndarray] | No
         return None
     predictions = read_predictions(path)
     if predictions["probabilities"].shape != (test["images"], len(test["per_class"])):
-        raise UserError(f"{path} has other images or classes than the test in {METRICS}; take another run.")
+        raise UserError(f"{path} has other images or classes than the test in {METRICS}; name another run.")
     return predictions
 
 
 def _data(
     config: Config, about: dict[str, Any], predictions: dict[str, np.ndarray] | None
 ) -> tuple[Manifest | None, Callable[[np.ndarray], np.ndarray] | None, str]:
-    """The manifest, the images of predictions, or why those are missing."""
+    """The manifest, the images of `predictions`, and why either is missing."""
     folder = split_folder(config.data.data_dir, config.data.split, config.data.source)
     try:
         manifest = read_manifest(folder)
-        if (about.get("fingerprint", manifest.fingerprint), about["classes"]) != (
-            manifest.fingerprint,
-            list(manifest.classes),
-        ):
+        same = about.get("fingerprint", manifest.fingerprint) == manifest.fingerprint
+        if not same or about["classes"] != list(manifest.classes):
             return None, None, f"{folder} holds other data than the run's."
         if predictions is None:
             return manifest, None, "The run's predictions are missing."
         shards = Shards(folder, "test")
-        members = evaluated_indices(config, np.arange(len(shards)))
-        if not np.array_equal(shards.labels(members), predictions["labels"]):
-            return None, None, f"{folder} holds other test images than those that the run was tested on."
+        indices = evaluated_indices(config, np.arange(len(shards)))
+        if not np.array_equal(shards.labels(indices), predictions["labels"]):
+            return None, None, f"{folder} holds other test images than the run was tested on."
     except UserError as error:
         return None, None, str(error)
     except OSError as error:
         return None, None, f"{folder} could not be read ({reason(error)})."
-    return manifest, lambda places: shards.images(members[places]), ""
+    return manifest, lambda places: shards.images(indices[places]), ""

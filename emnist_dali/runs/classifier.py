@@ -1,66 +1,89 @@
-"""A finished run as a model that takes images."""
+"""Finished models that classify images: `load_classifier` for a run folder or an exported ONNX file."""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from ..core import distributed
-from .checkpoint import load_weights
-from ..runtime import autocast, own_device, resolve
 from ..core.errors import UserError
 from ..core.files import reason
+from ..core.progress import say
+from ..data.stats import Stats
 from ..models.build import build_model, channels_last
 from ..pipelines.fused import Preprocess, Records
-from ..core.progress import say
+from ..runtime import autocast, own_device, resolve
+from .checkpoint import load_weights
 from .folder import RunFolder
-from ..data.stats import Stats
-
-if TYPE_CHECKING:
-    from .onnx_classifier import OnnxClassifier
+from .onnx_classifier import OnnxClassifier
 
 _BATCH = 256
 
 
-class TrainedClassifier:
-    """A run's best weights on its device, or on the CPU where that is not here.
+class Classifier(Protocol):
+    """A finished model that classifies images of one size."""
 
-    `classes` are in label order, `shape` is (H, W) of the images that it was trained on, `converted` whether those
-    were EMNIST's or drawn like them, and not a folder of images; `about` is what the weights' file tells of itself.
-    Raises UserError where the run has no weights yet or they do not fit.
+    name: str
+    classes: tuple[str, ...]  # in label order
+    shape: tuple[int, int]  # (H, W) of the images
+    converted: bool  # whether it takes images in EMNIST's style, not resized images of the user's own
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """(N, H, W) uint8, upright and, if `converted`, light on dark → (N, classes) float32."""
+        ...
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """The model in a run folder, or in a .onnx file that `emnist-dali export` wrote.
+
+    Raises UserError if the run has no weights yet, if the file is damaged or not from emnist-dali, or if onnx or
+    onnxruntime is missing for a .onnx.
+
+    >>> import numpy as np
+    >>> from emnist_dali import load_classifier
+    >>> model = load_classifier("runs/first")
+    >>> images = np.zeros((5, *model.shape), np.uint8)
+    >>> model.probabilities(images).shape == (5, len(model.classes))
+    True
+    """
+    path = Path(path)
+    return OnnxClassifier(path) if path.suffix == ".onnx" else TrainedClassifier(path)
+
+
+class TrainedClassifier:
+    """A `Classifier` with a run's best weights, on the run's device, or on the CPU if this machine has no GPU.
+
+    `about` is the metadata of the weights. Raises UserError if there are no weights yet or they do not fit the model.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, run = path, RunFolder(path)
+    def __init__(self, path: str | Path) -> None:
+        run = RunFolder(path)
+        self.path, self.name = run.path, run.path.resolve().name
         self.config = own_device(distributed.broadcast_from_main(run.config))
         if self.config.run.device.startswith("cuda") and not torch.cuda.is_available():
-            auto = {"device": "auto", "amp": "auto", "backend": "auto", "compile": "auto"}
-            say(f"{path} was trained on {self.config.run.device}, which is not here: taking the CPU.")
+            say(f"{path} was trained on {self.config.run.device}, which this machine does not have: using the CPU.")
+            auto = dict.fromkeys(("device", "amp", "backend", "compile"), "auto")
             self.config = self.config.override(auto)
-        # A run's own config is resolved; one that was edited may not be.
+        # The config of a run is resolved already, unless it was edited.
         self.config = resolve(self.config.override({"sync_bn": False}))
         weights, self.about = distributed.broadcast_from_main(lambda: load_weights(run.best))
-        self.classes = tuple(self.about["classes"])
-        self.stats = Stats(*self.about["stats"])
+        self.classes: tuple[str, ...] = tuple(self.about["classes"])
         self.shape: tuple[int, int] = tuple(self.about.get("shape", (28, 28)))
         self.converted: bool = self.about.get("converted", True)
+        self.stats = Stats(*self.about["stats"])
         self.model = build_model(replace(self.config.model, pretrained=False, weights=None), len(self.classes))
         try:
             self.model.load_state_dict(weights)
         except RuntimeError as error:
             raise UserError(
-                f"{run.best} does not fit the model of {path} ({reason(error)}); name another run."
+                f"{run.best} does not fit the model in {path} ({reason(error)}); choose another run."
             ) from error
         self.model.to(self.config.run.device).eval()
 
-    @property
-    def name(self) -> str:
-        return self.path.resolve().name
-
-    def inputs(self, images: np.ndarray) -> torch.Tensor:
-        """images (N, H, W) uint8 → (N, 1, S, S) float32 on the host: what the model sees of them."""
+    def preprocess(self, images: np.ndarray) -> torch.Tensor:
+        """(N, H, W) uint8 → (N, 1, S, S) float32 on the host, as the model sees them."""
         size = self.config.data.image_size
         out = np.empty((len(images), size, size), np.float32)
         preprocess = Preprocess(self.stats.pixel_spec(self.shape, size), compressed=False)
@@ -68,20 +91,10 @@ class TrainedClassifier:
         return torch.from_numpy(out)[:, None]
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """images (N, H, W) uint8, upright, light on dark → (N, classes) float32."""
-        context, found = autocast(self.config), [np.empty((0, len(self.classes)), np.float32)]
+        """(N, H, W) uint8 → (N, classes) float32."""
+        context, batches = autocast(self.config), [np.empty((0, len(self.classes)), np.float32)]
         with torch.inference_mode(), context():
             for start in range(0, len(images), _BATCH):
-                inputs = self.inputs(images[start : start + _BATCH]).to(self.config.run.device)
-                found.append(self.model(channels_last(inputs)).float().softmax(-1).cpu().numpy())
-        return np.concatenate(found)
-
-
-def load_classifier(path: Path) -> "TrainedClassifier | OnnxClassifier":
-    """What takes images, from a run folder or an exported .onnx: both have `name`, `classes`, `shape`, `converted`
-    and `probabilities`."""
-    if path.suffix == ".onnx":
-        from .onnx_classifier import OnnxClassifier
-
-        return OnnxClassifier(path)
-    return TrainedClassifier(path)
+                inputs = self.preprocess(images[start : start + _BATCH]).to(self.config.run.device)
+                batches.append(self.model(channels_last(inputs)).float().softmax(-1).cpu().numpy())
+        return np.concatenate(batches)

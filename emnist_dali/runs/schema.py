@@ -1,4 +1,4 @@
-"""What the files of a run folder hold, checked in one place: where they are read back."""
+"""What the files of a run folder may contain; every file is checked against it when it is read."""
 
 import json
 import zlib
@@ -6,15 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..core import tensor_files
 from ..core.errors import UserError
 from ..core.files import MAX_JSON, is_plain, parse_json, printable, read_bytes, read_json, reason
+from ..core.progress import say
 from ..data.idx import MAX_SIDE
 from ..data.manifest import MAX_SAMPLES
-from ..core.progress import say
 from ..data.sources import MAX_CLASSES
 from ..data.stats import Stats
 
@@ -22,96 +20,101 @@ Check = Callable[[Any], bool]
 Fields = Mapping[str, Check]
 
 CHECKSUM = "crc32"  # of an entry
-# The largest argument list that Linux takes is 2 MiB; a command is one.
+# The longest argument list that Linux accepts has 2 MiB, and a command is one.
 _MAX_TEXT = 2**21
-_DEPTH = 8  # of what newer versions may have added
-# Fields as runs from before 2026-11-25 have them.
+_MAX_DEPTH = 8  # of fields that newer versions may have added
+# Fields of runs from before 2026-11-25.
 _OLD_NAMES = {"class_mean": "balanced_accuracy", "val_class_mean": "val_balanced_accuracy"}
 
 
 def _number(low: float = -1e30, high: float = 1e30) -> Check:
-    """Neither infinite nor NaN, and such that sums of them are not either."""
+    """Not infinite, not NaN, and small enough that sums are not infinite either."""
     return lambda value: type(value) in (int, float) and low <= value <= high
 
 
-def _count(low: int = 0, high: int = 10**12) -> Check:
+def _integer(low: int = 0, high: int = 10**12) -> Check:
     return lambda value: type(value) is int and low <= value <= high
 
 
-def _flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _or_none(check: Check) -> Check:
+def _optional(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
 def _list_of(check: Check, low: int, high: int) -> Check:
+    """A list of `low` to `high` items."""
     return lambda value: isinstance(value, list) and low <= len(value) <= high and all(map(check, value))
 
 
 def _dict_of(check: Check) -> Check:
-    return lambda value: isinstance(value, dict) and all(is_plain(key) and check(of) for key, of in value.items())
+    """A dict with plain keys."""
+    return lambda value: isinstance(value, dict) and all(is_plain(key) and check(item) for key, item in value.items())
 
 
-def _harmless(value: Any, depth: int = _DEPTH) -> bool:
-    """Whether any page and line can show it."""
-    if isinstance(value, dict):
-        return depth > 0 and all(is_plain(key) and _harmless(of, depth - 1) for key, of in value.items())
-    if isinstance(value, list | tuple):
-        return depth > 0 and all(_harmless(of, depth - 1) for of in value)
-    return value is None or _flag(value) or is_plain(value) or _NUMBER(value)
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _is_text(value: Any) -> bool:
-    """Also with line breaks, as a command may have them."""
+    """May contain line breaks, as a command may."""
     return isinstance(value, str) and len(value) <= _MAX_TEXT and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
-_NUMBER, _COUNT, _POSITIVE = _number(), _count(), _number(0)
-_SHARE = _number(0, 1 + 1e-5)  # float32 sums of weights exceed 1 by their rounding
+def _is_displayable(value: Any, depth: int = _MAX_DEPTH) -> bool:
+    """Whether any page and any line can show it."""
+    if isinstance(value, dict):
+        return depth > 0 and all(is_plain(key) and _is_displayable(item, depth - 1) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return depth > 0 and all(_is_displayable(item, depth - 1) for item in value)
+    return value is None or _is_bool(value) or is_plain(value) or _NUMBER(value)
 
-_SCORE = {
+
+_NUMBER, _COUNT, _NONNEGATIVE = _number(), _integer(), _number(0)
+_FRACTION = _number(0, 1 + 1e-5)  # float32 sums of weights exceed 1 by their rounding
+
+_METRICS = {
     **dict.fromkeys(
         (
             "accuracy", "weighted_f1", "macro_f1", "balanced_accuracy", "top2", "top3", "case_merged", "shape_merged",
             "calibration_error",
         ),
-        _SHARE,
+        _FRACTION,
     ),
-    "images": _count(1, MAX_SAMPLES),
-    "per_class": lambda value: _dict_of(_SHARE)(value) and 1 <= len(value) <= MAX_CLASSES,
-    "confusion": _list_of(_list_of(_count(0, MAX_SAMPLES), 1, MAX_CLASSES), 1, MAX_CLASSES),
+    "images": _integer(1, MAX_SAMPLES),
+    "per_class": lambda value: _dict_of(_FRACTION)(value) and 1 <= len(value) <= MAX_CLASSES,
+    "confusion": _list_of(_list_of(_integer(0, MAX_SAMPLES), 1, MAX_CLASSES), 1, MAX_CLASSES),
 }  # fmt: skip
 ENTRIES: Mapping[str, Fields] = {
-    "compile": {"seconds": _POSITIVE},
+    "compile": {"seconds": _NONNEGATIVE},
     "epoch": {
-        "epoch": _COUNT, "step": _COUNT, "loss": _NUMBER, "lr": _POSITIVE, "images_per_second": _POSITIVE,
-        "data_wait": _POSITIVE, "seconds": _number(1e-6),
+        "epoch": _COUNT, "step": _COUNT, "loss": _NUMBER, "lr": _NONNEGATIVE, "images_per_second": _NONNEGATIVE,
+        "data_wait": _NONNEGATIVE, "seconds": _number(1e-6),
     },
-    "test": _SCORE,
-    "unseen": _SCORE,
+    "test": _METRICS,
+    "unseen": _METRICS,
 }  # fmt: skip
 
-# What `environment` tells of a process; a run that was gone on with has one more for each time.
-_PROCESS = {
-    "command": _is_text, "time": is_plain, "packages": _dict_of(_or_none(is_plain)), "cpu": is_plain,
-    "cpus": _COUNT, "gpu": _or_none(is_plain),
+# What `environment` returns; env.json has one for the start of the run and one for each time it was resumed.
+_ENVIRONMENT = {
+    "command": _is_text, "time": is_plain, "packages": _dict_of(_optional(is_plain)), "cpu": is_plain,
+    "cpus": _COUNT, "gpu": _optional(is_plain),
 }  # fmt: skip
-_PROCESS_OPTIONAL = {"python": is_plain, "platform": is_plain, "torch_threads": _COUNT}
+_ENVIRONMENT_OPTIONAL = {"python": is_plain, "platform": is_plain, "torch_threads": _COUNT}
 
 
-def _resumed(value: Any) -> bool:
-    return isinstance(value, list) and not any(
-        _wrong(of, {**_PROCESS, "step": _COUNT, "test_was_read": _flag}, _PROCESS_OPTIONAL) for of in value
-    )
+def _is_resumed(value: Any) -> bool:
+    fields = {**_ENVIRONMENT, "step": _COUNT, "test_was_read": _is_bool}
+    return isinstance(value, list) and not any(_find_error(item, fields, _ENVIRONMENT_OPTIONAL) for item in value)
 
 
-def _classes(value: Any) -> bool:
+def _is_classes(value: Any) -> bool:
     return _list_of(is_plain, 1, MAX_CLASSES)(value) and len(set(value)) == len(value)
 
 
-def _stats(value: Any) -> bool:
+def _is_stats(value: Any) -> bool:
     try:
         Stats(*value)
     except (TypeError, ValueError):
@@ -120,14 +123,14 @@ def _stats(value: Any) -> bool:
 
 
 ABOUT: Fields = {
-    "model": is_plain, "classes": _classes, "stats": _stats, "image_size": _count(1, MAX_SIDE), "data": is_plain,
-    "shape": _list_of(_count(1, MAX_SIDE), 2, 2), "converted": _flag, "fingerprint": is_plain, "epoch": _COUNT,
-    "step": _COUNT, "loss": _NUMBER, "lr": _POSITIVE,
+    "model": is_plain, "classes": _is_classes, "stats": _is_stats, "image_size": _integer(1, MAX_SIDE),
+    "data": is_plain, "shape": _list_of(_integer(1, MAX_SIDE), 2, 2), "converted": _is_bool, "fingerprint": is_plain,
+    "epoch": _COUNT, "step": _COUNT, "loss": _NUMBER, "lr": _NONNEGATIVE,
 }  # fmt: skip
 
 
-def _tensor(value: Any) -> bool:
-    """On the CPU and all there: a stride of 0 lets a small file promise any size."""
+def _is_tensor(value: Any) -> bool:
+    """Whether it is a CPU tensor with its own storage: with a stride of 0, a small file can claim any size."""
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
@@ -137,34 +140,35 @@ def _tensor(value: Any) -> bool:
     )
 
 
-def _tensors(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(name, str) and _tensor(of) for name, of in value.items())
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) and _is_tensor(item) for name, item in value.items())
 
 
-def _optimizer(value: Any) -> bool:
+def _is_optimizer_state(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
-    of, groups = value.get("state"), value.get("param_groups")
-    indices = _list_of(_COUNT, 0, 10**6)
+    state, groups = value.get("state"), value.get("param_groups")
+    is_slots = _dict_of(lambda item: _is_tensor(item) or _is_displayable(item))
+    is_indices = _list_of(_COUNT, 0, 10**6)
     return (
-        isinstance(of, dict)
-        and all(map(_COUNT, of))
-        and all(_dict_of(lambda own: _tensor(own) or _harmless(own))(owns) for owns in of.values())
+        isinstance(state, dict)
+        and all(map(_COUNT, state))
+        and all(map(is_slots, state.values()))
         and isinstance(groups, list)
-        and all(_dict_of(_harmless)(group) and indices(group.get("params")) for group in groups)
+        and all(_dict_of(_is_displayable)(group) and is_indices(group.get("params")) for group in groups)
     )
 
 
-def _rank(value: Any) -> bool:
+def _is_rank_state(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and _tensor(value.get("loss_sum"))
+        and _is_tensor(value.get("loss_sum"))
         and value["loss_sum"].ndim == 0
-        and all(_tensors(value.get(name)) for name in ("model", "trained"))
+        and all(_is_state_dict(value.get(name)) for name in ("model", "trained"))
     )
 
 
-def _log(value: Any) -> bool:
+def _is_log(value: Any) -> bool:
     try:
         check_entries(value)
     except ValueError:
@@ -172,45 +176,42 @@ def _log(value: Any) -> bool:
     return True
 
 
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
 STATE: Fields = {
-    "model": _tensors, "ema": _or_none(_tensors), "optimizer": _optimizer, "scaler": _dict_of(_NUMBER),
-    "ranks": _list_of(_rank, 1, 2**16), "epoch": _COUNT, "micro": _COUNT, "step": _COUNT, "seconds": _POSITIVE,
-    "waited": _POSITIVE, "best": lambda value: type(value) in (int, float) and value <= 1e12, "log": _log,
-    "config": _is_dict, "asked": _is_dict, "facts": _dict_of(_harmless), "wandb": _or_none(is_plain),
+    "model": _is_state_dict, "ema": _optional(_is_state_dict), "optimizer": _is_optimizer_state,
+    "scaler": _dict_of(_NUMBER), "ranks": _list_of(_is_rank_state, 1, 2**16), "epoch": _COUNT, "micro": _COUNT,
+    "step": _COUNT, "seconds": _NONNEGATIVE, "waited": _NONNEGATIVE,
+    "best": lambda value: type(value) in (int, float) and value <= 1e12, "log": _is_log, "config": _is_dict,
+    "asked": _is_dict, "facts": _dict_of(_is_displayable), "wandb": _optional(is_plain),
 }  # fmt: skip
 
 
-def _wrong(content: Any, required: Fields, optional: Fields) -> str | None:
-    """What is wrong with the first field that is missing, or is not as this project writes it.
+def _find_error(content: Any, required: Fields, optional: Fields) -> str | None:
+    """What is wrong with the first field that is missing or invalid.
 
-    Fields of newer versions may have any harmless value; what begins with val_ is a share of the validation images.
+    Unknown fields, from newer versions, may have any displayable value; those named val_* must be fractions.
     """
     if not isinstance(content, dict):
-        return "it is no object"
+        return "it is not an object"
     for name in required:
         if name not in content:
             return f"it has no {name}"
     known = {**optional, **required}
     for name, value in content.items():
         if not is_plain(name):
-            return "a field has no plain name"
-        if not known.get(name, _SHARE if name.startswith("val_") else _harmless)(value):
-            return f"its {name:.40} is wrong"
+            return "it has a field whose name is not plain text"
+        if not known.get(name, _FRACTION if name.startswith("val_") else _is_displayable)(value):
+            return f"its {name:.40} is invalid"
     return None
 
 
-def with_current_names(content: Any) -> Any:
-    """An entry, or what weights tell of themselves, with today's names of its fields."""
+def rename_old_fields(content: Any) -> Any:
+    """An entry, or the metadata of weights, with the current names of its fields."""
     if not isinstance(content, dict):
         return content
     return {_OLD_NAMES.get(name, name): value for name, value in content.items()}
 
 
-def line(entry: Mapping[str, Any]) -> str:
+def to_line(entry: Mapping[str, Any]) -> str:
     """An entry as a line of metrics.jsonl, with its checksum as the last member."""
     return json.dumps({**entry, CHECKSUM: _checksum(entry)}, ensure_ascii=False) + "\n"
 
@@ -220,96 +221,96 @@ def _checksum(entry: Mapping[str, Any]) -> str:
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics.jsonl without their checksums, none where it is missing.
+    """The entries of a metrics.jsonl without their checksums, [] if it is missing.
 
-    Half a last line, as a kill leaves it, is dropped with a notice. UserError where the file is longer than
-    MAX_JSON bytes, is damaged, or holds what no run has written; from before there were checksums it is taken as it
-    is.
+    An incomplete last line, as a killed process leaves it, is dropped with a notice. Files from before entries had
+    checksums are accepted. Raises UserError if the file has more than MAX_JSON bytes, is damaged or invalid.
     """
     try:
         if not path.exists():
             return []
-        *whole, rest = read_bytes(path, MAX_JSON).split(b"\n")
-        parsed = [_parsed(text, number) for number, text in enumerate(whole, 1)]
+        *lines, rest = read_bytes(path, MAX_JSON).split(b"\n")
+        parsed = [_parse_line(line, number) for number, line in enumerate(lines, 1)]
         if rest:
             try:
-                parsed.append(_parsed(rest, len(whole) + 1))
+                parsed.append(_parse_line(rest, len(lines) + 1))
             except (ValueError, RecursionError):
-                say(f"{printable(str(path))} ends in half a line, which is left out.")
+                say(f"{printable(str(path))} ends in an incomplete line, which is ignored.")
         entries = [entry for entry, _ in parsed]
-        if len({sealed for _, sealed in parsed}) > 1:
+        if len({has_checksum for _, has_checksum in parsed}) > 1:
             raise ValueError("some of its entries have a checksum and some have none")
         check_entries(entries)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} could not be read ({reason(error)}); name another run.") from error
+        raise UserError(f"{path} could not be read ({reason(error)}); choose another run.") from error
     return entries
 
 
-def _parsed(text: bytes, number: int) -> tuple[dict[str, Any], bool]:
-    """The entry, and whether it had a checksum; ValueError where it is damaged."""
-    entry = parse_json(text.decode())
+def _parse_line(line: bytes, number: int) -> tuple[dict[str, Any], bool]:
+    """The entry and whether it had a checksum; raises ValueError if it is damaged."""
+    entry = parse_json(line.decode())
     if not isinstance(entry, dict):
-        raise ValueError(f"entry {number}: it is no object")
-    sealed = CHECKSUM in entry
-    if sealed and entry.pop(CHECKSUM) != _checksum(entry):
-        raise ValueError(f"entry {number} was damaged after it was written: its checksum is of something else")
-    return with_current_names(entry), sealed
+        raise ValueError(f"entry {number}: it is not an object")
+    has_checksum = CHECKSUM in entry
+    if has_checksum and entry.pop(CHECKSUM) != _checksum(entry):
+        raise ValueError(
+            f"entry {number}: its checksum does not match: it was damaged or changed after it was written"
+        )
+    return rename_old_fields(entry), has_checksum
 
 
 def check_entries(entries: Any) -> None:
-    """ValueError naming the first entry, and the field of it, that no run has logged."""
+    """Raises ValueError, naming the entry and its field, for what no run has logged."""
     if not isinstance(entries, list):
-        raise ValueError("its entries are no list")
+        raise ValueError("its entries are not a list")
     epoch = -1
     for number, entry in enumerate(entries, 1):
-        if wrong := _wrong_entry(entry, epoch):
-            raise ValueError(f"entry {number}: {wrong}")
+        if error := _find_entry_error(entry, epoch):
+            raise ValueError(f"entry {number}: {error}")
         epoch = entry["epoch"] if entry["kind"] == "epoch" else epoch
 
 
-def _wrong_entry(entry: Any, before: int) -> str | None:
-    """`before` is the epoch of the last entry that was one."""
+def _find_entry_error(entry: Any, last_epoch: int) -> str | None:
     kind = entry.get("kind") if isinstance(entry, dict) else None
     if not isinstance(kind, str) or kind not in ENTRIES:
-        return "its kind is wrong"
-    if wrong := _wrong(entry, ENTRIES[kind], {}):
-        return wrong
+        return "its kind is invalid"
+    if error := _find_error(entry, ENTRIES[kind], {}):
+        return error
     if kind == "epoch":
-        if entry["epoch"] <= before:
-            return "its epoch is not after the one before"
+        if entry["epoch"] <= last_epoch:
+            return "its epoch does not follow the one before"
         if "val_accuracy" in entry and "val_macro_f1" not in entry:
             return "it has no val_macro_f1"
     if kind in ("test", "unseen"):
         counts, classes = entry["confusion"], len(entry["per_class"])
         if {len(counts), *map(len, counts)} != {classes} or sum(map(sum, counts)) != entry["images"]:
-            return "its confusion is not of its classes and images"
+            return "its confusion matrix does not match its classes and images"
     return None
 
 
 def read_env(path: Path) -> dict[str, Any]:
-    """The machine, the versions and the command, from env.json; UserError where it is damaged or something else."""
-    env = read_json(path, "name another run")
-    if wrong := _wrong(env, _PROCESS, {**_PROCESS_OPTIONAL, "resumed": _resumed}):
-        raise UserError(f"{path} does not tell of a run's machine ({wrong}); name another run.")
+    """The machine, versions and command in an env.json; raises UserError if it is missing, damaged or invalid."""
+    env = read_json(path, "choose another run")
+    if error := _find_error(env, _ENVIRONMENT, {**_ENVIRONMENT_OPTIONAL, "resumed": _is_resumed}):
+        raise UserError(f"{path} does not describe the environment of a run ({error}); choose another run.")
     return env
 
 
 def check_about(about: Any) -> None:
-    """ValueError naming the first field of what weights tell of themselves that is wrong.
+    """Raises ValueError naming the first invalid field of the metadata of weights.
 
-    Only classes and stats must be there: older runs and exported weights tell less.
+    Only classes and stats are required: older runs and exported weights have fewer fields.
     """
-    if wrong := _wrong(about, {name: ABOUT[name] for name in ("classes", "stats")}, ABOUT):
-        raise ValueError(wrong)
+    if error := _find_error(about, {name: ABOUT[name] for name in ("classes", "stats")}, ABOUT):
+        raise ValueError(error)
 
 
 def check_state(state: Any) -> None:
-    """ValueError naming the first part of a checkpoint that has another type than `train` saves.
+    """Raises ValueError naming the first part of a checkpoint that does not have the type that `train` saves.
 
-    What is missing is not named: that is for who needs it.
+    Missing parts are accepted here; whoever needs them checks for them.
     """
     if not isinstance(state, dict):
-        raise ValueError("it holds no state")
-    for name, sound in STATE.items():
-        if name in state and not sound(state[name]):
-            raise ValueError(f"its {name} is wrong")
+        raise ValueError("it is not a dict")
+    for name, is_valid in STATE.items():
+        if name in state and not is_valid(state[name]):
+            raise ValueError(f"its {name} is invalid")

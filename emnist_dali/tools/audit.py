@@ -1,24 +1,22 @@
-"""Which labels of the training images look wrong: out-of-fold probabilities and confident learning (cleanlab).
+"""Finds training images whose labels look wrong, by out-of-fold probabilities and confident learning (cleanlab).
 
 Northcutt, Jiang & Chuang 2021, «Confident Learning: Estimating Uncertainty in Dataset Labels», arXiv:1911.00068.
 """
 
 import csv
-import html
 import io
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ..config import Config
+from ..config import Config, current
 from ..core import tensor_files
 from ..core.errors import UserError
-from ..core.files import remove_temporaries, write_json, write_whole
+from ..core.files import parse_json, remove_temporaries, write_atomic, write_json
 from ..core.locks import LOCK, Lock
 from ..core.progress import say
 from ..data.emnist import CASE_ALIKE, SHAPE_ALIKE
@@ -28,20 +26,29 @@ from ..evaluation.inference import predict
 from ..evaluation.metrics import groups
 from ..loading import sampling
 from ..loading.loader import Loader
-from ..reports.html import gallery, page
+from ..reports.html import render
 from ..runtime import autocast, resolve
-from ..training.resume import FREE
 from ..training.build import build_training
 
 GALLERY = 500  # images
-RESULTS = LIST, PAGE, SUMMARY = "issues.csv", "gallery.html", "summary.json"  # what is replaced in an audit's folder
+RESULTS = LIST, PAGE, SUMMARY = "issues.csv", "gallery.html", "summary.json"  # replaced in an audit's folder
+
+
+class Issue(NamedTuple):
+    """A training image whose label looks wrong: classes, and their probabilities."""
+
+    image: int
+    given: str
+    predicted: str
+    given_probability: float
+    predicted_probability: float
 
 
 def audit(config: Config, folds: int, out: Path) -> dict[str, Any]:
-    """Trains `folds` times on the rest and looks at each fold; writes issues.csv, gallery.html and summary.json.
+    """Predicts each of `folds` folds after training on the others; writes issues.csv, gallery.html and summary.json.
 
-    A fold that `out` holds already is not trained again. The test split is not touched. Raises UserError where
-    cleanlab is missing, where a fold there is of other data or settings, and where `out` is in use or not an audit's.
+    Returns the summary. Folds that `out` already holds are not trained again, and the test split is not read. Raises
+    UserError if cleanlab is missing, a fold there is of other data or settings, or `out` is in use or not an audit's.
     """
     try:
         from cleanlab.filter import find_label_issues
@@ -51,20 +58,10 @@ def audit(config: Config, folds: int, out: Path) -> dict[str, Any]:
     folder = prepare(config.data.split, config.data.source, config.data.data_dir)
     shards = Shards(folder, "train")
     labels, classes = shards.labels(), shards.manifest.classes
-    fold_of = sampling.folds(labels, folds, config.training.seed)
-    about = _about(config, shards, folds)
-    with _claimed(out):
-        probabilities = np.empty((len(labels), len(classes)), np.float32)
-        for fold in range(folds):
-            members = np.flatnonzero(fold_of == fold)
-            path = out / f"fold-{fold}-of-{folds}.safetensors"
-            if not path.exists():
-                say(f"Fold {fold + 1} of {folds}: training on the other {len(labels) - len(members):,} images.")
-                found = _out_of_fold(config, shards, np.flatnonzero(fold_of != fold), members)
-                write_whole(path, tensor_files.encode({"probabilities": found}, {"about": about}))
-            probabilities[members] = _kept(path, about, (len(members), len(classes)))
-        # By rising probability of the given label.
-        issues = find_label_issues(
+    with _claim(out):
+        probabilities = _probabilities(config, shards, folds, out)
+        # By ascending probability of the given label.
+        indices = find_label_issues(
             labels,
             probabilities,
             filter_by="confident_learning",
@@ -74,7 +71,7 @@ def audit(config: Config, folds: int, out: Path) -> dict[str, Any]:
         predicted = probabilities.argmax(1)
         wrong = predicted != labels
         group = np.array(groups(CASE_ALIKE | SHAPE_ALIKE, classes))
-        apart = int((group[labels[issues]] != group[predicted[issues]]).sum())
+        apart = int((group[labels[indices]] != group[predicted[indices]]).sum())
         summary = {
             "data": str(shards.manifest),
             "recipe": config.recipe,
@@ -82,55 +79,77 @@ def audit(config: Config, folds: int, out: Path) -> dict[str, Any]:
             "seed": config.training.seed,
             "images": len(labels),
             "out_of_fold_error": float(wrong.mean()),
-            "issues": len(issues),
-            "issues_share": len(issues) / len(labels),
+            "issues": len(indices),
+            "issues_share": len(indices) / len(labels),
             "issues_apart": apart,
             "issues_apart_share": apart / len(labels),
-            "errors_that_are_issues": float(wrong[issues].sum() / max(wrong.sum(), 1)),
+            "errors_that_are_issues": float(wrong[indices].sum() / max(wrong.sum(), 1)),
         }
-        rows = [
-            (int(i), classes[labels[i]], classes[predicted[i]], probabilities[i, labels[i]], probabilities[i].max())
-            for i in issues
+        issues = [
+            Issue(int(i), classes[label], classes[predicted[i]], probabilities[i, label], probabilities[i].max())
+            for i, label in zip(indices, labels[indices], strict=True)
         ]
-        _write_list(out / LIST, rows)
-        _write_gallery(out / PAGE, rows[:GALLERY], shards, summary)
+        _write_list(out / LIST, issues)
+        _write_gallery(out / PAGE, issues[:GALLERY], shards, summary)
         write_json(out / SUMMARY, summary)
     return summary
 
 
-def _claimed(out: Path) -> Lock:
-    """The lock of an audit's folder, which is made where it is missing; UserError where it holds other files."""
+def _claim(out: Path) -> Lock:
+    """The lock of an audit's folder, which is created if missing; UserError if it holds other files."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        taken = [] if (out / LOCK).exists() else [name for name in RESULTS if os.path.lexists(out / name)]
+        foreign = [] if (out / LOCK).exists() else [name for name in RESULTS if os.path.lexists(out / name)]
     except OSError as error:
-        raise UserError(f"{out} could not be made ({error.strerror}); name another --out.") from error
-    if taken:
-        raise UserError(f"{out / taken[0]} is there, and no audit; name another --out, or move that elsewhere.")
+        raise UserError(f"{out} could not be created ({error.strerror}); choose another --out.") from error
+    if foreign:
+        raise UserError(
+            f"{out / foreign[0]} already exists, and not from an audit; choose another --out, or move it elsewhere."
+        )
     lock = Lock(out / LOCK, out)
     remove_temporaries(out)
     return lock
 
 
-def _about(config: Config, shards: Shards, folds: int) -> str:
-    """What decides the probabilities of a fold."""
-    settings = {
-        part: {name: value for name, value in node.items() if name not in FREE}
-        for part, node in config.to_dict().items()
-        if isinstance(node, dict)
-    }
-    return json.dumps({"fingerprint": shards.manifest.fingerprint, "folds": folds, **settings})
+def _probabilities(config: Config, shards: Shards, folds: int, out: Path) -> np.ndarray:
+    """(N, classes) float32, each image's from a model that was trained on the other folds."""
+    labels = shards.labels()
+    fold_of = sampling.folds(labels, folds, config.training.seed)
+    identity = {"fingerprint": shards.manifest.fingerprint, "folds": folds, **config.identity()}
+    probabilities = np.empty((len(labels), len(shards.manifest.classes)), np.float32)
+    for fold in range(folds):
+        held_out = np.flatnonzero(fold_of == fold)
+        path = out / f"fold-{fold}-of-{folds}.safetensors"
+        if not path.exists():
+            say(f"Fold {fold + 1} of {folds}: training on the other {len(labels) - len(held_out):,} images.")
+            predicted = _out_of_fold(config, shards, np.flatnonzero(fold_of != fold), held_out)
+            about = {"about": json.dumps(identity)}
+            write_atomic(path, tensor_files.encode({"probabilities": predicted}, about))
+        probabilities[held_out] = _read_fold(path, identity, probabilities[held_out].shape)
+    return probabilities
 
 
-def _kept(path: Path, about: str, shape: tuple[int, int]) -> np.ndarray:
-    """The probabilities, of `shape`, of a fold; one from before folds had a sha256 is taken as it is."""
+def _read_fold(path: Path, identity: dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
+    """The probabilities, of `shape`, of a fold; older folds have no sha256."""
     tensors, metadata = tensor_files.decode(path, "a fold")
-    found = tensors.get("probabilities")
-    if found is None or found.dtype != torch.float32 or not ((found >= 0) & (found <= 1)).all():
+    probabilities = tensors.get("probabilities")
+    if (
+        probabilities is None
+        or probabilities.dtype != torch.float32
+        or not ((probabilities >= 0) & (probabilities <= 1)).all()
+    ):
         raise UserError(f"{path} does not hold a fold (no probabilities from 0 to 1); remove it.")
-    if metadata.get("about") != about or found.shape != shape:
-        raise UserError(f"{path} is of other data or settings; name another --out or remove it.")
-    return found.numpy()
+    if not _matches(metadata.get("about"), identity) or probabilities.shape != shape:
+        raise UserError(f"{path} is of other data or settings; choose another --out or remove it.")
+    return probabilities.numpy()
+
+
+def _matches(about: str | None, identity: dict[str, Any]) -> bool:
+    """Whether a fold's metadata, perhaps of an older version, describe `identity`."""
+    try:
+        return current(parse_json(about)) == identity
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        return False
 
 
 def _out_of_fold(config: Config, shards: Shards, indices: np.ndarray, held_out: np.ndarray) -> torch.Tensor:
@@ -146,39 +165,26 @@ def _out_of_fold(config: Config, shards: Shards, indices: np.ndarray, held_out: 
         return predict(trainer.evaluated, loader, autocast(config), "fold").probabilities
 
 
-def _write_list(path: Path, rows: list[tuple]) -> None:
+def _write_list(path: Path, issues: list[Issue]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("image", "given", "predicted", "probability of the given", "probability of the predicted"))
-    writer.writerows((*row[:3], f"{row[3]:.4f}", f"{row[4]:.4f}") for row in rows)
-    write_whole(path, text.getvalue().encode())
+    writer.writerows((*issue[:3], f"{issue[3]:.4f}", f"{issue[4]:.4f}") for issue in issues)
+    write_atomic(path, text.getvalue().encode())
 
 
-def _write_gallery(path: Path, rows: list[tuple], shards: Shards, summary: dict[str, Any]) -> None:
-    images = shards.images(np.array([row[0] for row in rows], np.int64))
-    body = f"""<p>{html.escape(summary["data"])}. {summary["issues"]:,} of {summary["images"]:,} labels
-({100 * summary["issues_share"]:.2f} %) look wrong by confident learning; the out-of-fold error is
-{100 * summary["out_of_fold_error"]:.2f} %, and {100 * summary["errors_that_are_issues"]:.0f} % of it are such labels.
-{summary["issues_apart"]:,} ({100 * summary["issues_apart_share"]:.2f} %) are between characters that can be told
-apart without context, unlike 0 and O or 1, I and L. The {len(rows)} least likely come first.</p>
-"""
-    body += gallery(
-        (
-            image,
-            f"given <b>{html.escape(given)}</b> {100 * own:.0f} %<br>looks like <b>{html.escape(looks)}</b> "
-            f"{100 * top:.0f} %<br><small>image {i:,}</small>",
-        )
-        for image, (i, given, looks, own, top) in zip(images, rows, strict=True)
-    )
-    write_whole(path, page("Label issues", body).encode())
+def _write_gallery(path: Path, issues: list[Issue], shards: Shards, summary: dict[str, Any]) -> None:
+    images = shards.images(np.array([issue.image for issue in issues], np.int64))
+    items = [{"image": image, "issue": issue} for image, issue in zip(images, issues, strict=True)]
+    write_atomic(path, render("audit.html", title="Label issues", items=items, **summary))
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The summary as a line for people."""
+def describe(summary: dict[str, Any]) -> str:
+    """The summary of an audit in a sentence."""
     return (
         f"{summary['issues']:,} of {summary['images']:,} labels ({100 * summary['issues_share']:.2f} %) look wrong; "
         f"the out-of-fold error is {100 * summary['out_of_fold_error']:.2f} %, and "
         f"{100 * summary['errors_that_are_issues']:.0f} % of those errors are such labels. "
-        f"{summary['issues_apart']:,} ({100 * summary['issues_apart_share']:.2f} %) are not between 0 and O, 1, I "
-        "and L or two cases of a shape."
+        f"{summary['issues_apart']:,} ({100 * summary['issues_apart_share']:.2f} %) do not confuse 0 with O, 1, I and "
+        "L, or the cases of a letter."
     )

@@ -25,19 +25,19 @@ PARAMETERS = {
 DIMENSIONS = tuple(PARAMETERS)
 OPTIMIZERS = ("lion", "adamw", "adam", "sgd")
 SIZES = (28, 32, 56, 84, 112)
-# Pixels; a training takes 16 times as long at 112 as at 28, on a CPU hours instead of minutes.
+# Pixels; training takes 16 times as long at 112 as at 28, on a CPU hours instead of minutes.
 LARGEST_ON_CPU = 56
 
-# What learning rate and weight decay usually are, as multiples of AdamW's. Lion: a third to a tenth of the rate, as
-# much more decay (arXiv:2302.06675). Adam and SGD add the decay to the gradient: AdamW's 0.05 is their 5e-5 and 5e-4.
-USUAL = {"lion": (0.2, 5.0), "adamw": (1.0, 1.0), "adam": (1.0, 1e-3), "sgd": (100.0, 1e-2), "muon": (5.0, 1.0)}
+# Typical learning rate and weight decay as multiples of AdamW's. Lion: a third to a tenth of the rate, as much more
+# decay (arXiv:2302.06675). Adam and SGD add the decay to the gradient: AdamW's 0.05 is their 5e-5 and 5e-4.
+TYPICAL = {"lion": (0.2, 5.0), "adamw": (1.0, 1.0), "adam": (1.0, 1e-3), "sgd": (100.0, 1e-2), "muon": (5.0, 1.0)}
 
 
 @dataclass(frozen=True)
 class Space:
-    """What a sweep tries: `config` with other settings in the dimensions `searched`.
+    """The configs that a sweep tries: `config` with other settings in the dimensions `searched`.
 
-    What is `fixed` of lr and weight_decay is the same with any optimizer.
+    `fixed` are those of lr and weight_decay that stay the same with any optimizer.
     """
 
     config: Config
@@ -47,14 +47,14 @@ class Space:
     @property
     def sizes(self) -> list[int]:
         """Pixels."""
-        own, on_cpu = self.config.data.image_size, resolve(self.config).run.device == "cpu"
-        return [size for size in SIZES if not on_cpu or size <= max(own, LARGEST_ON_CPU)]
+        size, on_cpu = self.config.data.image_size, resolve(self.config).run.device == "cpu"
+        return [choice for choice in SIZES if not on_cpu or choice <= max(size, LARGEST_ON_CPU)]
 
-    def own(self) -> dict[str, Any]:
+    def recipe_params(self) -> dict[str, Any]:
         """The parameters of `config` itself."""
         training, size = self.config.training, self.config.data.image_size
         mixing = training.mixing or Mixing(mixup_alpha=1.0, cutmix_alpha=1.0, probability=0.0, switch=0.5)
-        own = {
+        params = {
             "optimizer": training.optimizer,
             "lr_scale": 1.0,
             "weight_decay_scale": 1.0,
@@ -64,41 +64,41 @@ class Space:
             "cutmix_alpha": mixing.cutmix_alpha,
             "mixing_switch": mixing.switch,
         }
-        return own | ({"image_size": size} if size in self.sizes else {})
+        return params | ({"image_size": size} if size in self.sizes else {})
 
     @cached_property
     def ranges(self) -> dict[str, "BaseDistribution"]:
-        """What each parameter may be; those of `config` are within."""
+        """What each parameter may be; always includes `config`'s own."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-        own = self.own()
-        fifths = 5 * own["mixing_probability"]
-        alpha = {
-            name: FloatDistribution(min(0.1, own[name]), max(2.0, own[name]), log=True)
+        params = self.recipe_params()
+        fifths = 5 * params["mixing_probability"]
+        alphas = {
+            name: FloatDistribution(min(0.1, params[name]), max(2.0, params[name]), log=True)
             for name in ("mixup_alpha", "cutmix_alpha")
         }
         return {
-            "optimizer": CategoricalDistribution(tuple(dict.fromkeys((*OPTIMIZERS, own["optimizer"])))),
+            "optimizer": CategoricalDistribution(tuple(dict.fromkeys((*OPTIMIZERS, params["optimizer"])))),
             "lr_scale": FloatDistribution(0.1, 10, log=True),
             "weight_decay_scale": FloatDistribution(0.1, 10, log=True),
             "schedule": CategoricalDistribution(("cosine", "restarts")),
-            # 0 is without.
+            # 0 is without mixing.
             "mixing_probability": FloatDistribution(0, 1, step=0.2 if abs(fifths - round(fifths)) < 1e-8 else None),
-            **alpha,
+            **alphas,
             "mixing_switch": FloatDistribution(0, 1),
             "image_size": CategoricalDistribution(self.sizes),
         }
 
     @property
     def distributions(self) -> dict[str, "BaseDistribution"]:
-        """Of the parameters that are searched. No one depends on another: the sampler learns them together."""
+        """Of the searched parameters. None depends on another, so that the sampler can learn them jointly."""
         names = [name for dimension in self.searched for name in PARAMETERS[dimension]]
         return {name: self.ranges[name] for name in names}
 
     def fault(self, params: Any) -> str | None:
-        """What is wrong with `params`, which were read from a database; None where they are a trial's parameters."""
+        """What is wrong with `params`, read from a database; None if a trial can have them."""
         if not isinstance(params, dict):
-            return "the parameters are no object"
+            return "the parameters are not an object"
         for name, value in params.items():
             if name not in self.ranges:
                 return f"there is no parameter {name!r:.80}"
@@ -106,23 +106,24 @@ class Space:
                 return f"{name} is {value!r:.80}"
         return None
 
-    def settings(self, params: dict[str, Any]) -> Config:
-        """`config` with a trial's parameters in their places.
+    def apply(self, params: dict[str, Any]) -> Config:
+        """`config` with a trial's parameters.
 
-        `lr_scale` and `weight_decay_scale` are multiples of what is usual for the optimizer, where the recipe's own
-        has the recipe's values. A recipe that has no restarts is given two cycles. Raises UserError for parameters
-        that this sweep cannot have tried.
+        `lr_scale` and `weight_decay_scale` are multiples of the optimizer's typical values, scaled such that the
+        recipe's own optimizer has the recipe's values at 1. A recipe without restarts gets two cycles. Raises
+        UserError for parameters that this sweep cannot have tried.
         """
         fault, mixing = self.fault(params), PARAMETERS["mixing"]
         if not fault and any(name in params for name in mixing):
             fault = next((f"{name} is missing" for name in mixing if name not in params), None)
         if fault:
             raise UserError(
-                f"No trial of this sweep has such parameters: {fault}; restore its database, or take another --name."
+                f"No trial of this sweep has such parameters: {fault}; restore the database or choose another --name."
             )
         training = self.config.training
-        optimizer, schedule = (params.get(name, getattr(training, name)) for name in ("optimizer", "schedule"))
-        lr, decay = (of / own for of, own in zip(USUAL[optimizer], USUAL[training.optimizer], strict=True))
+        optimizer = params.get("optimizer", training.optimizer)
+        schedule = params.get("schedule", training.schedule)
+        lr, decay = (new / old for new, old in zip(TYPICAL[optimizer], TYPICAL[training.optimizer], strict=True))
         values = {"optimizer": optimizer, "schedule": schedule, "image_size": params.get("image_size")}
         if "lr" not in self.fixed:
             values["lr"] = training.lr * lr * params.get("lr_scale", 1.0)
@@ -151,17 +152,18 @@ def _contains(range_: "BaseDistribution", value: Any) -> bool:
 
 
 def dimensions(space: Sequence[str], given: Collection[str] = ()) -> tuple[str, ...]:
-    """What is searched: `space`, or all but what the options `given` fix; UserError for an unknown or a fixed one."""
+    """What to search: `space`, or all that the options `given` do not fix; UserError for an unknown or fixed one."""
     if unknown := [name for name in space if name not in DIMENSIONS]:
-        raise UserError(f"There is no dimension {', '.join(unknown)}; --space takes {', '.join(DIMENSIONS)}.")
+        raise UserError(f"Unknown dimension {', '.join(unknown)}; --space takes {', '.join(DIMENSIONS)}.")
     fixed = [name for name in DIMENSIONS if name.replace("-", "_") in given]
     if both := [name for name in fixed if name in space]:
-        raise UserError(f"--{both[0]} and --space {both[0]} exclude each other; name one of them.")
+        field = ("data." if both[0] == "image-size" else "training.") + both[0].replace("-", "_")
+        raise UserError(f"{field} and --space {both[0]} exclude each other; drop one of them.")
     return tuple(name for name in DIMENSIONS if (name in space if space else name not in fixed))
 
 
-def described(config: Config) -> str:
-    """The settings that a sweep may search, for people."""
+def describe(config: Config) -> str:
+    """The settings that a sweep may search, on one line."""
     training, mixing = config.training, config.training.mixing
     mixed = (
         f"{100 * mixing.probability:.0f} % (α {mixing.mixup_alpha:.2g} and {mixing.cutmix_alpha:.2g}, "

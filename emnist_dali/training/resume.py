@@ -1,5 +1,6 @@
-"""Going on from a checkpoint: which one, with which settings, and what may have changed since."""
+"""Resuming a run: from which checkpoint, with which settings, and whether the result stays the same."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,61 +16,56 @@ from ..runs.checkpoint import load_state
 from ..runs.folder import LAST, is_run
 from .build import Training
 
-# Settings that cannot change a result.
-FREE = {
-    "data_dir", "source", "verify_data", "device", "profile", "out", "wandb", "wandb_group", "checkpoint_every",
-    "keep",
-}  # fmt: skip
-
 
 def find(resume: str, out: str | None) -> Path | None:
-    """The checkpoint that --resume names: a run folder's last, a file, or with auto that of --out.
+    """The checkpoint that --resume names: a run folder's last, a file, or with `auto` the last in run.out.
 
-    None where --out holds no run yet. Raises UserError where there is nothing to go on from.
+    None if `auto` finds no run in run.out yet. Raises UserError if there is nothing to resume from.
     """
     if resume == "auto":
         if not out:
-            raise UserError("--resume auto needs --out: the run folder to go on with, or to start in.")
+            raise UserError("--resume auto needs run.out: the folder of the run to resume or to start.")
         return Path(out, LAST) if is_run(Path(out)) else None
     if out:
-        raise UserError(f"--resume {resume} goes on in that run's own folder; leave --out away.")
+        raise UserError(f"--resume {resume} continues in that run's own folder; drop run.out.")
     path = Path(resume)
     if path.is_file():
-        # What is gone on with is the run that it lies in, and that is written to.
+        # Its run is what is resumed, and written to.
         if path.parent.name != "checkpoints" or not is_run(path.parent.parent):
             raise UserError(
-                f"{path} lies in no run's folder; put it back as checkpoints/{path.name} of a copy of its run."
+                f"{path} is not in a run folder; move it back to checkpoints/{path.name} in a copy of its run."
             )
         return path
     if not (path / LAST).exists():
-        raise UserError(f"{path} holds no checkpoint; name a run folder, or a checkpoint in it.")
+        raise UserError(f"{path} contains no checkpoint; choose a run folder, or a checkpoint in one.")
     return path / LAST
 
 
-def load(path: Path, recipe: str | None, options: dict[str, Any]) -> tuple[Config, dict[str, Any]]:
-    """The config of the checkpoint's run with `options` in their places, and the checkpoint.
+def load(path: Path, recipe: str | None, values: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The config of the checkpoint's run, overridden by `values` (`Config.override`), and the checkpoint.
 
-    Raises UserError for another recipe.
+    Raises UserError for another recipe than the run's.
     """
-    written = _written(path)
+    version = _version(path)
     state = load_state(path)
     if schema.STATE.keys() - state.keys():
-        raise UserError(f"{path} is no checkpoint of this version; start the run anew.")
+        raise UserError(f"{path} is not a valid checkpoint of this version; start a new run.")
     config = from_dict(state["asked"], str(path))
-    if recipe not in (None, "auto", config.recipe) and not recipe.endswith(".json"):  # settings are checked anyway
-        raise UserError(f"{path} is of recipe {config.recipe}, not {recipe}; start another run for that.")
-    state["file"] = str(path), written
-    return config.override({**options, "out": str(path.parent.parent)}), state
+    # The settings of a .json recipe are compared with the run's in `check`.
+    if recipe not in (None, "auto", config.recipe) and not recipe.endswith(".json"):
+        raise UserError(f"{path} was trained with recipe {config.recipe}, not {recipe}; start a new run for that.")
+    state["file"] = str(path), version
+    return config.override({**values, "run.out": str(path.parent.parent)}), state
 
 
 def check_unchanged(state: dict[str, Any]) -> None:
-    """Raises UserError where the checkpoint that `load` read has been replaced since: another process trained on."""
-    path, written = state["file"]
-    if distributed.is_main() and _written(Path(path)) != written:
-        raise UserError(f"{path} was written anew while this was starting; start it again.")
+    """Raises UserError if the checkpoint that `load` read was replaced since: another process trained on."""
+    path, version = state["file"]
+    if distributed.is_main() and _version(Path(path)) != version:
+        raise UserError(f"{path} was replaced while this process was starting; start it again.")
 
 
-def _written(path: Path) -> tuple[int, ...]:
+def _version(path: Path) -> tuple[int, ...]:
     try:
         stat = path.stat()
     except OSError:
@@ -90,45 +86,50 @@ def facts(training: Training) -> dict[str, Any]:
 
 
 def check(state: dict[str, Any], config: Config, now: dict[str, Any], force: bool) -> None:
-    """Raises UserError naming what would change the result of the checkpoint's run; with `force` only tells it.
+    """Raises UserError naming what would change the result of the checkpoint's run; with `force` only prints it.
 
-    `config` is resolved and `now` its `facts`. Epochs may be raised where the schedule does not know their number.
+    `config` is resolved, and `now` are its `facts`. More epochs are fine if the schedule does not depend on their
+    number.
     """
-    # A setting that is younger than the checkpoint was at its default.
-    saved = from_dict(state["config"]).to_dict()
-    before, changed = {**state["facts"], "pipeline": recorded_engine(state["facts"]["pipeline"])}, []
-    for name, is_, was in (
-        ("model", config.model.model, saved["model"]["model"]),
-        ("optimizer", config.training.optimizer, saved["training"]["optimizer"]),
+    before = from_dict(state["config"])  # settings newer than the checkpoint were at their defaults
+    for name, value, was in (
+        ("model", config.model.model, before.model.model),
+        ("optimizer", config.training.optimizer, before.training.optimizer),
     ):
-        if is_ != was:
-            raise UserError(f"The checkpoint is of {name} {was}, not {is_}; start another run for that.")
-    for part in ("data", "model", "training", "run"):
-        for name, is_ in config.to_dict()[part].items():
-            was = saved[part][name]
-            if name not in FREE and is_ != was and not _more_epochs(config, name, was):
-                changed.append(f"{name} is {is_} and was {was}")
-    if _kind(config.run.device) != _kind(saved["run"]["device"]):
-        changed.append(f"device is {config.run.device} and was {saved['run']['device']}")
-    free = {"ranks"}
-    if now["ranks"] != before["ranks"]:
-        # Slices and sums differ anyway.
-        free.add("torch threads")
-        say(f"{before['ranks']} ranks before, {now['ranks']} now: BatchNorm sees other slices of a batch.")
-    for name in now.keys() - free:
-        if now[name] != before[name]:
-            changed.append(f"{name} is {now[name]} and was {before[name]}")
+        if value != was:
+            raise UserError(f"The checkpoint's {name} is {was}, not {value}; start a new run for that.")
+    facts_before = {**state["facts"], "pipeline": recorded_engine(state["facts"]["pipeline"])}
+    changed = "; ".join(sorted([*_changed_settings(config, before), *_changed_facts(now, facts_before)]))
     if not changed:
         return
-    what = "; ".join(sorted(changed))
     if not force:
-        raise UserError(f"Going on would change the result: {what}; set it back, or take --resume-force.")
-    say(f"Going on with another result: {what}.")
+        raise UserError(f"Resuming would change the result: {changed}; restore its settings, or add --resume-force.")
+    say(f"Resuming with a different result: {changed}.")
 
 
-def _more_epochs(config: Config, name: str, before: int) -> bool:
-    return name == "epochs" and config.training.schedule == "restarts" and config.training.epochs > before
+def _changed_settings(config: Config, before: Config) -> Iterator[str]:
+    now, was = config.identity(), before.identity()
+    if config.training.schedule == "restarts" and config.training.epochs > before.training.epochs:
+        was["training"]["epochs"] = config.training.epochs
+    for part in now:
+        yield from _differences(part, now[part], was[part])
+    if config.run.device.split(":")[0] != before.run.device.split(":")[0]:
+        yield f"run.device is {config.run.device} and was {before.run.device}"
 
 
-def _kind(device: str) -> str:
-    return device.split(":")[0]
+def _differences(path: str, value: Any, was: Any) -> Iterator[str]:
+    if isinstance(value, dict) and isinstance(was, dict):
+        for name in value:
+            yield from _differences(f"{path}.{name}", value[name], was[name])
+    elif value != was:
+        yield f"{path} is {value} and was {was}"
+
+
+def _changed_facts(now: dict[str, Any], before: dict[str, Any]) -> Iterator[str]:
+    ignored = {"ranks"}
+    if now["ranks"] != before["ranks"]:
+        ignored.add("torch threads")  # slices of batches and sums differ anyway
+        say(f"{before['ranks']} ranks before, {now['ranks']} now: BatchNorm sees other slices of a batch.")
+    for name in now.keys() - ignored:
+        if now[name] != before[name]:
+            yield f"{name} is {now[name]} and was {before[name]}"

@@ -21,7 +21,7 @@ from ..evaluation.evaluate import predict_run, summary
 from ..evaluation.inference import predict
 from ..evaluation.metrics import score
 from ..runs.checkpoint import save_weights
-from ..runs.folder import RunFolder, check_out
+from ..runs.folder import RunFolder, check_can_create
 from ..runtime import autocast, resolve
 from . import profiling, resume, tracking
 from .build import Training, build_training
@@ -57,10 +57,10 @@ def train(
     with ExitStack() as stack:
         if state:
             run = stack.enter_context(RunFolder(Path(config.run.out)))
-            run.take()
+            run.lock()
             resume.check_unchanged(state)
         else:
-            distributed.broadcast_from_main(lambda: check_out(config.run.out))
+            distributed.broadcast_from_main(lambda: check_can_create(config.run.out))
         training = stack.enter_context(build_training(config, from_checkpoint=state is not None))
         facts = resume.facts(training)
         if state:
@@ -74,16 +74,16 @@ def train(
             # Best weights newer than the checkpoint belong to a course that is abandoned.
             if distributed.broadcast_from_main(run.best_step) <= state["step"]:
                 best = state["best"]
-            run.go_on(config, state)
+            run.rewind(config, state)
         else:  # only now: what cannot be trained leaves no folder
-            run = stack.enter_context(RunFolder.make(config))
+            run = stack.enter_context(RunFolder.create(config))
         tracker = tracking.start(config, run, str(training.shards.manifest), state and state["wandb"])
         constants = {"facts": facts, "config": config.to_dict(), "asked": requested.to_dict()}
         session = Session(training, run, tracker, constants, best=best, test=test, after_epoch=after_epoch)
         if not state:
             run.begin(config, session.state())
         if config.run.compile == "on":
-            if not run.lines:
+            if not (state and state["log"]):
                 run.log({"kind": "compile", "seconds": compile_seconds})
             say(f"Compiled in {compile_seconds:.0f} s.")
         say(_announcement(training, resumed=state is not None))
@@ -216,7 +216,7 @@ class Session:
         return self.trainer.step % int(every) == 0
 
     def _save(self) -> None:
-        self.run.save(self.state(), self.config.run.keep)
+        self.run.save_checkpoint(self.state(), self.config.run.keep)
         self._saved = monotonic()
 
     def _save_best(self, entry: dict[str, Any]) -> None:

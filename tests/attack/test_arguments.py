@@ -183,7 +183,7 @@ def place(made, monkeypatch) -> Any:
     monkeypatch.setattr("emnist_dali.data.download.fetch", unreachable)
     monkeypatch.setattr(doctor, "reachable", lambda url: False)
     monkeypatch.setattr("emnist_dali.models.build.reachable", lambda url: False)
-    monkeypatch.setattr("emnist_dali.tools.sweep.OPENING", 0)
+    monkeypatch.setattr("emnist_dali.tools.sweep_database.OPENING", 0)
     monkeypatch.setattr("waitress.create_server", lambda *_, **__: _Server())
     before = {path: path.lstat().st_mode for path in made.iterdir()}
     yield made

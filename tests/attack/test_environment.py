@@ -199,7 +199,7 @@ def test_too_little_memory_is_a_sentence_and_no_folder(data_dir, tmp_path):
     options = ("--image-size", 256, "--batch-size", 512, "--model", "resnet50", "--no-pretrained", "--out", out)
     assert ended(started(output, little_memory, *training(data_dir, *options))) == 1
     said = output.read_text().splitlines()
-    assert said[-1] == "Error: The memory is not enough; lower --batch-size or --image-size, or end other programs."
+    assert said[-1] == "Error: Out of memory; lower --batch-size or --image-size, or close other programs."
     assert "Traceback" not in output.read_text()
     assert not out.exists()
 
@@ -284,7 +284,7 @@ def test_a_pipe_that_is_closed_early_loses_no_training(data_dir, tmp_path):
     process.stdout.close()
     errors = process.stderr.read()
     assert (process.wait(SECONDS), errors) == (0, "")
-    assert {entry["kind"] for entry in RunFolder(tmp_path / "run").logged()} == {"epoch", "test", "unseen"}
+    assert {entry["kind"] for entry in RunFolder(tmp_path / "run").entries()} == {"epoch", "test", "unseen"}
 
 
 def test_streams_that_are_closed_lose_no_training(data_dir, tmp_path):

@@ -1,4 +1,4 @@
-"""What is a user's stays as it is: folders and files that stand where the program is told to write."""
+"""A user's folders and files survive where the program is told to write."""
 
 import os
 import random
@@ -29,7 +29,7 @@ def invoke(*words: object) -> Result:
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:
-    """All that is in a folder, but for locks, which may be made."""
+    """Everything in a folder except locks, which may be created."""
     return {
         str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
         for path in folder.rglob("*")
@@ -59,31 +59,31 @@ def images(folder: Path, seed: int = 0, classes: tuple[str, ...] = ("cat", "dog"
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
-def test_pictures_at_the_place_of_the_split_stay(force, tmp_path):
+def test_pictures_in_the_folder_of_the_split_survive(force, tmp_path):
     images(tmp_path / "data" / "mine")
     before = contents(tmp_path)
     result = invoke(
         "prepare", "--split", "mine", "--source", tmp_path / "data" / "mine", "--data-dir", tmp_path / "data", *force
     )
-    assert_refused(result, "lie in one another")
+    assert_refused(result, "overlap")
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
 @pytest.mark.parametrize("where", [".", "deeper"])
-def test_so_do_idx_files_in_it_or_around_it(where, force, tmp_path):
+def test_idx_files_in_or_above_the_folder_of_the_split_survive(where, force, tmp_path):
     write_split(tmp_path / "data" / "digits" / where)
     before = contents(tmp_path)
     source = tmp_path / "data" / "digits" / where
     assert_refused(
         invoke("prepare", "--split", "digits", "--source", source, "--data-dir", tmp_path / "data", *force),
-        "lie in one another",
+        "overlap",
     )
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
-def test_official_files_at_the_place_of_the_split_stay(force, tmp_path, monkeypatch):
+def test_official_files_in_the_folder_of_the_split_survive(force, tmp_path, monkeypatch):
     """NIST's files downloaded by hand into data/digits: nothing is fetched, nothing replaced."""
     write_split(tmp_path / "data" / "digits")
     before = contents(tmp_path)
@@ -106,7 +106,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_folder_that_is_not_prepared_data_stays(kind, force, tmp_path):
+def test_a_folder_without_prepared_data_survives(kind, force, tmp_path):
     for name, content in FOREIGN[kind].items():
         path = tmp_path / "thesis" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def test_a_folder_that_is_not_prepared_data_stays(kind, force, tmp_path):
 
 
 @pytest.mark.parametrize("added", ["notes.txt", "train-00007.safetensors", "deeper/x", "stats.json", ".emnist"])
-def test_prepared_data_with_something_added_stay(added, tmp_path):
+def test_prepared_data_with_added_files_survive(added, tmp_path):
     write_split(tmp_path / "source")
     folder = prepare("digits", str(tmp_path / "source"), tmp_path / "data")
     (folder / added).parent.mkdir(exist_ok=True)
@@ -153,7 +153,7 @@ NAMES += ["x" * 300, "\udcff", "\0"]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_the_name_of_a_split_leads_nowhere_else(name, tmp_path, monkeypatch):
+def test_the_name_of_a_split_cannot_escape_the_data_folder(name, tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "work.txt").write_text("mine")
@@ -185,7 +185,7 @@ def test_an_empty_folder_and_a_link_to_another_disk_are_used(tmp_path):
     assert sorted(path.name for path in (tmp_path / "disk").glob("[a-z]*")) == ["digits"]
 
 
-def test_a_link_at_the_place_of_a_temporary_file_is_not_written_through(tmp_path):
+def test_a_link_named_like_a_temporary_file_is_not_followed(tmp_path):
     write_split(tmp_path / "source")
     (tmp_path / "mine").write_text("years of work")
     folder = prepare("digits", str(tmp_path / "source"), tmp_path / "data")
@@ -197,7 +197,7 @@ def test_a_link_at_the_place_of_a_temporary_file_is_not_written_through(tmp_path
 
 @pytest.mark.parametrize("nth", range(6))
 def test_a_replacement_that_is_killed_leaves_the_old_data_or_the_new(nth, tmp_path, monkeypatch):
-    """Every place between the steps of replacing a folder; what a kill leaves is mended by the next command."""
+    """Between any two steps of replacing a folder; the next command cleans up."""
     write_split(tmp_path / "one", seed=1)
     write_split(tmp_path / "two", seed=2)
     folder = prepare("digits", str(tmp_path / "one"), tmp_path / "data")
@@ -208,13 +208,13 @@ def test_a_replacement_that_is_killed_leaves_the_old_data_or_the_new(nth, tmp_pa
 
     calls = []
 
-    def dies(name):
+    def killing(name):
         real = getattr(Path, name)
 
         def method(path, *arguments, **options):
             calls.append(name)
             if len(calls) > nth:
-                raise Killed  # and so does all that would clean up
+                raise Killed  # as does any cleanup
             return real(path, *arguments, **options)
 
         return method
@@ -224,7 +224,7 @@ def test_a_replacement_that_is_killed_leaves_the_old_data_or_the_new(nth, tmp_pa
 
         def replace(new, target):
             for name in ("rename", "unlink", "rmdir"):
-                patch.setattr(Path, name, dies(name))
+                patch.setattr(Path, name, killing(name))
             real(new, target)
 
         patch.setattr(pack_module, "_replace_folder", replace)
@@ -240,7 +240,7 @@ def test_a_replacement_that_is_killed_leaves_the_old_data_or_the_new(nth, tmp_pa
 
 @pytest.mark.parametrize("left", ["manifest.json", "train-00000.safetensors", "mine.txt"])
 def test_old_data_whose_removal_was_killed_do_not_block_the_next(left, tmp_path):
-    """Whichever file the kill had come to; what is not the program's stays, and is told of."""
+    """Whichever file the removal had reached; a foreign file survives and is reported."""
     write_split(tmp_path / "source")
     folder = prepare("digits", str(tmp_path / "source"), tmp_path / "data")
     old = folder.with_name(".digits.emnist-dali-old")
@@ -264,7 +264,7 @@ def test_another_size_is_refused_and_forced(tmp_path):
     words = ["prepare", "--split", "pets", "--source", source, "--data-dir", tmp_path / "data"]
     assert invoke(*words, "--size", 20).exit_code == 0
     assert_refused(invoke(*words, "--size", 28), "was prepared at 20 × 20, not at 28 × 28")
-    assert invoke(*words).exit_code == 0  # not asked: as it is
+    assert invoke(*words).exit_code == 0  # no size given: any is fine
     assert invoke(*words, "--size", 28, "--force").exit_code == 0
     assert read_manifest(tmp_path / "data" / "pets").shape == (28, 28)
 
@@ -309,7 +309,7 @@ def test_images_with_other_times_only_are_the_same(tmp_path):
         result = invoke(*words)
         assert result.exit_code == 0
         assert "already prepared" in result.output
-    shutil.rmtree(source)  # to save the space
+    shutil.rmtree(source)  # to save space
     assert invoke(*words).exit_code == 0
 
 
@@ -317,8 +317,8 @@ def test_images_with_other_times_only_are_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_of_a_runs_name_stays(name, data_dir, tmp_path):
-    """`train --out` takes nobody's metrics.jsonl."""
+def test_a_file_with_the_name_of_a_runs_file_survives(name, data_dir, tmp_path):
+    """`train --out` overwrites nobody's metrics.jsonl."""
     path = tmp_path / "thesis" / name
     path.parent.mkdir()
     path.write_text("{}")
@@ -332,12 +332,12 @@ def test_a_file_of_a_runs_name_stays(name, data_dir, tmp_path):
     assert os.listdir(tmp_path / "thesis") == [name]
 
 
-def test_a_log_beside_a_run_does_not_keep_it_from_beginning(data_dir, tmp_path):
-    """`mkdir out; emnist-dali train --out out | tee out/log` is usual."""
+def test_a_log_in_its_folder_does_not_prevent_a_run(data_dir, tmp_path):
+    """`mkdir out; emnist-dali train --out out | tee out/log` is common."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "log").write_text("said")
     (tmp_path / "out" / "notes.md").write_text("mine")
-    with RunFolder.make(quick(data_dir, tmp_path / "out")) as run:
+    with RunFolder.create(quick(data_dir, tmp_path / "out")) as run:
         assert run.path == tmp_path / "out"
     assert contents(tmp_path / "out") == {"log": b"said", "notes.md": b"mine"}
 
@@ -352,17 +352,17 @@ def test_a_checkpoint_outside_a_run_overwrites_nothing_around_it(place, trained_
     if place == "backup/checkpoints/last.pt":
         (tmp_path / "home" / "backup" / "metrics.jsonl").write_text("mine")
     before = contents(tmp_path)
-    assert_refused(invoke("train", "--resume", path), "lies in no run's folder")
+    assert_refused(invoke("train", "--resume", path), "is not in a run folder")
     assert contents(tmp_path) == before
 
 
-def test_step_checkpoints_of_ones_own_are_not_cleaned_up(data_dir, tmp_path):
-    with RunFolder.make(quick(data_dir, tmp_path / "run")) as run:
+def test_a_users_own_step_checkpoints_are_not_deleted(data_dir, tmp_path):
+    with RunFolder.create(quick(data_dir, tmp_path / "run")) as run:
         mine = [run.last.with_name(name) for name in ("step-mine.pt", "step-1.pt", "step-000000010.pt")]
         for path in mine:
             path.write_text("mine")
         for step in range(5):
-            run.save({"step": step}, keep=2)
+            run.save_checkpoint({"step": step}, keep=2)
         assert all(path.read_text() == "mine" for path in mine)
         assert sorted(path.name for path in run.last.parent.glob("step-0000000?.pt")) == [
             "step-00000003.pt",
@@ -374,7 +374,7 @@ def test_step_checkpoints_of_ones_own_are_not_cleaned_up(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["report", "export", "predict", "inspect"])
-def test_a_named_file_that_is_somebody_elses_stays(command, trained_run, data_dir, tmp_path):
+def test_an_output_file_of_somebody_else_survives(command, trained_run, data_dir, tmp_path):
     run = shutil.copytree(trained_run, tmp_path / "run")
     out = {
         "report": tmp_path / "thesis.html",
@@ -395,15 +395,15 @@ def test_a_named_file_that_is_somebody_elses_stays(command, trained_run, data_di
     before = contents(tmp_path)
     result = invoke(*words)
     assert result.exit_code == 1
-    assert f"{out} is there and was not written by emnist-dali" in result.output
+    assert f"{out} already exists and was not written by emnist-dali" in result.output
     assert contents(tmp_path) == before
 
 
-def test_a_model_card_that_is_somebody_elses_stays(trained_run, tmp_path):
+def test_a_model_card_of_somebody_else_survives(trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path / "run")
     (tmp_path / "README.md").write_text("years of work")
     words = ["export", run, "--format", "safetensors", "--output", tmp_path / "README.safetensors"]
-    for _ in range(2):  # what it wrote itself it may replace
+    for _ in range(2):  # it may replace its own output
         result = invoke(*words)
         assert result.exit_code == 0, result.output
         assert (tmp_path / "README.md").read_text() == "years of work"
@@ -412,7 +412,7 @@ def test_a_model_card_that_is_somebody_elses_stays(trained_run, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link"])
-def test_what_is_no_file_is_not_replaced_by_one(kind, trained_run, tmp_path):
+def test_only_regular_files_are_replaced(kind, trained_run, tmp_path):
     out = tmp_path / "out.html"
     if kind == "pipe":
         os.mkfifo(out)
@@ -433,7 +433,7 @@ def test_what_is_no_file_is_not_replaced_by_one(kind, trained_run, tmp_path):
 
 @pytest.mark.parametrize("number", range(40 * FACTOR))
 def test_no_flipped_bit_of_prepared_data_is_used(number, folder, tmp_path):
-    """One bit somewhere in the folder, with a new time as a program's write has: refused, or the same data."""
+    """One bit anywhere in the folder, with a new modification time: refused, or the same data."""
     copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("stats*"))
     draw = random.Random(f"{SEED} {number}")
     path = draw.choice(sorted(path for path in copy.iterdir() if path.is_file()))

@@ -10,7 +10,8 @@ import pytest
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import MARK, is_plain
 from emnist_dali.runs import onnx_classifier
-from emnist_dali.runs.onnx_classifier import OnnxClassifier, with_digest
+from emnist_dali.runs.onnx_checks import append_digest
+from emnist_dali.runs.onnx_classifier import OnnxClassifier
 
 from .tally import FACTOR, SEED, tried
 
@@ -61,7 +62,7 @@ def graph(nodes=NET, inputs=None, outputs=None, constants=()):
 def encoded(model, about=ABOUT):
     for name, value in ({"generator": MARK} | about).items():
         model.metadata_props.add(key=name, value=json.dumps(value))
-    return with_digest(model.SerializeToString())
+    return append_digest(model.SerializeToString())
 
 
 def refused(path, content, reason="."):
@@ -103,7 +104,7 @@ def test_the_checksum_is_one_more_entry_of_the_metadata():
     entries = {entry.key: entry.value for entry in onnx.load_model_from_string(content).metadata_props}
     assert len(entries) == 6
     assert content.endswith(entries["sha256"].encode())
-    assert content == with_digest(content[:-76])
+    assert content == append_digest(content[:-76])
 
 
 def test_any_byte_that_changes_is_noticed(tmp_path):
@@ -214,10 +215,10 @@ GRAPHS = {
     "one image at a time": (graph(inputs=[values("images", TensorProto.UINT8, 1, *SHAPE)]), "inputs"),
     "another number of classes": (graph(outputs=[values("probabilities", TensorProto.FLOAT, "batch", 4)]), "outputs"),
     "classes twice": (twice(graph()), "duplicate"),
-    "no probabilities but logits": (graph([*NET[:2], node("MatMul", "flat weights", "probabilities")]), "no probab"),
-    "not a number": (answers(node("Log", "probable", "below"), node("Sqrt", "below", "probabilities")), "no probab"),
+    "no probabilities but logits": (graph([*NET[:2], node("MatMul", "flat weights", "probabilities")]), "no valid"),
+    "not a number": (answers(node("Log", "probable", "below"), node("Sqrt", "below", "probabilities")), "no valid"),
     "infinite": (answers(node("Sub", "probable probable", "zero"), node("Div", "probable zero", "probabilities")),
-                 "no probabilities"),
+                 "no valid probabilities"),
     "fewer answers than images": (answers(node("Slice", "probable one two", "probabilities"),
                                           constants=[numbers("one", 1), numbers("two", 2)]), "."),
     "a failure": (answers(node("Reshape", "probable shape", "probabilities"),
@@ -318,7 +319,7 @@ def test_bytes_that_are_wrong_anywhere(tmp_path):
 
 
 def test_a_graph_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_classifier, "SECONDS", 0.01)
+    monkeypatch.setattr(onnx_classifier, "TIMEOUT", 0.01)
     chain = [node("MatMul", f"m{i} m{i}", f"m{i + 1}") for i in range(12)]
     slow = sum_of(("Reshape", "large square", "m0"), 2**18)
     slow.graph.node.extend(chain)
@@ -341,5 +342,5 @@ def test_what_is_no_file_is_refused(tmp_path, what):
         model.symlink_to("/dev/zero")
     elif what == "folder":
         model.mkdir()
-    with pytest.raises(UserError, match=r"could not be opened as ONNX \(it is no file\)"):
+    with pytest.raises(UserError, match=r"could not be opened as ONNX \(it is not a regular file\)"):
         OnnxClassifier(model)

@@ -1,5 +1,7 @@
-"""Files and folders that may not be read or written, for every command. For root no permission counts: it is nobody
-for the while."""
+"""Files and folders without read or write permission, for every command.
+
+Root ignores permissions, so it becomes nobody for a while.
+"""
 
 import os
 import shutil
@@ -24,9 +26,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX"
 
 SPLIT, BEST, LAST = "data/demo/small", "run/checkpoints/best.safetensors", "run/checkpoints/last.pt"
 TRAIN, RESUME = COMMANDS["train"], ("train", "--resume", "run", "--data-dir", "data")
-ALL_OF_RUN = ("evaluate", "compare", "report", "predict", "export")
+ON_A_RUN = ("evaluate", "compare", "report", "predict", "export")
 
-# Command, what is forbidden, its mode; more arguments.
+# Command, forbidden path, its mode, more arguments.
 CASES: list[tuple[str, str, int, tuple[str, ...]]] = [
     *(
         (command, place, 0, ())
@@ -36,12 +38,12 @@ CASES: list[tuple[str, str, int, tuple[str, ...]]] = [
     *(("evaluate", f"{SPLIT}/{name}", 0, ()) for name in ("test-00000.safetensors", "stats-28.json")),
     *(
         (command, place, 0, ())
-        for command in ALL_OF_RUN
+        for command in ON_A_RUN
         for place in ("run", "run/config.json", "run/metrics.jsonl", BEST, "run/checkpoints", "run/env.json")
     ),
     *(("compare", f"run/predictions-{part}.safetensors", 0, ()) for part in ("test", "unseen")),
     *(("report", place, 0, ()) for place in ("run/predictions-test.safetensors", SPLIT)),
-    *((command, "run", 0o555, ()) for command in ALL_OF_RUN),
+    *((command, "run", 0o555, ()) for command in ON_A_RUN),
     *(("train", place, 0o555, ()) for place in (".", "data", SPLIT)),
     *(("resume", place, 0, ()) for place in ("run", LAST, "run/checkpoints", "run/config.json", "run/metrics.jsonl")),
     *(("resume", place, 0o555, ()) for place in ("run", "run/checkpoints")),
@@ -84,13 +86,13 @@ def nobody() -> Iterator[None]:
 def no_network(monkeypatch):
     monkeypatch.setattr(doctor, "reachable", lambda url: False)
     monkeypatch.setattr(build, "reachable", lambda url: False)
-    monkeypatch.setattr("emnist_dali.tools.sweep.OPENING", 0)
+    monkeypatch.setattr("emnist_dali.tools.sweep_database.OPENING", 0)
 
 
 @pytest.fixture(scope="module")
 def whole(data_dir, trained_run) -> Iterator[Path]:
-    """All that the commands use; each was given once, since nobody may not import."""
-    place = Path(tempfile.mkdtemp(prefix="permissions-"))  # in which nobody else's folders are on the way
+    """Everything that the commands use."""
+    place = Path(tempfile.mkdtemp(prefix="permissions-"))  # accessible to nobody, unlike tmp_path
     place.chmod(0o755)
     shutil.copytree(data_dir, place / "whole" / "data")
     shutil.copytree(trained_run, place / "whole" / "run")
@@ -108,7 +110,7 @@ def whole(data_dir, trained_run) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def loaded(whole) -> Path:
-    """`whole`, with every module of every command loaded."""
+    """`whole`, after every command has run once and loaded its modules, which nobody cannot import."""
     there = whole.with_name("loaded")
     shutil.copytree(whole, there)
     with pytest.MonkeyPatch.context() as patch:
@@ -129,7 +131,7 @@ def contents(place: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "case", CASES, ids=lambda case: f"{case[0]} {case[1]} {case[2]:o} {' '.join(case[3])}".strip()
 )
-def test_what_may_not_be_read_or_written(case, loaded, monkeypatch):
+def test_a_path_without_permission(case, loaded, monkeypatch):
     command, forbidden, mode, more = case
     place = loaded.with_name("case")
     shutil.copytree(loaded, place)

@@ -75,7 +75,7 @@ def test_trainings_that_start_at_once_have_folders_of_their_own(data_dir, tmp_pa
         assert len(runs) == len(names)
         assert {RunFolder(path).config().training.seed for path in runs} == set(names)
         for path in runs:
-            assert [line["kind"] for line in RunFolder(path).logged()] == ["epoch", "test", "unseen"]
+            assert [line["kind"] for line in RunFolder(path).entries()] == ["epoch", "test", "unseen"]
 
 
 def test_a_run_has_one_writer(data_dir, tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_a_run_has_one_writer(data_dir, tmp_path, monkeypatch):
             assert TRACEBACK not in text
             if code:
                 last = text.splitlines()[-1]
-                assert "is in use by" in last or "was written anew" in last or "already holds a run" in last
+                assert "is in use by" in last or "was written anew" in last or "already contains a run" in last
         assert_same(path, tmp_path / "whole")
         holders = [text for text in said if "is in use by process" in text]
         assert all(str(path) in text for text in holders)
@@ -190,7 +190,7 @@ def test_ranks_end_with_their_torchrun(data_dir, tmp_path):
         os.close(rank)
     state = load_state(tmp_path / "run" / "checkpoints" / "last.pt")
     with RunFolder(tmp_path / "run") as run:
-        run.take()  # nobody holds it any more
+        run.lock()  # nobody holds it any more
     assert state["step"] >= 0
 
 
@@ -248,7 +248,7 @@ def test_a_disk_that_is_full_at_any_byte_costs_nothing_that_was_there(data_dir, 
             assert prepared(place / "data" / "digits") == fingerprint
         load_weights(run / "checkpoints" / "best.safetensors")
         load_state(run / "checkpoints" / "last.pt")
-        RunFolder(run).logged()
+        RunFolder(run).entries()
         RunFolder(run).config()
         if command[0] != "train":
             assert {name: kept(run).get(name) for name in before} == before

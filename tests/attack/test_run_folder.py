@@ -25,6 +25,7 @@ from emnist_dali.reports.run_report import write_report
 from emnist_dali.runs import schema
 from emnist_dali.runs.checkpoint import load_state, load_weights, save_state
 from emnist_dali.runs.folder import LAST, RunFolder
+from emnist_dali.runs.predictions import read_predictions
 from emnist_dali.training import resume
 from emnist_dali.training.session import Session, train
 
@@ -86,7 +87,7 @@ def run(trained_run, tmp_path) -> Path:
 def content_of(run: Path, name: str) -> Any:
     """What the file holds, as dicts and lists."""
     if name == "metrics.jsonl":
-        return RunFolder(run).logged()
+        return RunFolder(run).entries()
     if name == BEST:
         return load_weights(run / BEST)[1]
     if name == PREDICTIONS:
@@ -98,7 +99,7 @@ def write(run: Path, name: str, content: Any) -> None:
     """Under a right checksum."""
     if name == "metrics.jsonl":
         entries = content if isinstance(content, list) else [content]
-        lines = (schema.line(of) if isinstance(of, dict) else json.dumps(of) + "\n" for of in entries)
+        lines = (schema.to_line(of) if isinstance(of, dict) else json.dumps(of) + "\n" for of in entries)
         (run / name).write_bytes("".join(lines).encode("utf-8", "surrogatepass"))
     elif name == BEST:
         tensors, _ = tensor_files.decode(run / BEST, "weights")
@@ -136,7 +137,7 @@ def read_all(run: Path, name: str, other: Path) -> list[str]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Whether an exported model gives the same is not asked here, and no run gets further than its checkpoint."""
-    monkeypatch.setattr(exporting, "_check", lambda *_: ["unchecked"])
+    monkeypatch.setattr(exporting, "_compare", lambda *_: ["not compared"])
     monkeypatch.setattr(Session, "train", lambda session: None)
 
 
@@ -247,9 +248,9 @@ def read_statistics(folder: Path) -> Any:
 READERS: dict[str, Callable[[Path], Any]] = {
     "config.json": lambda run: RunFolder(run).config(),
     "env.json": lambda run: schema.read_env(run / "env.json"),
-    "metrics.jsonl": lambda run: RunFolder(run).logged(),
+    "metrics.jsonl": lambda run: RunFolder(run).entries(),
     BEST: lambda run: load_weights(run / BEST),
-    PREDICTIONS: lambda run: {k: v.tolist() for k, v in schema.read_predictions(run / PREDICTIONS).items()},
+    PREDICTIONS: lambda run: {k: v.tolist() for k, v in read_predictions(run / PREDICTIONS).items()},
     LAST: lambda run: load_state(run / LAST),
 }
 

@@ -18,7 +18,7 @@ import pytest
 from optuna.storages._rdb.storage import _VersionManager
 
 from emnist_dali.core.errors import UserError
-from emnist_dali.tools import sweep
+from emnist_dali.tools import sweep, sweep_database
 
 from ..training_runs import quick
 from .tally import FACTOR, SEED
@@ -166,7 +166,8 @@ class Trainings:
             raise outcome
         for epoch, accuracy in enumerate(outcome):
             after_epoch(epoch, accuracy)
-        return SimpleNamespace(lines=[{"kind": "epoch", "val_accuracy": accuracy} for accuracy in outcome])
+        entries = [{"kind": "epoch", "val_accuracy": accuracy} for accuracy in outcome]
+        return SimpleNamespace(entries=lambda: entries)
 
 
 def go(database: Path, data_dir: Path, *outcomes: Any) -> str:
@@ -174,8 +175,9 @@ def go(database: Path, data_dir: Path, *outcomes: Any) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "train", Trainings(out, *outcomes))
         patch.setattr(sweep, "GRACE", 1)
-        patch.setattr(sweep, "STARTUP", 1)
-        patch.setattr(sweep, "OPENING", -1)
+        patch.setattr(sweep_database, "GRACE", 1)
+        patch.setattr(sweep_database, "STARTUP", 1)
+        patch.setattr(sweep_database, "OPENING", -1)
         patch.setattr("time.sleep", lambda seconds: None)  # Optuna's, after a write that failed
         patch.setattr(sweep, "sleep", lambda seconds: None)
         patch.setattr("plotly.offline.get_plotlyjs", lambda: "")  # 4.7 MB a page

@@ -31,7 +31,7 @@ SECRET = "hunter2"
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     monkeypatch.setattr(doctor, "reachable", lambda url: False)
-    monkeypatch.setattr("emnist_dali.tools.sweep.OPENING", 0)
+    monkeypatch.setattr("emnist_dali.tools.sweep_database.OPENING", 0)
 
 
 def raw(text: str) -> list[str]:
@@ -185,7 +185,7 @@ def test_a_training_goes_on_where_nothing_takes_what_it_says(make, data_dir, tmp
     drop(stdout)
     assert (code, said) == (0, "")
     assert is_run(tmp_path / "run")
-    assert [entry["kind"] for entry in RunFolder(tmp_path / "run").logged()] == ["epoch", "test", "unseen"]
+    assert [entry["kind"] for entry in RunFolder(tmp_path / "run").entries()] == ["epoch", "test", "unseen"]
     assert (tmp_path / "run" / "report.html").exists()
 
 
@@ -202,7 +202,7 @@ def test_a_result_that_finds_no_space_is_told(command, trained_run, tmp_path, mo
     assert code == 1
     assert (
         said
-        == "Error: A file cannot be used (No space left on device); look at its permissions and the free space.\n"
+        == "Error: A file cannot be used (No space left on device); check its permissions and the free space.\n"
     )
 
 

@@ -1,7 +1,8 @@
-"""The benchmark tells what it measured, and measures what it says; no test here looks at a speed."""
+"""The benchmarks measure what they say and write what they measured; no test here checks a speed."""
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from click.testing import CliRunner
 
 import ablation
+import ddp_scaling
 import gpu_check
 import growth
 import limits
 import peers
 import pipeline_settings
 import plot
+import result_file
 import stage_timers
 import throughput
 import time_to_accuracy
@@ -28,9 +31,11 @@ from emnist_dali.data.stats import Stats
 from emnist_dali.runtime import resolve
 from emnist_dali.training import trainer
 
-from ..training_runs import TINY
+from ..training_runs import TINY, at_step, signalled
 
 SECONDS = 0.01
+BENCH = Path(throughput.__file__).parent
+RECORDS = [path for path in sorted((BENCH / "records").glob("*.json")) if "benchmark" in json.loads(path.read_text())]
 
 
 @pytest.fixture
@@ -41,33 +46,35 @@ def setup(folder) -> stage_timers.Setup:
     return stage_timers.Setup(config=config, shards=shards, stats=stats, batch_size=64, threads=2, seconds=SECONDS)
 
 
-def test_contestants_take_turns():
-    turns = []
-    rates = timing.measure_interleaved({name: lambda name=name: turns.append(name) or len(turns) for name in "ab"}, 3)
-    assert turns == ["a", "b"] * 3
+def test_measurements_are_interleaved():
+    calls = []
+    rates = timing.measure_interleaved({name: lambda name=name: calls.append(name) or len(calls) for name in "ab"}, 3)
+    assert calls == ["a", "b"] * 3
     assert rates["a"].values == (1, 3, 5)
     assert rates["b"].median == 4
     assert rates["b"].to_dict() == {"images_per_second": 4, "low": 2, "high": 6, "values": [2, 4, 6]}
 
 
-def test_a_rate_is_images_over_the_time_that_they_took(monkeypatch):
-    clock = iter(range(1000))  # every look at the clock takes a second
+def test_a_rate_is_units_over_the_time_that_they_took(monkeypatch):
+    clock = iter(range(1000))  # each reading of the clock takes a second
     monkeypatch.setattr(timing, "perf_counter", lambda: next(clock))
     assert timing.rate(lambda: 10, 8) == pytest.approx(10 * 8 / 9)
 
 
 def test_the_interval_of_a_median_is_that_of_the_binomial_distribution():
-    # Tables for 95 %: the 4th and 12th of 15, the 2nd and 9th of 10; 5 values are too few.
+    # From tables for 95 %: the 4th and 12th of 15, the 2nd and 9th of 10; 5 values are too few.
     assert timing.median_interval(tuple(range(1, 16))) == (4, 12)
     assert timing.median_interval(tuple(range(10, 0, -1))) == (2, 9)
+    assert timing.median_interval((3, 1, 2, 5, 4, 6)) == (1, 6)
     assert timing.median_interval((3, 1, 2, 5, 4)) == (1, 5)
+    assert timing.median_interval((7,)) == (7, 7)
 
 
-def test_the_interval_holds_the_median_as_often_as_it_says():
-    drawn = np.random.default_rng(0).normal(size=(2000, 15))
-    intervals = [timing.median_interval(tuple(row)) for row in drawn]
-    held = np.mean([low <= 0 <= high for low, high in intervals])
-    assert 0.95 <= held < 0.985
+def test_the_interval_contains_the_median_as_often_as_it_says():
+    samples = np.random.default_rng(0).normal(size=(2000, 15))
+    intervals = [timing.median_interval(tuple(row)) for row in samples]
+    coverage = np.mean([low <= 0 <= high for low, high in intervals])
+    assert 0.95 <= coverage < 0.985
 
 
 def test_a_limit_is_the_lower_of_bytes_and_arithmetic():
@@ -77,23 +84,38 @@ def test_a_limit_is_the_lower_of_bytes_and_arithmetic():
 
 
 def test_training_costs_what_its_layers_cost(setup):
-    training = stage_timers.Training(
-        setup.config.override({"model": "test_vit"}), setup.shards, setup.stats, 2, SECONDS
-    )
-    trainer = training.trainer
+    timer = stage_timers.TrainingTimer(replace(setup, config=setup.config.override({"model": "test_vit"})))
+    trainer = timer.trainer
+    timer.close()
     cost = limits.training_cost(trainer)
     weights = sum(p.numel() for p in trainer.model.parameters())
-    # AdamW keeps 2 numbers a weight, and the average is a third.
+    # AdamW keeps 2 numbers per weight, and the averaged weights are a third.
     assert cost.bytes == 2 * 4 * weights * 5 / 64 + 4 * 32 * 32
-    # A product does two operations a weight, forward once and backward twice, at each of the patches.
+    # Two operations per weight and product; one product forward and two backward, at each of the patches.
     patches = (32 // 16) ** 2 + 1
     matrices = sum(m.weight.numel() for m in trainer.model.modules() if isinstance(m, torch.nn.Linear))
     assert cost.operations > 0.9 * 6 * matrices * patches
 
 
-def test_every_stage_and_every_peer_is_told(setup, tmp_path, monkeypatch):
+def test_model_and_train_are_epochs_of_one_trainer_that_differ_in_their_data_only(setup):
+    timer = stage_timers.TrainingTimer(setup)
+    steps, epochs = timer.trainer.steps_per_epoch, []
+    assert steps >= 3
+    epochs.append(timer.trainer.step)
+    timer.model()
+    epochs.append(timer.trainer.step)
+    timer.train()
+    epochs.append(timer.trainer.step)
+    timer.close()
+    assert np.diff(epochs).tolist() == [steps, steps]
+    assert len(timer.waits) == 1
+    resident, real = timer._resident, timer._loader
+    assert (resident.batches, resident.pixels, len(resident)) == (real.batches, real.pixels, len(real))
+
+
+def test_every_stage_and_every_peer_is_in_the_document(setup, tmp_path, monkeypatch):
     monkeypatch.setattr(throughput, "SETTLE", 0)
-    document = {**throughput._about(setup), **throughput.measure(setup, throughput.STAGES)}
+    document = {**throughput.describe(setup), **throughput.measure(setup, throughput.STAGES)}
     assert document["stages"].keys() == {"read", "pipeline", "mix", "model", "train"}
     assert document["peers"].keys() == {"emnist-dali, cpu", *peers.PEERS}
     for stage in document["stages"].values():
@@ -128,7 +150,7 @@ def test_a_peer_that_makes_other_images_is_not_timed(setup, monkeypatch):
 
     monkeypatch.setattr(throughput, "SETTLE", 0)
     monkeypatch.setattr(peers, "PEERS", {"wrong": lambda _: Wrong(), "gone": missing})
-    document = {**throughput._about(setup), **throughput.measure(setup, ("peers",))}
+    document = {**throughput.describe(setup), **throughput.measure(setup, ("peers",))}
     assert "grey levels: not timed" in document["peers"]["wrong"]["wrong"]
     assert document["peers"]["gone"] == {"missing": "It is not installed; install it."}
     assert document["ratios"] == {"to_peers": {}}
@@ -138,9 +160,9 @@ def test_a_peer_that_makes_other_images_is_not_timed(setup, monkeypatch):
 
 
 def test_the_command_ends_with_its_document(data_dir, tmp_path):
-    stages_asked = "--stage read --stage mix --seconds 0.01"
-    place = f"--split small --source glyphs --data-dir {data_dir} --json {tmp_path / 't.json'}"
-    arguments = f"{stages_asked} {place} --device cpu --threads 1 --batch-size 64"
+    stages = "--stage read --stage mix --seconds 0.01"
+    files = f"--split small --source glyphs --data-dir {data_dir} --json {tmp_path / 't.json'}"
+    arguments = f"{stages} {files} --device cpu --threads 1 --batch-size 64"
     threads = torch.get_num_threads()
     try:
         result = CliRunner().invoke(throughput.main, arguments, catch_exceptions=False)
@@ -154,29 +176,52 @@ def test_the_command_ends_with_its_document(data_dir, tmp_path):
     assert document["config"]["model"]["model"] == "emnist_fast_small"
 
 
-def test_scale_tells_each_size_batch_and_thread_count(setup, data_dir, monkeypatch):
+def test_a_result_file_is_replaced_only_by_one_of_the_same_benchmark(tmp_path):
+    path = tmp_path / "result.json"
+    result_file.check_result_file(None, "growth")
+    result_file.check_result_file(path, "growth")
+    for old_name in ("scale", "growth"):  # the first is the name in older files
+        path.write_text(json.dumps({"benchmark": old_name}))
+        result_file.write_result_file(path, {"benchmark": "growth", "machine": None})
+        assert json.loads(path.read_text()) == {"benchmark": "growth", "machine": None}
+    for foreign in ({"benchmark": "throughput"}, {"machine": None}, []):
+        path.write_text(json.dumps(foreign))
+        with pytest.raises(UserError, match="not a result file of growth"):
+            result_file.write_result_file(path, {"benchmark": "growth"})
+        assert json.loads(path.read_text()) == foreign
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_committed_result_files_belong_to_a_benchmark(path):
+    name = json.loads(path.read_text())["benchmark"]
+    result_file.check_result_file(path, result_file._RENAMED.get(name, name))
+    with pytest.raises(UserError):
+        result_file.check_result_file(path, "gpu_check")
+
+
+def test_growth_measures_each_size_batch_and_thread_count(setup, data_dir, monkeypatch):
     monkeypatch.setattr(growth, "RECORDS", (100, 1100))
-    monkeypatch.setattr(growth, "BATCHES", (64, 128))
+    monkeypatch.setattr(growth, "BATCH_SIZES", (64, 128))
     monkeypatch.setattr(growth.packing, "SHARD_SAMPLES", 500)
     before = sorted(data_dir.rglob("*"))
-    found = growth.measure(setup)
-    assert [row["records"] for row in found["by_records"]] == [100, 1100]
-    assert all(row["open_seconds"] < row["first_batch_seconds"] for row in found["by_records"])
-    assert [row["batch_size"] for row in found["by_batch"]] == [64, 128]
-    assert [row["threads"] for row in found["by_threads"]] == [1, 2]
-    assert "1,100" in growth.table(found)
+    document = growth.measure(setup)
+    assert [row["records"] for row in document["by_records"]] == [100, 1100]
+    assert all(row["open_seconds"] < row["first_batch_seconds"] for row in document["by_records"])
+    assert [row["batch_size"] for row in document["by_batch"]] == [64, 128]
+    assert [row["threads"] for row in document["by_threads"]] == [1, 2]
+    assert "1,100" in growth.table(document)
     assert sorted(data_dir.rglob("*")) == before
 
 
-def test_a_grown_data_set_holds_the_real_records_again_and_again(setup, tmp_path, monkeypatch):
+def test_a_larger_data_set_repeats_the_real_records(setup, tmp_path, monkeypatch):
     monkeypatch.setattr(growth.packing, "SHARD_SAMPLES", 700)
-    growth._grow(setup.shards, tmp_path / "grown", 1500)
-    grown = Shards(tmp_path / "grown", "train")
-    assert len(grown) == 1500
+    growth._repeat_records(setup.shards, tmp_path / "repeated", 1500)
+    repeated = Shards(tmp_path / "repeated", "train")
+    assert len(repeated) == 1500
     originals = np.arange(600)
     for start in (0, 700):
-        np.testing.assert_array_equal(grown.images(originals + start), setup.shards.images(originals))
-    np.testing.assert_array_equal(grown.labels(np.arange(1400, 1500)), setup.shards.labels(np.arange(100)))
+        np.testing.assert_array_equal(repeated.images(originals + start), setup.shards.images(originals))
+    np.testing.assert_array_equal(repeated.labels(np.arange(1400, 1500)), setup.shards.labels(np.arange(100)))
 
 
 @pytest.mark.parametrize("group", ["block", "queue", "ahead", "threads", "gathering", "codec", "warp"])
@@ -186,18 +231,38 @@ def test_each_group_of_settings_runs_and_marks_its_default(group, setup):
     assert all(measure() > 0 for measure in measures.values())
 
 
+def test_resize_and_warp_are_two_passes_in_one_graph_only(setup):
+    affine, one_pass = setup.config.data.affine, pipeline_settings.dali.preprocess
+    images = {}
+    for name, backend in (("one", "dali"), ("two", pipeline_settings._two_passes)):
+        with setup.loader(backend=backend, affine=affine) as loader:
+            images[name] = next(iter(loader)).images.clone()
+    assert images["one"].shape == images["two"].shape
+    assert not torch.equal(images["one"], images["two"])
+    assert pipeline_settings.dali.preprocess is one_pass
+
+
 def test_time_to_accuracy_trains_on_everything_and_tests_once_a_run(data_dir, monkeypatch):
-    asked = {"source": "glyphs", "data_dir": str(data_dir), "device": "cpu", "epochs": 2, "batch_size": 64}
-    config = resolve(recipes.fast("small", gpu=False).override({**asked, "val_fraction": 0.0}))
-    read = []
-    real = time_to_accuracy.evaluation_loader
-    monkeypatch.setattr(
-        time_to_accuracy,
-        "evaluation_loader",
-        lambda c, shards, *rest: read.append(shards.part) or real(c, shards, *rest),
-    )
+    options = {"source": "glyphs", "data_dir": str(data_dir), "device": "cpu", "epochs": 2, "batch_size": 64}
+    config = resolve(recipes.fast_cpu("small").override({**options, "val_fraction": 0.0}))
+    trained_on, evaluated = [], []
+    real_build, real_predict = time_to_accuracy.build_training, time_to_accuracy.predict
+
+    def build_training(*arguments):
+        training = real_build(*arguments)
+        trained_on.append(training.loader.plan.samples)
+        assert training.validation is None
+        return training
+
+    def predict(model, loader, *arguments):
+        evaluated.append((loader.shards.part, loader.plan.samples))
+        return real_predict(model, loader, *arguments)
+
+    monkeypatch.setattr(time_to_accuracy, "build_training", build_training)
+    monkeypatch.setattr(time_to_accuracy, "predict", predict)
     document = time_to_accuracy.measure(config, target=0.2, runs=2)
-    assert read == ["test", "test"]
+    assert trained_on == [600, 600]
+    assert evaluated == [("test", 108), ("test", 108)]
     assert [run["seed"] for run in document["runs"]] == [0, 1]
     one, other = (run["accuracy"] for run in document["runs"])
     assert document["accuracy"]["mean"] == pytest.approx((one + other) / 2)
@@ -210,7 +275,7 @@ def test_time_to_accuracy_trains_on_everything_and_tests_once_a_run(data_dir, mo
 def ablated(data_dir, tmp_path_factory):
     """Two variants with two seeds: configs, run folders, document."""
     data = {"data_dir": str(data_dir), "source": "glyphs", "batch_size": 64, "val_fraction": 0.2}
-    base = ablation.change(ablation.baseline("small", 1), data=data, run={"device": "cpu"})
+    base = ablation.baseline("small", 1).override({**data, "device": "cpu"})
     out = tmp_path_factory.mktemp("ablation")
     configs = {name: ablation.VARIANTS[name](base) for name in ABLATED}
     return configs, out, ablation.measure(configs, 2, out)
@@ -228,12 +293,12 @@ def test_an_ablation_compares_variants_at_equal_seeds(ablated):
         assert [run["steps"] for run in runs] == [480 // 64] * 2
         assert min(run["seconds"] for run in runs) > 0
     for metric in ablation.METRICS:
-        found = document["variants"][ABLATED[1]][metric]
-        first, second = (run[metric] - of[metric] for run, of in zip(other, base, strict=True))
-        assert found["mean"] == pytest.approx(sum(run[metric] for run in other) / 2)
-        assert found["sd"] == pytest.approx(abs(other[0][metric] - other[1][metric]) / 2**0.5)
-        assert found["difference"] == pytest.approx((first + second) / 2)
-        assert found["half_interval"] == pytest.approx(12.7062 * abs(first - second) / 2, rel=1e-4)
+        row = document["variants"][ABLATED[1]][metric]
+        first, second = (run[metric] - reference[metric] for run, reference in zip(other, base, strict=True))
+        assert row["mean"] == pytest.approx(sum(run[metric] for run in other) / 2)
+        assert row["sd"] == pytest.approx(abs(other[0][metric] - other[1][metric]) / 2**0.5)
+        assert row["difference"] == pytest.approx((first + second) / 2)
+        assert row["half_interval"] == pytest.approx(12.7062 * abs(first - second) / 2, rel=1e-4)
         assert "difference" not in document["variants"][ablation.BASELINE][metric]
     names = {run["run"] for runs in document["runs"].values() for run in runs}
     assert names == {"baseline-0", "baseline-1", "no-averaged-weights-0", "no-averaged-weights-1"}
@@ -241,43 +306,77 @@ def test_an_ablation_compares_variants_at_equal_seeds(ablated):
     assert json.loads(json.dumps(document))["runs"] == document["runs"]
 
 
-def test_an_ablation_that_is_there_is_not_trained_again(ablated, monkeypatch):
+def test_complete_runs_are_not_trained_again(ablated, monkeypatch):
     configs, out, document = ablated
 
-    def trained(_: trainer.Trainer) -> dict:
+    def train_epoch(*_) -> dict:
         raise AssertionError
 
-    monkeypatch.setattr(trainer.Trainer, "train_epoch", trained)
+    monkeypatch.setattr(trainer.Trainer, "train_epoch", train_epoch)
     assert ablation.measure(configs, 2, out)["runs"] == document["runs"]
     alone = ablation.measure({ABLATED[1]: configs[ABLATED[1]]}, 1, out)
     assert alone["runs"][ABLATED[1]] == document["runs"][ABLATED[1]][:1]
-    assert alone["variants"][ABLATED[1]]["accuracy"].keys() == {"mean", "sd"}  # there is no baseline to differ from
+    assert alone["variants"][ABLATED[1]]["accuracy"].keys() == {"mean", "sd"}  # without a baseline
 
 
-def test_an_ablation_goes_on_with_its_record_where_the_run_folders_are_gone(ablated, tmp_path, monkeypatch):
+def test_an_interrupted_run_of_an_ablation_is_resumed(ablated, tmp_path, monkeypatch):
     configs, _, document = ablated
-    record = tmp_path / "record.json"
+    name, method, when = ABLATED[0], *at_step(3)
+    with monkeypatch.context() as patch:
+        signalled(patch, method, when)
+        with pytest.raises(SystemExit):
+            ablation.measure({name: configs[name]}, 1, tmp_path)
+    (resumed,) = ablation.measure({name: configs[name]}, 1, tmp_path)["runs"][name]
+    assert {**resumed, "seconds": None} == {**document["runs"][name][0], "seconds": None}
+
+
+def test_an_ablation_continues_its_result_file_without_the_run_folders(ablated, tmp_path, monkeypatch):
+    configs, _, document = ablated
+    path = tmp_path / "result.json"
     first = {ABLATED[0]: configs[ABLATED[0]]}
     ran = []
 
-    def run(config, path):
-        ran.append(path.name)
-        return document["runs"][ABLATED[path.name.startswith("no")]][config.training.seed]
+    def run(config, folder):
+        ran.append(folder.name)
+        return document["runs"][ABLATED[folder.name.startswith("no")]][config.training.seed]
 
-    monkeypatch.setattr(ablation, "one_run", run)
-    ablation.measure(first, 1, tmp_path, record)
-    assert ablation.measure(configs, 2, tmp_path, record)["runs"] == document["runs"]
+    monkeypatch.setattr(ablation, "run", run)
+    ablation.measure(first, 1, tmp_path, path)
+    assert ablation.measure(configs, 2, tmp_path, path)["runs"] == document["runs"]
     assert ran == ["baseline-0", "no-averaged-weights-0", "baseline-1", "no-averaged-weights-1"]
-    assert json.loads(record.read_text())["variants"] == document["variants"]
+    assert json.loads(path.read_text())["variants"] == document["variants"]
     elsewhere = {name: config.override({"out": "other", "seed": 7}) for name, config in configs.items()}
-    ablation.measure(elsewhere, 2, tmp_path, record)
+    ablation.measure(elsewhere, 2, tmp_path, path)
     assert len(ran) == 4
     longer = {name: config.override({"epochs": 2}) for name, config in configs.items()}
-    ablation.measure(longer, 1, tmp_path, record)
+    ablation.measure(longer, 1, tmp_path, path)
     assert ran[4:] == ["baseline-0", "no-averaged-weights-0"]
-    record.write_text(json.dumps({**document, "fingerprint": "of other data"}))
-    with pytest.raises(UserError, match="no ablation on these data"):
-        ablation.measure(configs, 1, tmp_path, record)
+    path.write_text(json.dumps({**document, "fingerprint": "of other data"}))
+    with pytest.raises(UserError, match="of other data"):
+        ablation.measure(configs, 1, tmp_path, path)
+    path.write_text(json.dumps({**document, "benchmark": "throughput"}))
+    with pytest.raises(UserError, match="not a result file of ablation"):
+        ablation.measure(configs, 1, tmp_path, path)
+
+
+def test_runs_in_an_older_result_file_are_read():
+    path = BENCH / "records" / "byclass-cpu-2-cores.json"  # with old names of metrics, and settings removed since
+    content = json.loads(path.read_text())
+    finished = ablation.finished_runs(path, content["fingerprint"])
+    assert len(finished) == 6
+    for name, runs in content["runs"].items():
+        settings = ablation._settings(from_dict(content["configs"][name]))
+        for old in runs:
+            run = finished[settings, old["seed"]]
+            assert run["balanced_accuracy"] == old["class_mean"]
+            assert run["val_balanced_accuracy"] == old["val_class_mean"]
+            assert ablation.summary([run], [run])["accuracy"]["mean"] == old["accuracy"]
+
+
+def test_runs_with_removed_settings_are_left_out_of_what_is_read():
+    path = BENCH / "records" / "ablation-cpu-2-cores.json"  # one of its 9 variants erases
+    content = json.loads(path.read_text())
+    assert len(ablation.finished_runs(path, content["fingerprint"])) == 3 * 8
 
 
 def test_variants_of_a_recipe_are_named_after_both():
@@ -294,12 +393,12 @@ def test_the_table_of_an_ablation_has_a_row_a_variant(ablated):
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     assert [len(row) for row in cells] == [6, 6]
     assert (cells[0][2], cells[0][4]) == ("", "")
-    found = document["variants"][ABLATED[1]]["accuracy"]
-    assert cells[1][3] == f"{100 * found['mean']:.2f} ± {100 * found['sd']:.2f}"
-    assert cells[1][4] == f"{100 * found['difference']:+.2f} ± {100 * found['half_interval']:.2f}"
+    accuracy = document["variants"][ABLATED[1]]["accuracy"]
+    assert cells[1][3] == f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['sd']:.2f}"
+    assert cells[1][4] == f"{100 * accuracy['difference']:+.2f} ± {100 * accuracy['half_interval']:.2f}"
 
 
-def test_every_variant_of_the_ablation_differs_from_the_baseline_and_has_a_folder_of_its_own():
+def test_every_variant_of_the_ablation_differs_from_the_baseline_and_has_its_own_folder():
     base = ablation.baseline("balanced", 5)
     configs = {name: build(base) for name, build in ablation.VARIANTS.items()}
     assert configs.pop(ablation.BASELINE) == configs.pop("class weights") == base
@@ -311,14 +410,13 @@ def test_every_variant_of_the_ablation_differs_from_the_baseline_and_has_a_folde
         assert (config.model, config.data.batch_size, config.training.accumulation) == (
             base.model, base.data.batch_size, 1,
         )  # fmt: skip
-        of_seed_3 = ablation.VARIANTS[name](ablation.change(base, training={"seed": 3}))
-        assert of_seed_3 == ablation.change(config, training={"seed": 3}), name
+        assert ablation.VARIANTS[name](base.override({"seed": 3})) == config.override({"seed": 3}), name
     assert len({json.dumps(config.to_dict()) for config in configs.values()}) == len(configs)
     assert len({ablation._slug(name) for name in ablation.VARIANTS}) == len(ablation.VARIANTS)
 
 
 def test_the_interval_of_a_mean_is_students():
-    # Of 1, 2, 3, 4, 5: deviation √2.5, t = 2.7764 with 4 degrees of freedom.
+    # 1, 2, 3, 4, 5: standard deviation √2.5, t = 2.7764 with 4 degrees of freedom.
     assert ablation.half_interval([1, 2, 3, 4, 5]) == pytest.approx(2.7764 * (2.5 / 5) ** 0.5, rel=1e-4)
     assert ablation.half_interval([0.1, 0.1, 0.1]) == pytest.approx(0)
     assert ablation.half_interval([1]) is None
@@ -333,15 +431,15 @@ def test_one_seed_has_no_spread():
 
 
 def test_an_ablation_without_data_is_one_sentence(tmp_path):
-    place = ["--split", "nonsense", "--data-dir", str(tmp_path), "--out", str(tmp_path / "runs")]
-    result = CliRunner().invoke(ablation.main, place)
+    arguments = ["--split", "nonsense", "--data-dir", str(tmp_path), "--out", str(tmp_path / "runs")]
+    result = CliRunner().invoke(ablation.main, arguments)
     assert (result.exit_code, type(result.exception)) == (1, SystemExit)
     assert "no split 'nonsense'" in result.output
 
 
-def test_gpu_check_records_what_failed_and_what_was_found():
-    found = gpu_check.run("good", [sys.executable, "-c", "print('a'); print('{\"benchmark\": \"x\"}')"])
-    assert (found["exit_code"], found["output"], found["document"]) == (0, "a", {"benchmark": "x"})
+def test_gpu_check_reports_failures_and_documents():
+    good = gpu_check.run("good", [sys.executable, "-c", "print('a'); print('{\"benchmark\": \"x\"}')"])
+    assert (good["exit_code"], good["output"], good["document"]) == (0, "a", {"benchmark": "x"})
     failed = gpu_check.run("bad", [sys.executable, "-c", "print('b'); raise SystemExit(3)"])
     assert (failed["exit_code"], failed["output"], failed["document"]) == (3, "b", None)
     machine = {
@@ -353,7 +451,7 @@ def test_gpu_check_records_what_failed_and_what_was_found():
         "packages": {},
         "command": "c",
     }
-    text = gpu_check.markdown({"machine": machine, "parts": {"good": found, "bad": failed}})
+    text = gpu_check.markdown({"machine": machine, "parts": {"good": good, "bad": failed}})
     assert "## good (" in text
     assert "failed with exit code 3" in text
 
@@ -372,4 +470,14 @@ def test_without_a_gpu_gpu_check_says_so():
         pytest.skip("there is a GPU")
     result = CliRunner().invoke(gpu_check.main, [])
     assert result.exit_code == 1
-    assert "--device cpu rehearses" in result.output
+    assert "rehearse on the CPU with --device cpu" in result.output
+
+
+SCRIPTS = (ablation, ddp_scaling, gpu_check, pipeline_settings, throughput, time_to_accuracy)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_every_script_has_help(script):
+    result = CliRunner().invoke(script.main, ["--help"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "--data-dir" in result.output

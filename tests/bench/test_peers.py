@@ -1,4 +1,4 @@
-"""The peers of bench/throughput.py make the batches that they are timed on."""
+"""The peers of bench/throughput.py make correct batches."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ BATCH = 96
 
 @pytest.fixture(scope="module")
 def work(drawn: Source, tmp_path_factory: pytest.TempPathFactory) -> peers.Work:
-    """384 images, drawn ones, random ones and ones of a single grey level: 4 batches an epoch."""
+    """384 images, some drawn, some random, some of a single grey level: 4 batches per epoch."""
     rng = np.random.default_rng(0)
     flat = np.broadcast_to(np.arange(4, dtype=np.uint8)[:, None, None] * 85, (4, 28, 28))
     images = np.concatenate([drawn.parts["train"].images[:280], rng.integers(0, 256, (100, 28, 28), np.uint8), flat])
@@ -32,8 +32,8 @@ def work(drawn: Source, tmp_path_factory: pytest.TempPathFactory) -> peers.Work:
     )
 
 
-def assert_right(peer: peers.Peer, work: peers.Work, batches: int) -> list[int]:
-    """Checks form and content of the next batches and gives their indices."""
+def assert_correct(peer: peers.Peer, work: peers.Work, batches: int) -> list[int]:
+    """Checks the next batches and returns their indices."""
     seen = []
     for _ in range(batches):
         images, indices = peer.batch()
@@ -50,8 +50,8 @@ def assert_right(peer: peers.Peer, work: peers.Work, batches: int) -> list[int]:
 def test_images_and_indices(name: str, work: peers.Work) -> None:
     peer = peers.PEERS[name](work)
     try:
-        seen = assert_right(peer, work, 4)
-        # DALI shuffles within a buffer that reaches into the next epoch.
+        seen = assert_correct(peer, work, 4)
+        # DALI's shuffle buffer reaches into the next epoch.
         if not name.startswith("DALI"):
             assert sorted(seen) == list(range(len(work.images)))
             assert peer.batch()[1].tolist() != seen[:BATCH]
@@ -66,8 +66,8 @@ def test_ffcv(work: peers.Work) -> None:
     except peers.Missing as reason:
         pytest.skip(str(reason))
     try:
-        # Its set-up has taken the first of 4 batches.
-        seen = assert_right(peer, work, 7)[3 * BATCH :]
+        # The worker has taken the first of 4 batches itself.
+        seen = assert_correct(peer, work, 7)[3 * BATCH :]
         assert sorted(seen) == list(range(len(work.images)))
         assert peer.rate(0.01) > 0
     finally:
@@ -75,7 +75,7 @@ def test_ffcv(work: peers.Work) -> None:
 
 
 def test_small_images_are_not_streamed(work: peers.Work) -> None:
-    with pytest.raises(peers.Missing, match="are not streamed"):
+    with pytest.raises(peers.Missing, match="are streamed"):
         peers.PEERS["FFCV, fused and streamed"](work)
 
 
@@ -96,5 +96,5 @@ def test_check_sees_wrong_images_and_wrong_indices(work: peers.Work) -> None:
 
 
 def test_a_batch_larger_than_the_data_is_refused(work: peers.Work) -> None:
-    with pytest.raises(ValueError, match="needs more than 384"):
+    with pytest.raises(ValueError, match="needs more than 384 images"):
         peers.Work(**{**vars(work), "batch_size": 385})

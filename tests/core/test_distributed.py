@@ -1,4 +1,4 @@
-"""Several ranks on this machine's CPU, over gloo; where it is allowed also on two machines made of namespaces."""
+"""Several ranks on this machine's CPU, over gloo; if permitted also on two machines simulated by namespaces."""
 
 import os
 import shutil
@@ -26,14 +26,14 @@ from emnist_dali.runtime import resolve
 from ..rank_jobs import SECONDS, Job, Rank, checks, command
 from ..training_runs import flags, untimed
 
-ENDED = "ends because another rank has ended"
-# Sums over slices round in other places: after 50 steps the weights differ by 0.8 to 1.7 · 10⁻⁵ of their norm.
+PEER_EXITED = "stopped because another rank exited first"
+# Sums over slices round differently: after 50 steps the weights differ by 0.8 to 1.7 · 10⁻⁵ of their norm.
 TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
 def seen(data_dir, tmp_path_factory) -> dict[int, list[dict]]:
-    """What `checks` saw on every rank, by the number of ranks."""
+    """The results of `checks` on every rank, by the number of ranks."""
     folder = tmp_path_factory.mktemp("checks")
     results = {}
     for world in (1, 2, 4):
@@ -70,7 +70,7 @@ def test_evaluation_counts_each_image_once_on_all_ranks(seen, world, images):
     assert len(np.flatnonzero(np.sum(expected["confusion"], 0))) > 1  # predictions differ
     for rank in seen[world]:
         found = rank["evaluation"][images]
-        # Probabilities depend on the slice in the last digit.
+        # The last digit of a probability depends on the slice.
         error = pytest.approx(found["calibration_error"], abs=1e-6)
         assert {**found, "calibration_error": error} == expected
 
@@ -80,7 +80,7 @@ def test_evaluation_counts_each_image_once_on_all_ranks(seen, world, images):
 def test_ranks_train_to_the_weights_of_one(seen, world, accumulation):
     expected = seen[1][0]["steps"][accumulation]
     first, *others = [rank["steps"][accumulation] for rank in seen[world]]
-    for which, state in enumerate(first):  # the weights, and the averaged ones
+    for which, state in enumerate(first):  # the weights and their averages
         assert distance(state, expected[which]) < TOLERANCE
         for other in others:
             assert_same(state, other[which])
@@ -110,7 +110,7 @@ def test_gradients_are_reduced_once_a_step(seen, world):
 @pytest.mark.parametrize("world", [2, 4])
 def test_statistics_of_batchnorm_become_the_mean_of_the_ranks(seen, world):
     epochs = [rank["epoch"] for rank in seen[world]]
-    for which in (0, 1):  # the model's, and the averaged model's
+    for which in (0, 1):  # of the model and of the averaged model
         for name, after in epochs[0]["after"][which].items():
             before = torch.stack([epoch["before"][which][name] for epoch in epochs])
             torch.testing.assert_close(after, before.mean(0))
@@ -127,16 +127,16 @@ def test_images_are_mixed_within_a_ranks_slice(seen, world):
         assert others.max() < 0.01  # label smoothing
 
 
-def test_synchronised_batchnorm_on_a_cpu_is_one_sentence():
+def test_synchronized_batchnorm_on_a_cpu_is_an_error():
     with pytest.raises(UserError, match="--sync-bn needs GPUs"):
         resolve(recipes.cpu("small").override({"device": "cpu", "sync_bn": True}))
 
 
 def arguments(data_dir: Path | str, out: Path | str, *more: str) -> list[str]:
-    """A training of 36 steps, 9 an epoch, that leaves a checkpoint every 4."""
+    """A run of 36 steps, 9 per epoch, with a checkpoint every 4."""
     given = {"split": "small", "source": "glyphs", "data-dir": data_dir, "recipe": "cpu", "device": "cpu", "out": out}
     given |= {"batch-size": 64, "epochs": 4, "checkpoint-every": 4, "keep": 1000}
-    # At 32×32 the last layers see one pixel, whose normalization magnifies what rounding makes.
+    # At 32×32 the last layers see one pixel, whose normalization magnifies rounding errors.
     return ["train", *map(str, flags(image_size=64, **given)), *more]
 
 
@@ -151,7 +151,7 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data_dir, runs) -> tuple[Path, list[Rank]]:
-    """A run of 2 ranks that nothing interrupts."""
+    """An uninterrupted run of 2 ranks."""
     out = runs / "whole"
     ranks = run(runs / "whole.txt", 2, *arguments(data_dir, out))
     assert [rank.code for rank in ranks] == [0, 0], ranks[1].err
@@ -168,7 +168,7 @@ def whole_gn(data_dir, runs) -> Path:
 
 
 def lines(out: Path) -> list[dict]:
-    return untimed(RunFolder(out).logged())
+    return untimed(RunFolder(out).entries())
 
 
 def final(out: Path) -> dict:
@@ -176,7 +176,7 @@ def final(out: Path) -> dict:
 
 
 def assert_same_end(out: Path, whole: Path) -> None:
-    """Bit for bit: weights, averaged weights, each rank's buffers, and all that was measured but for time."""
+    """Bit for bit: weights, averaged weights, each rank's buffers, and all metrics except times."""
     one, other = final(out), final(whole)
     for name in ("model", "ema"):
         assert_same(one[name], other[name])
@@ -188,7 +188,7 @@ def assert_same_end(out: Path, whole: Path) -> None:
 
 
 def stopped(whole: Path, step: int, out: Path) -> Path:
-    """The run as it was when its checkpoint of `step` had been written."""
+    """The run as it was after its checkpoint of `step`."""
     (out / "checkpoints").mkdir(parents=True)
     for name in ("config.json", "env.json", "metrics.jsonl"):
         shutil.copy(whole / name, out)
@@ -205,7 +205,7 @@ def test_only_rank_0_prints_and_writes(whole):
     assert [line["kind"] for line in lines(out)] == ["epoch"] * 4 + ["test", "unseen"]
 
 
-def test_a_checkpoint_of_2_ranks_goes_on_with_2_as_if_nothing_had_been(whole, tmp_path):
+def test_2_ranks_resume_bit_for_bit(whole, tmp_path):
     out = stopped(whole[0], 12, tmp_path / "run")  # 3 steps into the second epoch
     ranks = run(tmp_path / "txt", 2, "train", "--resume", str(out))
     assert [rank.code for rank in ranks] == [0, 0], ranks[1].err
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_2_ranks_goes_on_with_2_as_if_nothing_had_been(whole, tm
 
 
 @pytest.mark.parametrize("world", [1, 4])
-def test_a_checkpoint_of_2_ranks_goes_on_with_another_number(whole_gn, world, tmp_path):
+def test_a_checkpoint_of_2_ranks_resumes_on_another_number(whole_gn, world, tmp_path):
     out = stopped(whole_gn, 12, tmp_path / "run")
     ranks = run(tmp_path / "txt", world, "train", "--resume", str(out))
     assert [rank.code for rank in ranks] == [0] * world, ranks[-1].err
@@ -224,14 +224,14 @@ def test_a_checkpoint_of_2_ranks_goes_on_with_another_number(whole_gn, world, tm
     np.testing.assert_allclose(lines(out)[1]["loss"], lines(whole_gn)[1]["loss"], rtol=1e-4)
 
 
-def test_a_number_of_ranks_that_does_not_divide_the_batch_is_one_sentence(whole, tmp_path):
+def test_a_number_of_ranks_that_does_not_divide_the_batch_is_an_error(whole, tmp_path):
     out = stopped(whole[0], 12, tmp_path / "run")
     for rank in run(tmp_path / "txt", 3, "train", "--resume", str(out)):
         assert (rank.code, rank.err.count("\n")) == (1, 1)
         assert "A batch of 64 images does not divide by 3 ranks" in rank.err
 
 
-def test_ranks_with_different_data_are_one_sentence(drawn, data_dir, tmp_path):
+def test_ranks_with_different_data_are_an_error(drawn, data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "0")
     fewer = {name: Part(part.images[:-1], part.labels[:-1]) for name, part in drawn.parts.items()}
     pack(replace(drawn, parts=fewer), "small", tmp_path / "1" / "demo" / "small")
@@ -240,7 +240,7 @@ def test_ranks_with_different_data_are_one_sentence(drawn, data_dir, tmp_path):
         assert "The ranks have different data" in rank.err
 
 
-def test_what_one_rank_finds_wrong_is_told(data_dir, tmp_path):
+def test_an_error_on_one_rank_is_reported(data_dir, tmp_path):
     for rank in "01":
         shutil.copytree(data_dir, tmp_path / rank)
     shard = tmp_path / "1" / "demo" / "small" / "train-00000.safetensors"
@@ -249,17 +249,17 @@ def test_what_one_rank_finds_wrong_is_told(data_dir, tmp_path):
     shard.write_bytes(damaged)
     first, second = run(tmp_path / "txt", 2, *arguments(tmp_path / "{rank}", tmp_path / "run"))
     assert (first.code, second.code) == (1, 1)
-    assert f"Rank 0 {ENDED}" in first.err
+    assert f"Rank 0 {PEER_EXITED}" in first.err
     assert str(shard) in second.err
     assert "Traceback" not in first.err + second.err
 
 
-# From here on with torchrun itself.
+# From here on, with torchrun itself.
 
 
 @contextmanager
 def torchrun(folder: Path, *words: str, before: tuple[str, ...] = (), **place) -> Iterator[subprocess.Popen]:
-    """torchrun of the words, in a session of its own; what it prints is in out.txt and err.txt of `folder`."""
+    """torchrun with these arguments; its output goes to out.txt and err.txt in `folder`."""
     folder.mkdir(exist_ok=True)
     start = [*before, sys.executable, "-m", "torch.distributed.run"]
     with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
@@ -268,7 +268,7 @@ def torchrun(folder: Path, *words: str, before: tuple[str, ...] = (), **place) -
     try:
         yield job
     finally:
-        if job.poll() is None:  # a test has failed: torchrun ends its ranks
+        if job.poll() is None:  # a test has failed; torchrun ends its ranks
             job.terminate()
             job.wait(SECONDS)
 
@@ -277,22 +277,22 @@ def on_two(*words: str) -> list[str]:
     return ["--standalone", "--nproc-per-node", "2", *words, "-m", "emnist_dali"]
 
 
-def wait_for(happened: Callable[[], bool], job: subprocess.Popen) -> None:
+def wait_for(condition: Callable[[], bool], job: subprocess.Popen) -> None:
     deadline = time.monotonic() + SECONDS
-    while not happened():
+    while not condition():
         assert job.poll() is None, "torchrun has ended"
-        assert time.monotonic() < deadline, "nothing happens"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.005)
 
 
 def worker(job: subprocess.Popen, rank: int) -> int:
-    """The process of a rank."""
+    """The process id of a rank."""
     for environ in Path("/proc").glob("[0-9]*/environ"):
         try:
             parent = int((environ.parent / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == job.pid and f"RANK={rank}".encode() in environ.read_bytes().split(b"\0"):
                 return int(environ.parent.name)
-        except OSError:  # ended, or another user's
+        except OSError:  # it has exited, or belongs to another user
             continue
     raise AssertionError(f"no rank {rank}")
 
@@ -308,7 +308,7 @@ def test_a_killed_rank_ends_the_job(data_dir, tmp_path):
         os.kill(worker(job, 1), signal.SIGKILL)
         assert job.wait(30) != 0
     said = (tmp_path / "err.txt").read_text()
-    assert said.count(f"Rank 0 {ENDED}") == 1
+    assert said.count(f"Rank 0 {PEER_EXITED}") == 1
     assert final(out)["step"] < 36
 
 
@@ -365,14 +365,14 @@ def machines() -> Iterator[list[tuple[str, str, str]]]:
 
 
 def test_two_machines_train_together(machines, data_dir, whole, tmp_path):
-    """Each has its own working folder with its own data; the run is written on the first."""
+    """Each has its own working folder and data; the first writes the run."""
     jobs = []
     for i, (name, address, interface) in enumerate(machines):
         home = tmp_path / str(i)
         shutil.copytree(data_dir, home / "data")
         words = ["--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(i), "--local-addr", address]
         words += ["--rdzv-id", "emnist", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{machines[0][1]}:29400"]
-        # torchrun knows its own machine by its name, which both have here.
+        # torchrun recognizes its machine by host name, which is the same for both here.
         words += ["--rdzv-conf", f"is_host={1 - i}", "-m", "emnist_dali", *arguments("data", "run")]
         place = {"cwd": home, "env": {"GLOO_SOCKET_IFNAME": interface}}
         jobs.append(torchrun(home, *words, before=("ip", "netns", "exec", name), **place))

@@ -1,4 +1,4 @@
-"""The official files from a local server that behaves, refuses ranges, cuts, lies or is not there."""
+"""Downloads from a local server that behaves, refuses ranges, cuts transfers, sends wrong data or is absent."""
 
 import hashlib
 import http.server
@@ -17,7 +17,7 @@ from emnist_dali.core.files import sha256
 from emnist_dali.data import download
 from emnist_dali.data.emnist import OfficialFile, file_name
 
-NO_WAITS = (0, 0)
+NO_DELAYS = (0, 0)
 NAMES = {
     split: [file_name(split, part, kind) for part in ("train", "test") for kind in ("images", "labels")]
     for split in ("mnist", "digits")
@@ -32,21 +32,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         server, data = self.server, self.server.data
-        asked = self.headers.get("Range")
-        server.asked.append(asked)
+        requested = self.headers.get("Range")
+        server.ranges_requested.append(requested)
         first, last = 0, len(data) - 1
-        if asked and server.ranges:
-            start, end = re.fullmatch(r"bytes=(\d*)-(\d+)", asked).groups()
+        if requested and server.ranges:
+            start, end = re.fullmatch(r"bytes=(\d*)-(\d+)", requested).groups()
             first, last = (int(start), int(end)) if start else (max(0, len(data) - int(end)), last)
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {first + server.shift}-{last}/{len(data)}")
         else:
             self.send_response(200)
-        if server.tells_length:
+        if server.sends_length:
             self.send_header("Content-Length", str(last + 1 - first))
         self.end_headers()
         body = data[first : last + 1]
-        if len(body) > 1_000 and server.cuts and not (asked or "").startswith("bytes=-"):
+        if len(body) > 1_000 and server.cuts and not (requested or "").startswith("bytes=-"):
             body = body[: server.cuts.pop(0)]
         self.wfile.write(body)
 
@@ -56,7 +56,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server of an archive whose members, of random bytes, count as the official files of two splits."""
+    """Serves an archive whose members, random bytes, are patched in as the official files of two splits."""
     random = np.random.default_rng(0)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -71,7 +71,7 @@ def server(monkeypatch):
         server.data = buffer.getvalue()
         monkeypatch.setattr(download, "ARCHIVE_MD5", hashlib.md5(server.data).hexdigest())
         server.url = f"http://127.0.0.1:{server.server_port}/gzip.zip"
-        server.ranges, server.tells_length, server.shift, server.cuts, server.asked = True, True, 0, [], []
+        server.ranges, server.sends_length, server.shift, server.cuts, server.ranges_requested = True, True, 0, [], []
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -80,14 +80,14 @@ def server(monkeypatch):
 
 
 def spoil(server, name: str) -> None:
-    """Change one byte of a member's content on the server."""
+    """Changes one byte of a member on the server."""
     with zipfile.ZipFile(io.BytesIO(server.data)) as archive:
         place = archive.getinfo(f"gzip/{name}").header_offset + 150
     server.data = server.data[:place] + bytes([server.data[place] ^ 1]) + server.data[place + 1 :]
 
 
 def fetch(server, folder: Path, split: str = "mnist") -> list[Path]:
-    return download.fetch(split, folder, server.url, NO_WAITS)
+    return download.fetch(split, folder, server.url, NO_DELAYS)
 
 
 def assert_official(paths: list[Path], split: str = "mnist") -> None:
@@ -96,7 +96,7 @@ def assert_official(paths: list[Path], split: str = "mnist") -> None:
         assert sha256(path) == download.OFFICIAL_FILES[path.name].sha256
 
 
-def left_over(folder: Path) -> list[str]:
+def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if "emnist-dali-" in path.name)
 
 
@@ -104,73 +104,73 @@ def part(name: str) -> str:
     return f".{name}.emnist-dali-part"
 
 
-def span(asked: str) -> tuple[int, int]:
-    first, last = asked.removeprefix("bytes=").split("-")
+def span(requested: str) -> tuple[int, int]:
+    first, last = requested.removeprefix("bytes=").split("-")
     return int(first), int(last)
 
 
 @pytest.mark.parametrize("split", ["mnist", "digits"], ids=["stored", "deflated"])
 def test_only_the_members_are_fetched(server, tmp_path, split):
     assert_official(fetch(server, tmp_path / "new" / "folder", split), split)
-    assert not left_over(tmp_path / "new" / "folder")
-    directory, *members = server.asked
+    assert not leftovers(tmp_path / "new" / "folder")
+    directory, *members = server.ranges_requested
     assert directory == "bytes=-65536"
     assert len(members) == 4
     assert sum(last + 1 - first for first, last in map(span, members)) < 210_000
 
 
-def test_right_files_are_kept_and_wrong_ones_set_aside(server, tmp_path):
+def test_official_files_are_kept_and_others_renamed(server, tmp_path):
     paths = fetch(server, tmp_path)
-    server.asked.clear()
+    server.ranges_requested.clear()
     assert_official(fetch(server, tmp_path))
-    assert server.asked == []
-    for i, content in enumerate((b"wrong", b"other"), 1):  # somebody's own, maybe
-        server.asked.clear()
+    assert server.ranges_requested == []
+    for i, content in enumerate((b"wrong", b"other"), 1):  # possibly the user's own
+        server.ranges_requested.clear()
         paths[1].write_bytes(content)
         assert_official(fetch(server, tmp_path))
-        assert len(server.asked) == 2
+        assert len(server.ranges_requested) == 2
         assert paths[1].with_name(f"{paths[1].name}.not-official-{i}").read_bytes() == content
 
 
-def test_a_cut_transfer_asks_for_the_rest_only(server, tmp_path):
+def test_an_interrupted_transfer_requests_only_the_rest(server, tmp_path):
     server.cuts = [3 * download.PACKET, 2 * download.PACKET]
     assert_official(fetch(server, tmp_path))
-    (first, last), second, third = map(span, server.asked[1:4])
+    (first, last), second, third = map(span, server.ranges_requested[1:4])
     assert second == (first + 3 * download.PACKET, last)
     assert third == (first + 5 * download.PACKET, last)
 
 
-@pytest.mark.parametrize("tells_length", [True, False])
-def test_a_later_run_continues_the_part(server, tmp_path, tells_length):
-    server.tells_length = tells_length
+@pytest.mark.parametrize("sends_length", [True, False])
+def test_a_later_run_resumes_the_download(server, tmp_path, sends_length):
+    server.sends_length = sends_length
     server.cuts = [2 * download.PACKET + 1, 1, 1]
     with pytest.raises(UserError, match=r"NIST could not be reached.*run again.*--source PATH.*--source glyphs"):
         fetch(server, tmp_path)
-    assert left_over(tmp_path) == [part(NAMES["mnist"][0])]
-    first, last = span(server.asked[1])
-    server.asked.clear()
+    assert leftovers(tmp_path) == [part(NAMES["mnist"][0])]
+    first, last = span(server.ranges_requested[1])
+    server.ranges_requested.clear()
     assert_official(fetch(server, tmp_path))
-    kept = 2 * download.PACKET + (0 if tells_length else 3)
-    assert span(server.asked[1]) == (first + kept, last)
+    kept = 2 * download.PACKET + (0 if sends_length else 3)
+    assert span(server.ranges_requested[1]) == (first + kept, last)
 
 
 @pytest.mark.parametrize("size", [5_000, 500_000], ids=["shorter", "longer"])
-def test_a_part_of_something_else_is_replaced(server, tmp_path, size):
+def test_a_part_file_with_other_content_is_replaced(server, tmp_path, size):
     (tmp_path / part(NAMES["mnist"][0])).write_bytes(bytes(size))
     assert_official(fetch(server, tmp_path))
-    assert not left_over(tmp_path)
+    assert not leftovers(tmp_path)
 
 
 @pytest.mark.parametrize("split", ["mnist", "digits"], ids=["stored", "deflated"])
-def test_a_wrong_byte_never_gets_the_name(server, tmp_path, split):
+def test_a_corrupt_file_never_gets_the_official_name(server, tmp_path, split):
     name = NAMES[split][2]
     spoil(server, name)
     with pytest.raises(UserError, match=rf"{name} with a sha256 that is not the official one.*--source PATH"):
         fetch(server, tmp_path, split)
     assert not (tmp_path / name).exists()
-    assert not left_over(tmp_path)
-    assert len({asked for asked in server.asked[1:]}) == 3
-    assert len(server.asked) == 5  # the directory, two good members, the spoiled one twice
+    assert not leftovers(tmp_path)
+    assert len({requested for requested in server.ranges_requested[1:]}) == 3
+    assert len(server.ranges_requested) == 5  # the directory, two good members, the corrupt one twice
 
 
 def test_without_ranges_the_archive_serves_all_splits(server, tmp_path):
@@ -178,15 +178,15 @@ def test_without_ranges_the_archive_serves_all_splits(server, tmp_path):
     server.cuts = [50_000]
     assert_official(fetch(server, tmp_path))
     assert (tmp_path / "gzip.zip").read_bytes() == server.data
-    assert not left_over(tmp_path)
-    assert len(server.asked) == 3  # the directory, which is refused, and the cut and the whole archive
-    server.asked.clear()
+    assert not leftovers(tmp_path)
+    assert len(server.ranges_requested) == 3  # the refused directory, the interrupted and the complete archive
+    server.ranges_requested.clear()
     assert_official(fetch(server, tmp_path, "digits"), "digits")
-    assert server.asked == []
+    assert server.ranges_requested == []
 
 
 def before_transfers(monkeypatch, change) -> None:
-    """Have `change()` called after the archive's directory has been read."""
+    """Calls `change()` after the archive's directory has been read."""
     fetch_bytes = download._fetch_bytes
 
     def changed(*args):
@@ -202,22 +202,22 @@ def test_ranges_refused_after_the_directory(server, tmp_path, monkeypatch):
     assert (tmp_path / "gzip.zip").exists()
 
 
-def test_a_whole_archive_that_is_another_one(server, tmp_path):
+def test_a_different_archive(server, tmp_path):
     server.ranges = False
     spoil(server, NAMES["mnist"][0])
-    with pytest.raises(UserError, match=r"gzip\.zip sends something else than the EMNIST archive"):
+    with pytest.raises(UserError, match=r"gzip\.zip sends something other than the EMNIST archive"):
         fetch(server, tmp_path)
     assert list(tmp_path.glob("[a-z]*")) == []
 
 
-def test_an_archive_part_is_continued_where_ranges_work(server, tmp_path, monkeypatch):
+def test_a_partial_archive_is_resumed_if_ranges_work(server, tmp_path, monkeypatch):
     def refuse(*args):
         raise download.RangeNotSupported("for the directory")
 
     monkeypatch.setattr(download, "_fetch_members", refuse)
     (tmp_path / part("gzip.zip")).write_bytes(server.data[:1_000])
     assert_official(fetch(server, tmp_path))
-    assert server.asked == [f"bytes=1000-{len(server.data) - 1}"]
+    assert server.ranges_requested == [f"bytes=1000-{len(server.data) - 1}"]
 
 
 def test_a_wrong_range_is_an_error(server, tmp_path, monkeypatch):
@@ -249,11 +249,11 @@ def test_no_server(tmp_path):
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/gzip.zip"
         with pytest.raises(UserError, match=r"NIST could not be reached at http.*refused.*--source PATH") as caught:
-            download.fetch("mnist", tmp_path, url, NO_WAITS)
+            download.fetch("mnist", tmp_path, url, NO_DELAYS)
     assert len(str(caught.value)) < 400
 
 
-def test_a_folder_that_cannot_be_made(server, tmp_path):
+def test_a_folder_that_cannot_be_created(server, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be kept in .*file.*choose another folder"):
+    with pytest.raises(UserError, match=r"cannot be stored in .*file.*choose another folder"):
         fetch(server, tmp_path / "file")

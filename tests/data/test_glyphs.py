@@ -12,7 +12,7 @@ from emnist_dali.data import glyphs
 from emnist_dali.data.emnist import SPLITS
 
 FOLDER = Path(matplotlib.get_data_path(), "fonts", "ttf")
-SOME = "0Aagjq"
+CLASSES = "0Aagjq"
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,14 @@ def test_shapes_and_equal_classes(drawn):
 
 
 def test_two_runs_give_the_same_bytes():
-    first, second = (glyphs.draw(SOME, seed=3, per_class=5, test_per_class=5) for _ in range(2))
+    first, second = (glyphs.draw(CLASSES, seed=3, per_class=5, test_per_class=5) for _ in range(2))
     for part in glyphs.PARTS:
         for a, b in zip(first[part], second[part], strict=True):
             assert a.tobytes() == b.tobytes()
 
 
 def test_an_image_depends_on_neither_the_other_classes_nor_the_number_of_images(drawn):
-    # 300 rows also cross the boundary of a chunk.
+    # 300 images also span two chunks.
     alone = glyphs.draw("Q", per_class=300, test_per_class=2)
     label = SPLITS["byclass"].classes.index("Q")
     for part, count in {"train": 12, "test": 2, "unseen": 2}.items():
@@ -48,7 +48,7 @@ def test_an_image_depends_on_neither_the_other_classes_nor_the_number_of_images(
 
 
 def test_seed_and_part_change_every_image():
-    draws = [glyphs.draw(SOME, seed=seed, per_class=8, test_per_class=8) for seed in (0, 1, 2**64 - 1)]
+    draws = [glyphs.draw(CLASSES, seed=seed, per_class=8, test_per_class=8) for seed in (0, 1, 2**64 - 1)]
     stacks = [draw[part][0] for draw in draws for part in glyphs.PARTS]
     digests = [hashlib.sha256(image.tobytes()).digest() for stack in stacks for image in stack]
     assert len(set(digests)) == len(digests)
@@ -96,30 +96,30 @@ def test_upright_and_not_mirrored(drawn):
     assert max(heaviest("L", axis=1), heaviest("E", axis=1)) < 13.5 < heaviest("J", axis=1)
 
 
-def test_unseen_faces_are_drawn_in_no_other_part(monkeypatch):
-    assert set(glyphs.UNSEEN_FACES) < set(glyphs.FACES)
-    assert not set(glyphs.UNSEEN_FACES) & set(glyphs.TRAIN_FACES)
-    assert len({face[:4] for face in glyphs.UNSEEN_FACES}) == len(glyphs.UNSEEN_FACES) == 2
-    before = glyphs.draw(SOME, per_class=30, test_per_class=10)
+def test_unseen_fonts_are_used_in_no_other_part(monkeypatch):
+    assert set(glyphs.UNSEEN_FONTS) < set(glyphs.FONTS)
+    assert not set(glyphs.UNSEEN_FONTS) & set(glyphs.TRAIN_FONTS)
+    assert len({font[:4] for font in glyphs.UNSEEN_FONTS}) == len(glyphs.UNSEEN_FONTS) == 2
+    before = glyphs.draw(CLASSES, per_class=30, test_per_class=10)
     original = glyphs._glyphs
 
     def with_bars(path, character):
         bases = original(path, character)
-        if path.stem in glyphs.UNSEEN_FACES:
+        if path.stem in glyphs.UNSEEN_FONTS:
             bases = np.zeros_like(bases)
             bases[:, 20:44, 30:34] = 255
         return bases
 
     monkeypatch.setattr(glyphs, "_glyphs", with_bars)
-    after = glyphs.draw(SOME, per_class=30, test_per_class=10)
+    after = glyphs.draw(CLASSES, per_class=30, test_per_class=10)
     for part in ("train", "test"):
         np.testing.assert_array_equal(before[part][0], after[part][0])
     assert (before["unseen"][0] != after["unseen"][0]).any((1, 2)).all()
 
 
-@pytest.mark.parametrize("face", glyphs.FACES)
-def test_face_draws_every_character_distinctly(face):
-    path = FOLDER / f"{face}.ttf"
+@pytest.mark.parametrize("font", glyphs.FONTS)
+def test_a_font_draws_every_character_differently(font):
+    path = FOLDER / f"{font}.ttf"
     glyph_of = FT2Font(str(path)).get_charmap()
     indices = [glyph_of.get(ord(character), 0) for character in glyphs.CHARACTERS]
     assert 0 not in indices
@@ -128,7 +128,7 @@ def test_face_draws_every_character_distinctly(face):
     assert len({picture.tobytes() for picture in pictures}) == len(glyphs.CHARACTERS)
     for picture in pictures:
         assert (picture.max((1, 2)) == 255).all()
-        # The warp counts on it.
+        # The warp relies on it.
         assert not picture[:, [0, -1]].any()
         assert not picture[:, :, [0, -1]].any()
 

@@ -30,13 +30,13 @@ def two_classes(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["images-idx3-ubyte", "images-idx3-ubyte.gz"])
-def test_images_come_back_as_stored(tmp_path, name):
+def test_images_are_read_as_stored(tmp_path, name):
     read = read_images(write_idx(tmp_path / name, images))
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, images)
 
 
-def test_gzip_is_seen_from_the_content_not_the_name(tmp_path):
+def test_gzip_is_detected_from_content_not_name(tmp_path):
     path = tmp_path / "plain.gz"
     path.write_bytes(idx_bytes(images))
     np.testing.assert_array_equal(read_images(path), images)
@@ -74,9 +74,9 @@ def test_truncated_and_padded(tmp_path, pack):
     path.write_bytes(pack(idx_bytes(images)[:-1]))
     refused(read_images, path, "truncated", "59 of the 60")
     path.write_bytes(pack(idx_bytes(images) + b"\0"))
-    refused(read_images, path, "goes on after the 60")
+    refused(read_images, path, "continues after the 60")
     path.write_bytes(pack(idx_bytes(images)[:9]))
-    refused(read_images, path, "within its header")
+    refused(read_images, path, "in its header")
     path.write_bytes(pack(idx_bytes(images)[:3]))
     refused(read_images, path, "not an idx file")
 
@@ -110,7 +110,7 @@ def test_corrupt_gzip(tmp_path):
     whole = gzip.compress(idx_bytes(images))
     path = tmp_path / "images.gz"
     for broken in (
-        whole[: len(whole) // 2],  # cut
+        whole[: len(whole) // 2],  # truncated
         whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:],  # wrong CRC
         whole[:10] + bytes([whole[10] ^ 0x06]) + whole[11:],  # wrong block type
         whole + b"junk",
@@ -133,7 +133,7 @@ def peak_bytes(read, path: Path) -> int:
         tracemalloc.stop()
 
 
-def test_a_large_file_is_held_once(tmp_path):
+def test_a_large_file_is_held_in_memory_once(tmp_path):
     large = np.zeros((32, 1024, 1024), np.uint8)
     assert peak_bytes(read_images, write_idx(tmp_path / "large.gz", large)) < 1.25 * large.nbytes
 
@@ -144,7 +144,7 @@ def test_a_gzip_bomb_takes_no_memory(tmp_path):
         stream.write(idx_bytes(images))
         for _ in range(64):
             stream.write(bytes(2**20))
-    assert peak_bytes(lambda path: refused(read_images, path, "goes on after"), path) < 8 * 2**20
+    assert peak_bytes(lambda path: refused(read_images, path, "continues after"), path) < 8 * 2**20
 
 
 @pytest.mark.skipif(not EMNIST.is_dir(), reason="needs the real EMNIST files in ../shared/emnist")

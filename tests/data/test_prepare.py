@@ -18,13 +18,13 @@ from ..idx_files import write_idx
 
 
 def write_split(folder, split="digits", counts=(60, 20), seed=0):
-    """The four idx files of a small split; images transposed as the official ones are."""
-    facts, rng = SPLITS[split], np.random.default_rng(seed)
+    """Writes the four idx files of a small split, with images transposed like the official ones."""
+    info, rng = SPLITS[split], np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     images = {}
     for part, n in zip(("train", "test"), counts, strict=True):
         images[part] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-        labels = np.arange(n) % len(facts.classes) + facts.label_offset
+        labels = np.arange(n) % len(info.classes) + info.label_offset
         write_idx(folder / file_name(split, part, "images"), images[part].transpose(0, 2, 1))
         write_idx(folder / file_name(split, part, "labels"), labels.astype(np.uint8))
     return images
@@ -52,7 +52,7 @@ def test_a_rerun_verifies_and_skips(tmp_path, capsys):
     prepare("digits", None, tmp_path / "data")
     assert "already prepared" in capsys.readouterr().out
     prepare("digits", str(tmp_path / "source"), tmp_path / "data", check=True)
-    assert "every hash is right" in capsys.readouterr().out
+    assert "all hashes match" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in folder.glob("[a-z]*")} == before
 
 
@@ -67,7 +67,7 @@ def test_another_source_needs_force(tmp_path):
     np.testing.assert_array_equal(Shards(folder, "test").images(np.arange(20)), other)
 
 
-def test_a_damaged_shard_is_found_by_the_next_use_and_by_verify_without_one(tmp_path):
+def test_damage_is_detected_on_the_next_use_or_by_check(tmp_path):
     write_split(tmp_path / "source")
     folder = prepare("digits", str(tmp_path / "source"), tmp_path / "data")
     path = folder / "test-00000.safetensors"
@@ -76,20 +76,20 @@ def test_a_damaged_shard_is_found_by_the_next_use_and_by_verify_without_one(tmp_
     path.write_bytes(content)
     with pytest.raises(UserError, match="not the shard that was packed"):
         prepare("digits", None, tmp_path / "data")
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a disk does that forgets a bit
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as when a disk flips a bit
     prepare("digits", None, tmp_path / "data")
     with pytest.raises(UserError, match="not the shard that was packed"):
         prepare("digits", None, tmp_path / "data", check=True)
 
 
-def test_shards_are_hashed_once_for_each_change(tmp_path, monkeypatch):
+def test_shards_are_hashed_once_per_change(tmp_path, monkeypatch):
     write_split(tmp_path / "source")
     folder = prepare("digits", str(tmp_path / "source"), tmp_path / "data")
     hashed = []
     real = manifest_module.sha256
     monkeypatch.setattr(manifest_module, "sha256", lambda path: hashed.append(path.name) or real(path))
     Shards(folder, "train")
-    assert not hashed  # they were when they were packed
+    assert not hashed  # packing has verified them
     copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copy)  # with new times
     for _ in range(2):
         Shards(copy, "train")
@@ -97,7 +97,7 @@ def test_shards_are_hashed_once_for_each_change(tmp_path, monkeypatch):
     assert hashed == ["train-00000.safetensors", "test-00000.safetensors"]
 
 
-def test_glyphs_lie_in_a_folder_of_their_own(tmp_path, drawn, monkeypatch):
+def test_glyphs_have_a_separate_folder(tmp_path, drawn, monkeypatch):
     monkeypatch.setattr(prepare_module, "load", lambda *_, **__: drawn)
     folder = prepare("balanced", "glyphs", tmp_path)
     assert folder == tmp_path / "demo" / "balanced"

@@ -17,7 +17,7 @@ from emnist_dali.pipelines import fused
 from ..prepared import manifest_of, vouch_for
 
 
-def test_images_and_labels_come_back(drawn, folder):
+def test_images_and_labels_round_trip(drawn, folder):
     for name, part in drawn.parts.items():
         shards = Shards(folder, name)
         order = np.random.default_rng(0).permutation(len(shards))
@@ -50,7 +50,7 @@ def test_two_runs_give_the_same_bytes(drawn, folder, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_manifest_tells_what_is_there(drawn, folder):
+def test_manifest_describes_the_data(drawn, folder):
     manifest = read_manifest(folder)
     assert (manifest.split, manifest.origin, manifest.shape) == ("small", "glyphs", (28, 28))
     assert manifest.classes == drawn.classes
@@ -60,22 +60,22 @@ def test_manifest_tells_what_is_there(drawn, folder):
 
 
 def test_an_interrupted_run_leaves_nothing_that_looks_finished(drawn, tmp_path, monkeypatch):
-    def dies(*_):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pack_module, "write_json", dies)
+    monkeypatch.setattr(pack_module, "write_json", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pack(drawn, "small", tmp_path / "small")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_run_leaves_the_old_folder_whole(drawn, tmp_path, monkeypatch):
+def test_a_failed_run_leaves_the_old_data_intact(drawn, tmp_path, monkeypatch):
     pack(drawn, "small", tmp_path / "small")
 
-    def full(*_):
+    def disk_full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pack_module, "write_json", full)
+    monkeypatch.setattr(pack_module, "write_json", disk_full)
     with pytest.raises(UserError, match="No space left"):
         pack(drawn, "small", tmp_path / "small", "raw")
     monkeypatch.undo()
@@ -89,7 +89,7 @@ def copy(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
 
 
-def test_a_flipped_byte_is_found_by_hash(copy):
+def test_a_flipped_byte_is_detected_by_its_hash(copy):
     path = copy / "train-00000.safetensors"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -98,7 +98,7 @@ def test_a_flipped_byte_is_found_by_hash(copy):
         verify(copy, read_manifest(copy))
 
 
-def test_a_truncated_or_missing_shard_is_found_on_opening(copy):
+def test_a_truncated_or_missing_shard_is_detected_on_opening(copy):
     path = copy / "test-00000.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"test-00000\.safetensors has"):
@@ -108,19 +108,19 @@ def test_a_truncated_or_missing_shard_is_found_on_opening(copy):
         Shards(copy, "test")
 
 
-def test_a_shard_of_the_right_size_that_is_none(copy):
+def test_a_file_of_the_right_size_that_is_not_a_shard(copy):
     path = copy / "test-00000.safetensors"
     path.write_bytes(b"\xff" * path.stat().st_size)
-    with pytest.raises(UserError, match=r"test-00000\.safetensors is no shard"):
+    with pytest.raises(UserError, match=r"test-00000\.safetensors is not a valid shard"):
         Shards(copy, "test")
 
 
-def test_a_changed_shard_is_found_at_the_next_epoch(copy):
+def test_a_changed_shard_is_detected_at_the_next_epoch(copy):
     shards = Shards(copy, "train")
     shards.check()
     path = copy / "train-00000.safetensors"
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(UserError, match="changed while it was in use"):
+    with pytest.raises(UserError, match="was changed while in use"):
         shards.check()
 
 
@@ -128,11 +128,11 @@ def test_a_record_that_does_not_decode_is_named(drawn, tmp_path, monkeypatch):
     compress = pack_module.lz4.block.compress
     broken = drawn.parts["train"].images[7].tobytes()
 
-    def breaks(record, store_size):
+    def truncating(record, store_size):
         block = compress(record, store_size=store_size)
         return block[:-3] if record == broken else block
 
-    monkeypatch.setattr(pack_module.lz4.block, "compress", breaks)
+    monkeypatch.setattr(pack_module.lz4.block, "compress", truncating)
     pack(drawn, "small", tmp_path / "small")
     shards = Shards(tmp_path / "small", "train")
     preprocess = fused.Preprocess(Stats(0, 1).pixel_spec((28, 28), 28), compressed=True)
@@ -142,7 +142,7 @@ def test_a_record_that_does_not_decode_is_named(drawn, tmp_path, monkeypatch):
         shards.preprocess(preprocess, np.array([5, 7, 8]), resize, out)
 
 
-def test_offsets_that_lead_outside_are_named(drawn, tmp_path, monkeypatch):
+def test_offsets_outside_the_shard_are_named(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(pack_module, "SHARD_SAMPLES", 97)
     pack(drawn, "small", tmp_path / "small")
     path = tmp_path / "small" / "train-00001.safetensors"
@@ -161,9 +161,12 @@ def test_offsets_that_lead_outside_are_named(drawn, tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"format": 2}, "format 2"),
-        ({"shards": {"train": [{"file": "../../etc/passwd", "samples": 1, "bytes": 1, "sha256": ""}]}}, "outside"),
-        ({"shape": 28}, "no manifest"),
-        ({"extra": 1}, "no manifest"),
+        (
+            {"shards": {"train": [{"file": "../../etc/passwd", "samples": 1, "bytes": 1, "sha256": ""}]}},
+            "names files",
+        ),
+        ({"shape": 28}, "not a valid manifest"),
+        ({"extra": 1}, "not a valid manifest"),
     ],
 )
 def test_a_broken_manifest_is_an_error(change, message, copy):
@@ -172,7 +175,7 @@ def test_a_broken_manifest_is_an_error(change, message, copy):
         read_manifest(copy)
 
 
-def test_a_manifest_that_is_no_object_or_no_json(copy):
+def test_a_manifest_that_is_not_an_object_or_not_json(copy):
     for content in ("[]", "3", "{", ""):
         (copy / "manifest.json").write_text(content)
         with pytest.raises(UserError, match=r"manifest\.json"):

@@ -50,7 +50,7 @@ def refused(path: Path, *words: str, split: str = "letters") -> None:
     assert "\n" not in str(caught.value)
 
 
-def assert_whole(loaded: sources.Source) -> None:
+def assert_complete(loaded: sources.Source) -> None:
     assert loaded.classes == tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
     assert list(loaded.parts) == ["train", "test"]
     for name, images in (("train", TRAIN), ("test", TEST)):
@@ -62,7 +62,7 @@ def assert_whole(loaded: sources.Source) -> None:
 @pytest.mark.parametrize("suffix", [".gz", ""])
 def test_a_folder_of_idx_files(tmp_path, suffix):
     loaded = load(write_split(tmp_path, suffix=suffix))
-    assert_whole(loaded)
+    assert_complete(loaded)
     assert loaded.origin == str(tmp_path.resolve())
     assert not loaded.official
     assert len(loaded.files) == 4
@@ -78,7 +78,7 @@ def test_the_archive_and_its_folder(tmp_path, method):
     archive = pack(tmp_path / "gzip.zip", files, method)
     for path in (archive, tmp_path):
         loaded = load(path)
-        assert_whole(loaded)
+        assert_complete(loaded)
         assert loaded.origin == str(path.resolve())
         assert loaded.files == load(files).files
     assert sorted(path.name for path in tmp_path.iterdir()) == ["files", "gzip.zip"]
@@ -94,7 +94,7 @@ def test_official_needs_every_hash_and_the_counts(tmp_path, monkeypatch):
     assert load(tmp_path).official
 
     cached = sources.load("letters", "official", tmp_path)
-    assert_whole(cached)
+    assert_complete(cached)
     assert (cached.origin, cached.official) == ("official", True)
 
     write_split(tmp_path, test=TEST[::-1])
@@ -119,10 +119,10 @@ def test_unknown_split(tmp_path):
             sources.load("leters", name, tmp_path)
 
 
-def test_counts_and_sizes_that_do_not_go_together(tmp_path):
+def test_counts_and_sizes_that_do_not_match(tmp_path):
     write_split(tmp_path)
     labels = write_idx(tmp_path / "emnist-letters-test-labels-idx1-ubyte.gz", np.ones(3, np.uint8))
-    refused(tmp_path, "emnist-letters-test-images-idx3-ubyte.gz holds 2 images", f"{labels} 3 labels")
+    refused(tmp_path, "emnist-letters-test-images-idx3-ubyte.gz holds 2 images", f"{labels} holds 3 labels")
     write_split(tmp_path, test=TEST[:, :3])
     refused(tmp_path, "train-images-idx3-ubyte.gz has images of 3 × 4", "test-images-idx3-ubyte.gz of 3 × 3")
 
@@ -149,12 +149,12 @@ def test_a_damaged_or_encrypted_archive(tmp_path):
             if whole.startswith(b"PK\x01\x02", start):
                 struct.pack_into("<H", spoilt, start + 2 + place, value)
         archive.write_bytes(spoilt)
-        refused(archive, "gzip.zip", "give NIST's gzip.zip")
+        refused(archive, "gzip.zip", "use NIST's gzip.zip")
     archive.write_bytes(whole[:-30])
     refused(archive, "gzip.zip cannot be read as a zip")
 
 
-def test_an_archive_with_a_member_beyond_bounds(tmp_path, monkeypatch):
+def test_an_archive_with_a_member_that_is_too_large(tmp_path, monkeypatch):
     archive = pack(tmp_path / "gzip.zip", write_split(tmp_path / "files"))
     monkeypatch.setattr(sources.idx, "MAX_BYTES", 10)
     refused(archive, "gzip.zip/gzip/emnist-letters-train-images-idx3-ubyte.gz is too large")
@@ -198,7 +198,7 @@ def test_a_folder_of_images(folder):
     assert loaded.files[0].bytes == sum(path.stat().st_size for path in (folder / "train").glob("*/[!.]*"))
 
 
-def test_the_hash_sees_names_contents_and_classes(folder):
+def test_the_hash_covers_names_contents_and_classes(folder):
     first = load(folder).files[0]
     assert load(folder).files[0] == first
     (folder / "train" / "b" / "1.png").rename(folder / "train" / "b" / "0.png")
@@ -225,7 +225,7 @@ def transparent(ink: int, paper_alpha: int = 0) -> Image.Image:
     return image
 
 
-SIXTEEN = Image.fromarray(np.full((4, 4), 0x8080, np.uint16))
+SIXTEEN_BIT = Image.fromarray(np.full((4, 4), 0x8080, np.uint16))
 
 
 @pytest.mark.parametrize(
@@ -234,8 +234,8 @@ SIXTEEN = Image.fromarray(np.full((4, 4), 0x8080, np.uint16))
         ("rgb.jpg", Image.new("RGB", (4, 4), (90, 90, 90)), {}, 90),
         ("bit.png", grey(1, "1"), {}, 255),
         ("palette.gif", grey(120).convert("P"), {}, 120),
-        ("sixteen.png", SIXTEEN, {}, 0x80),
-        ("sixteen.tif", SIXTEEN, {}, 0x80),
+        ("sixteen.png", SIXTEEN_BIT, {}, 0x80),
+        ("sixteen.tif", SIXTEEN_BIT, {}, 0x80),
         ("thirty-two.tif", Image.fromarray(np.full((4, 4), 0x8080, np.int32)), {}, 0x80),
         ("ink.png", transparent(255), {}, 255),
         ("half.png", Image.new("LA", (4, 4), (200, 51)), {}, 40),
@@ -253,11 +253,11 @@ def test_any_image_becomes_grey(folder, name, image, options, expected):
     assert abs(int(read[1, 1]) - expected) <= 1
 
 
-def test_exif_orientation_is_obeyed(folder):
+def test_exif_orientation_is_applied(folder):
     image = np.zeros((4, 4), np.uint8)
     image[0, 0] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn clockwise to show
+    exif[0x0112] = 6  # rotate clockwise for display
     save(folder, "train/a/x.png", Image.fromarray(image), exif=exif)
     read = load(folder, size=4).parts["train"].images[0]
     assert (read[0, 3], read[0, 0]) == (255, 0)
@@ -276,9 +276,9 @@ def test_images_that_would_lose_their_content(folder, name, image, word):
     refused(folder, str(path), word)
 
 
-def test_files_that_are_no_images(folder):
+def test_files_that_are_not_images(folder):
     path = folder / "train" / "a" / "notes.txt"
-    path.write_text("no image")
+    path.write_text("not an image")
     refused(folder, f"{path} is not an image of a known format")
     path.unlink()
     path = save(folder, "train/a/icon.ico", grey(0, size=(16, 16)))
@@ -298,16 +298,16 @@ def test_a_decompression_bomb_is_an_error(folder, monkeypatch):
     refused(folder, f"{path} cannot be read as an image", "decompression bomb")
 
 
-def test_wrong_folders_of_images(folder):
+def test_invalid_folders_of_images(folder):
     loose = save(folder, "train/loose.png", grey(0))
     refused(folder, f"{loose} cannot be listed", "train/<class>/*")
     loose.unlink()
     only_test = save(folder, "test/c/x.png", grey(0)).parent
-    refused(folder, f"{only_test} is no class of the train images")
+    refused(folder, f"{only_test} is not a class of the train images")
     (only_test / "x.png").unlink()
     only_test.rmdir()
     (folder / "test/a/x.png").unlink()
-    refused(folder, f"{folder / 'test'} holds no images")
+    refused(folder, f"{folder / 'test'} contains no images")
     (folder / "test/a").rmdir()
     (folder / "test").rmdir()
     refused(folder, f"{folder / 'test'} cannot be listed")
@@ -321,7 +321,7 @@ def test_more_classes_than_a_byte_holds(folder):
 
 @needs_emnist
 def test_real_images_are_upright():
-    """A mean 1 stands (its ink spans more rows than columns); 7 and T have their bars on top, L below."""
+    """The mean 1 stands (its ink spans more rows than columns); 7 and T are heavier at the top, L at the bottom."""
     loaded = load(EMNIST / "balanced", "balanced")
     images, labels = loaded.parts["test"].images.astype(np.float64), loaded.parts["test"].labels
     assert len(labels) == 18_800

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from emnist_dali.data.image_files import open_image
-from emnist_dali.deploy.emnist_style import convert
+from emnist_dali.deploy.emnist_style import to_emnist_style
 
 
 def written(character: str, ink: int = 0, paper: int = 255, size: int = 120) -> Image.Image:
@@ -51,7 +51,7 @@ def noisy(image: Image.Image, sigma: float = 25) -> Image.Image:
 def test_a_glyph_is_centred_with_its_aspect_ratio_and_two_pixels_of_border(width, height):
     picture = Image.new("L", (1000, 700), 230)
     picture.paste(20, (310, 50, 310 + width, 50 + height))
-    glyph = convert(picture)
+    glyph = to_emnist_style(picture)
     assert glyph.shape == (28, 28)
     assert glyph.dtype == np.uint8
     assert (glyph.min(), glyph.max()) == (0, 255)
@@ -67,13 +67,13 @@ def test_a_glyph_is_centred_with_its_aspect_ratio_and_two_pixels_of_border(width
 
 @pytest.mark.parametrize("character", "08Aagi")
 def test_ink_and_paper_may_have_any_colours(character):
-    expected = convert(written(character))
+    expected = to_emnist_style(written(character))
     for ink, paper in ((255, 0), (60, 200), (200, 60), (120, 160)):
-        assert difference(convert(written(character, ink, paper)), expected) < 2
+        assert difference(to_emnist_style(written(character, ink, paper)), expected) < 2
     red_on_blue = Image.merge(
         "RGB", [written(character, 230, 20), written(character, 40), written(character, 30, 90)]
     )
-    assert difference(convert(red_on_blue), expected) < 2
+    assert difference(to_emnist_style(red_on_blue), expected) < 2
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (200, 30, 30)])
@@ -82,10 +82,10 @@ def test_what_is_transparent_is_paper_whatever_colour_the_ink_has(colour):
     picture = Image.new("RGBA", alpha.size, colour)
     picture.putalpha(alpha)
     for image in (picture, picture.convert("LA"), saved(picture.quantize(16))):
-        assert difference(convert(image), convert(written("A"))) < 3
+        assert difference(to_emnist_style(image), to_emnist_style(written("A"))) < 3
     card = Image.new("RGBA", alpha.size, "white")  # a transparent format, but nothing transparent in it
     card.paste("black", mask=alpha)
-    assert difference(convert(card), convert(written("A"))) < 1
+    assert difference(to_emnist_style(card), to_emnist_style(written("A"))) < 1
 
 
 MODES = ["1", "P", "RGB", "RGBA", "CMYK", "YCbCr"]
@@ -93,27 +93,27 @@ MODES = ["1", "P", "RGB", "RGBA", "CMYK", "YCbCr"]
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_gives_the_same(mode):
-    assert difference(convert(written("g").convert(mode)), convert(written("g"))) < 6
+    assert difference(to_emnist_style(written("g").convert(mode)), to_emnist_style(written("g"))) < 6
 
 
 def test_pictures_of_sixteen_bits_give_the_same():
     deep = Image.fromarray(np.asarray(written("g")).astype(np.uint16) * 257)
-    assert difference(convert(saved(deep)), convert(written("g"))) < 1
+    assert difference(to_emnist_style(saved(deep)), to_emnist_style(written("g"))) < 1
 
 
 @pytest.mark.parametrize("width", [40, 80, 300, 1500])
 def test_the_size_of_the_picture_does_not_matter(width):
     large = written("R", size=500)
     picture = large.resize((width, width * large.height // large.width), Image.Resampling.BICUBIC)
-    assert difference(convert(picture), convert(large)) < 10
+    assert difference(to_emnist_style(picture), to_emnist_style(large)) < 10
 
 
 @pytest.mark.parametrize("character", "2Rai")
 def test_noise_and_uneven_light_are_taken_off(character):
-    expected = convert(written(character))
-    assert difference(convert(unevenly_lit(written(character))), expected) < 3
+    expected = to_emnist_style(written(character))
+    assert difference(to_emnist_style(unevenly_lit(written(character))), expected) < 3
     for picture in (noisy(written(character)), noisy(ImageChops.invert(written(character)))):
-        glyph = convert(picture)
+        glyph = to_emnist_style(picture)
         assert difference(glyph, expected) < 16  # of another character: 43 to 65
         assert glyph[[0, -1]].max() == glyph[:, [0, -1]].max() == 0
 
@@ -123,8 +123,8 @@ def test_specks_go_and_the_dot_of_an_i_stays():
     dirty = clean.copy()
     for place in ((4, 4), (clean.width - 6, clean.height - 9), (8, clean.height - 20)):
         dirty.paste(0, (*place, place[0] + 2, place[1] + 2))
-    glyph = convert(dirty)
-    assert difference(glyph, convert(clean)) < 1
+    glyph = to_emnist_style(dirty)
+    assert difference(glyph, to_emnist_style(clean)) < 1
     filled = (glyph > 128).any(1)
     assert np.diff(np.flatnonzero(filled)).max() > 1
 
@@ -132,30 +132,30 @@ def test_specks_go_and_the_dot_of_an_i_stays():
 def test_a_glyph_that_touches_the_border_is_read():
     picture = written("T")
     tight = picture.crop(ImageChops.invert(picture).getbbox())
-    assert difference(convert(tight), convert(picture)) < 10
+    assert difference(to_emnist_style(tight), to_emnist_style(picture)) < 10
 
 
 @pytest.mark.parametrize("how", [Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
 def test_real_images_enlarged_and_inverted_stay_as_they_are(real_images, how):
     images = real_images[::188]
-    converted = [convert(Image.fromarray(255 - image).resize((112, 112), how)) for image in images]
+    converted = [to_emnist_style(Image.fromarray(255 - image).resize((112, 112), how)) for image in images]
     assert difference(np.stack(converted), images) < 6
     assert np.median(np.abs(np.stack(converted).astype(int) - images).max((1, 2))) < 80
 
 
 def test_what_is_converted_stays_as_it_is(real_images):
     images = real_images[::188]
-    converted = np.stack([convert(Image.fromarray(image)) for image in images])
+    converted = np.stack([to_emnist_style(Image.fromarray(image)) for image in images])
     assert difference(converted, images) < 2
-    glyph = convert(written("R"))
-    assert difference(convert(Image.fromarray(glyph)), glyph) < 4
+    glyph = to_emnist_style(written("R"))
+    assert difference(to_emnist_style(Image.fromarray(glyph)), glyph) < 4
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (28, 28), (500, 300)])
 def test_a_picture_of_one_grey_level_shows_nothing(size):
-    assert convert(Image.new("L", size, 130)) is None
-    assert convert(Image.new("RGBA", size, (0, 0, 0, 0))) is None
-    assert convert(Image.new("RGBA", size, (9, 9, 9, 255))) is None
+    assert to_emnist_style(Image.new("L", size, 130)) is None
+    assert to_emnist_style(Image.new("RGBA", size, (0, 0, 0, 0))) is None
+    assert to_emnist_style(Image.new("RGBA", size, (9, 9, 9, 255))) is None
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -165,6 +165,6 @@ def test_a_picture_of_one_grey_level_shows_nothing(size):
     )
 )
 def test_any_picture_is_a_whole_glyph_or_none(pixels):
-    glyph = convert(Image.fromarray(pixels))
+    glyph = to_emnist_style(Image.fromarray(pixels))
     if glyph is not None:
         assert (glyph.shape, glyph.dtype, glyph.max()) == ((28, 28), np.uint8, 255)

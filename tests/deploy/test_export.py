@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from huggingface_hub import ModelCard
 
 from emnist_dali.cli import main
 from emnist_dali.core.errors import UserError
@@ -18,13 +19,14 @@ from emnist_dali.core.files import check_output
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import Stats
 from emnist_dali.deploy import export as export_module
-from emnist_dali.deploy.export import export, made_images
-from emnist_dali.deploy.exportable import RawModel, equalize
+from emnist_dali.deploy.export import export, synthetic_images
+from emnist_dali.deploy.exportable import ExportableModel, equalize
 from emnist_dali.evaluation.metrics import score
 from emnist_dali.models.build import build_model
 from emnist_dali.runs.checkpoint import load_weights, save_weights
 from emnist_dali.runs.classifier import TrainedClassifier, load_classifier
-from emnist_dali.runs.onnx_classifier import OnnxClassifier, with_digest
+from emnist_dali.runs.onnx_checks import append_digest
+from emnist_dali.runs.onnx_classifier import OnnxClassifier
 from emnist_dali.runs.predictions import Predictions
 
 CLASSES = "0123456789Aa"
@@ -43,7 +45,7 @@ def run(trained_run, tmp_path_factory):
         result = invoke("export", path, "--format", kind)
         assert result.exit_code == 0, result.output
         assert f"{path / 'model'}.{kind}: " in result.output
-        assert "108 test images and 956 made ones: the same class on 1,064 of 1,064" in result.output
+        assert "108 test images and 956 synthetic ones: the same class on 1,064 of 1,064" in result.output
         assert result.output.count("\n") == 3  # nothing of the exporters'
     return path
 
@@ -51,25 +53,25 @@ def run(trained_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(folder):
     shards = Shards(folder, "test")
-    return np.concatenate([shards.images(np.arange(len(shards))), made_images((28, 28), 20)])
+    return np.concatenate([shards.images(np.arange(len(shards))), synthetic_images((28, 28), 20)])
 
 
 @pytest.mark.parametrize("equalized", [True, False])
 @pytest.mark.parametrize(("shape", "size"), [((28, 28), 28), ((28, 28), 112), ((28, 28), 45), ((20, 24), 32)])
 def test_the_raw_model_sees_what_the_trainer_sees(trained_run, shape, size, equalized):
-    images, trained = made_images(shape, 30), TrainedClassifier(trained_run)
+    images, trained = synthetic_images(shape, 30), TrainedClassifier(trained_run)
     trained.shape, trained.stats = shape, Stats(0.2, 0.3, equalized)
     trained.config = trained.config.override({"image_size": size})
     seen = []
-    raw = RawModel(lambda inputs: seen.append(inputs) or inputs.flatten(1), size, trained.stats)
+    raw = ExportableModel(lambda inputs: seen.append(inputs) or inputs.flatten(1), size, trained.stats)
     raw(torch.from_numpy(images))
-    torch.testing.assert_close(seen[0], trained.inputs(images), rtol=0, atol=2e-5)
+    torch.testing.assert_close(seen[0], trained.preprocess(images), rtol=0, atol=2e-5)
 
 
 def test_equalization_is_opencvs_to_the_bit():
     generator = np.random.default_rng(0)
     two_levels = np.where(generator.random((50, 28, 28)) < generator.random((50, 1, 1)), 3, 250).astype(np.uint8)
-    images = np.concatenate([made_images((28, 28), 300), two_levels])
+    images = np.concatenate([synthetic_images((28, 28), 300), two_levels])
     for image, equalized in zip(images, equalize(torch.from_numpy(images)).numpy(), strict=True):
         assert np.array_equal(equalized, cv2.equalizeHist(image))
 
@@ -136,6 +138,15 @@ def test_the_model_card_tells_what_there_is_to_know(run):
         assert words in card
 
 
+def test_the_model_cards_header_is_metadata_for_the_hub(run):
+    metadata = ModelCard((run / "model.md").read_text()).data
+    test = next(line for line in map(json.loads, (run / "metrics.jsonl").open()) if line["kind"] == "test")
+    assert (metadata.library_name, metadata.license) == ("emnist-dali", None)
+    assert metadata.eval_results[0].dataset_name == "small, drawn glyphs and not EMNIST"
+    found = {result.metric_type: result.metric_value for result in metadata.eval_results}
+    assert found == {"accuracy": round(test["accuracy"], 4), "f1": round(test["weighted_f1"], 4)}
+
+
 def test_the_model_cards_examples_run(run, monkeypatch):
     monkeypatch.chdir(run)
     examples = re.findall(r"```python\n(.*?)```", (run / "model.md").read_text(), re.DOTALL)
@@ -158,9 +169,9 @@ def test_any_timm_model_exports(run, images, tmp_path):
     (path / "metrics.jsonl").write_text(json.dumps({"kind": "test", **result}))
     save_weights(path / "checkpoints/best.safetensors", build_model(model, 12), trained.about)
     lines = export(path, "onnx")
-    assert "0 test images and 1,064 made ones" in lines[1]
+    assert "0 test images and 1,064 synthetic ones" in lines[1]
     assert "In bf16" in lines[2]
-    assert "0 taken for 1: 50.0 % of 0 (1)" in (path / "model.md").read_text()
+    assert "0 predicted as 1: 50.0 % of 0 (1)" in (path / "model.md").read_text()
 
 
 def offset(found):
@@ -210,7 +221,7 @@ def test_a_model_that_does_not_export_is_one_sentence(trained_run, tmp_path, mon
     def forward(self, images):
         return images.flatten(1)[:, : int(images.sum())]
 
-    monkeypatch.setattr(RawModel, "forward", forward)
+    monkeypatch.setattr(ExportableModel, "forward", forward)
     result = invoke("export", trained_run, "--format", "pt2", "--output", tmp_path / "model.pt2")
     assert result.exit_code == 1
     assert "could not be exported as pt2" in result.output
@@ -224,7 +235,9 @@ def test_a_run_that_was_not_tested_says_so(run, tmp_path):
     lines = (path / "metrics.jsonl").read_text().splitlines()
     (path / "metrics.jsonl").write_text("\n".join(line for line in lines if '"kind": "epoch"' in line))
     export(path, "safetensors")
-    assert "has not been tested" in (path / "model.md").read_text()
+    card = (path / "model.md").read_text()
+    assert "has not been tested" in card
+    assert ModelCard(card).data.eval_results is None
     assert "test" not in load_weights(path / "model.safetensors")[1]
 
 
@@ -253,9 +266,9 @@ def test_what_is_no_onnx_of_this_project_is_one_sentence(run, tmp_path):
         load_classifier(path)
     content = (run / "model.onnx").read_bytes()
     for key, value, message in (
-        ("classes", json.dumps(["a", "b"]), "not probabilities of those classes"),
-        ("classes", json.dumps([1] * 12), "no names"),
-        ("shape", "{", "no model of this project"),
+        ("classes", json.dumps(["a", "b"]), "not probabilities of its classes"),
+        ("classes", json.dumps([1] * 12), "not distinct names"),
+        ("shape", "{", "not from emnist-dali"),
         ("shape", None, "its metadata lack 'shape'"),
     ):
         model = onnx.load_model_from_string(content[:-76])
@@ -264,7 +277,7 @@ def test_what_is_no_onnx_of_this_project_is_one_sentence(run, tmp_path):
             model.metadata_props.remove(entry)
         else:
             entry.value = value
-        path.write_bytes(with_digest(model.SerializeToString()))
+        path.write_bytes(append_digest(model.SerializeToString()))
         with pytest.raises(UserError, match=message):
             load_classifier(path)
 
@@ -273,7 +286,7 @@ def test_a_damaged_onnx_is_one_sentence(run, tmp_path):
     content, path = bytearray((run / "model.onnx").read_bytes()), tmp_path / "model.onnx"
     content[len(content) // 2] ^= 1  # of a weight
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"damaged \(it was changed after it was written: its sha256 is of"):
+    with pytest.raises(UserError, match=r"is damaged or not from emnist-dali \(its sha256 does not match"):
         load_classifier(path)
 
 
@@ -286,7 +299,7 @@ def test_a_file_of_somebody_else_stays_and_one_of_ours_is_replaced(run, tmp_path
     path.write_bytes(b"mine")
     result = invoke("export", run, "--format", kind, "--output", path)
     assert result.exit_code == 1
-    assert "is there and was not written by emnist-dali" in result.output
+    assert "already exists and was not written by emnist-dali" in result.output
     assert path.read_bytes() == b"mine"
 
 
@@ -298,13 +311,13 @@ def test_only_a_model_card_that_nobody_edited_is_replaced(run, tmp_path):
         assert result.exit_code == 0, result.output
         return result.output
 
-    stays = f"{card} was written or edited by somebody else and stays as it is"
+    stays = f"{card} was edited or is not from emnist-dali, and was not replaced."
     card.write_text("# My project\n")
     assert stays in exported()
     assert card.read_text() == "# My project\n"
     card.unlink()
     for _ in range(2):
-        assert f"{card}: its model card." in exported()
+        assert f"{card}: model card." in exported()
     ours = card.read_text()
     assert re.fullmatch(r"<!-- emnist-dali:generated [0-9a-f]{64} -->", ours.splitlines()[-1])
     for edited in (ours.replace("Classes", "classes", 1), ours + "More.\n", ours[:-3], "\n" + ours):

@@ -12,7 +12,8 @@ from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.sources import load as load_source
 from emnist_dali.deploy import predict as module
-from emnist_dali.deploy.predict import predict, prepared, table
+from emnist_dali.deploy.decoder import decode
+from emnist_dali.deploy.predict import format_table, predict
 from emnist_dali.runs.classifier import load_classifier
 from emnist_dali.training.session import train
 
@@ -161,20 +162,20 @@ def test_the_command_prints_json_or_lines(trained_run, pictures):
         assert line.startswith(answer["path"])
         assert line.count("%") == 2
         assert f"{answer['character']} {100 * answer['probability']:5.1f} %" in line
-    assert table(answers).count("%") == 144
+    assert format_table(answers).count("%") == 144
 
 
-def test_a_photograph_is_turned_as_its_exif_says(trained_run, tmp_path):
+def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
     upright, turned = written("4"), Image.Exif()
     turned[0x0112] = 6
     upright.save(tmp_path / "a.jpg")
     upright.rotate(90, expand=True).save(tmp_path / "b.jpg", exif=turned)
-    images = [prepared((tmp_path / name).read_bytes(), load_classifier(trained_run)) for name in ("a.jpg", "b.jpg")]
+    images = [decode((tmp_path / name).read_bytes(), (28, 28), True) for name in ("a.jpg", "b.jpg")]
     assert np.abs(images[0].astype(int) - images[1]).mean() < 1
 
 
 def test_show_draws_input_glyph_and_answer_of_each(trained_run, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SHOWN", 7)
+    monkeypatch.setattr(module, "MAX_SHOWN", 7)
     (pictures / "0.png").rename(pictures / "$0^{.png")  # no mathematics
     shown = tmp_path / "shown.png"
     assert run(trained_run, pictures, "--show", shown)[0] == 0
@@ -195,7 +196,7 @@ def test_show_replaces_what_it_drew_and_nothing_else(trained_run, pictures, tmp_
         predict(trained_run, [picture], 1, shown)
     own = Path(picture).read_bytes()
     monkeypatch.setattr("emnist_dali.deploy.predict.load_classifier", lambda path: pytest.fail("work was done"))
-    with pytest.raises(UserError, match=r"A\.png is there and was not written by emnist-dali"):
+    with pytest.raises(UserError, match=r"A\.png already exists and was not written by emnist-dali"):
         predict(trained_run, [picture], 1, Path(picture))
     assert Path(picture).read_bytes() == own
 
@@ -217,7 +218,7 @@ def test_own_images_are_resized_as_they_were_for_training(tmp_path):
     classifier = load_classifier(path)
     assert (classifier.converted, classifier.shape) == (False, (20, 20))
     files = sorted((own / "test" / "bright").iterdir())
-    images = [prepared(file.read_bytes(), classifier) for file in files]
+    images = [decode(file.read_bytes(), classifier.shape, classifier.converted) for file in files]
     assert {image.tobytes() for image in images} <= {image.tobytes() for image in source.parts["test"].images}
     answers, failed = predict(path, [str(own / "test" / name) for name in ("bright", "dark")], 2, None)
     assert failed == []

@@ -22,8 +22,7 @@ from PIL import Image
 from emnist_dali.cli import main
 from emnist_dali.core.errors import UserError
 from emnist_dali.deploy import decoder, serve
-from emnist_dali.deploy.decoder import BusyError, Decoder
-from emnist_dali.deploy.predict import prepared
+from emnist_dali.deploy.decoder import BusyError, Decoder, decode
 from emnist_dali.reports.html import png
 from emnist_dali.runs.classifier import load_classifier
 
@@ -37,7 +36,7 @@ def classifier(trained_run):
 
 @pytest.fixture(scope="module")
 def client(classifier):
-    app = serve.app(classifier)
+    app = serve.create_app(classifier)
     app.config["TESTING"] = True
     return app.test_client()
 
@@ -65,7 +64,7 @@ def pixels(address):
 def test_an_answer_is_what_the_model_says_of_the_converted_picture(client, classifier, pictures):
     for picture in pictures:
         answer = client.post("/predict", data=picture, content_type="image/png").json
-        image = prepared(picture, classifier)
+        image = decode(picture, classifier.shape, classifier.converted)
         probabilities = classifier.probabilities(image[None])[0]
         order = np.argsort(-probabilities)[:5]
         assert answer["character"] == classifier.classes[order[0]]
@@ -194,7 +193,7 @@ def test_the_page_may_load_nothing_from_elsewhere(client):
 
 @pytest.fixture(scope="module")
 def address(classifier):
-    server = waitress.create_server(serve.app(classifier), host="127.0.0.1", port=0)
+    server = waitress.create_server(serve.create_app(classifier), host="127.0.0.1", port=0)
     threading.Thread(target=server.run, daemon=True).start()
     return f"http://127.0.0.1:{server.effective_port}"
 
@@ -257,7 +256,7 @@ def test_the_page_shows_five_answers_what_the_model_sees_and_the_model(page, cla
     assert len(set(widths)) == 1
     assert page.is_visible("#seen")
     assert page.evaluate("document.querySelector('#seen img').naturalWidth") == 28
-    assert f"{classifier.name}, which knows 12 classes" in page.inner_text("body")
+    assert f"Model {classifier.name}, 12 classes" in page.inner_text("body")
 
 
 def state(page):
@@ -273,7 +272,7 @@ def state(page):
 def test_clear_brings_the_first_page_back(page, way):
     before = state(page)
     assert before[1] == 0
-    assert "with mouse, pen or finger" in before[0]
+    assert "Use your mouse, pen or finger" in before[0]
     draw(page, *CIRCLE)
     read(page, "0")
     for one, other in zip(before, state(page), strict=True):
@@ -328,7 +327,7 @@ class _Words:
 
 
 def test_names_of_classes_are_shown_as_they_are(browser):
-    server = waitress.create_server(serve.app(_Words()), host="127.0.0.1", port=0)
+    server = waitress.create_server(serve.create_app(_Words()), host="127.0.0.1", port=0)
     threading.Thread(target=server.run, daemon=True).start()
     page = browser.new_page(viewport={"width": 390, "height": 800})
     page.goto(f"http://127.0.0.1:{server.effective_port}")
@@ -379,7 +378,7 @@ def test_a_port_in_use_is_told_before_the_model_is_loaded(trained_run, monkeypat
     assert result.exit_code == 1
     reason = os.strerror(errno.EADDRINUSE)
     assert result.output == (
-        f"Error: Port {port} of 127.0.0.1 cannot be taken ({reason}); give another --port, 0 for a free one.\n"
+        f"Error: Port {port} of 127.0.0.1 cannot be used ({reason}); choose another --port, or 0 for a free one.\n"
     )
 
 
@@ -422,7 +421,7 @@ SLOW = b"P5\n1900 1000\n254\n" + bytes(1_900_000)
 
 def test_a_picture_that_takes_too_long_is_given_up_and_the_next_is_decoded(decoded, written_one, monkeypatch):
     before = decoded(written_one)
-    monkeypatch.setattr(decoder, "LIMIT", 0.1)
+    monkeypatch.setattr(decoder, "TIMEOUT", 0.1)
     with pytest.raises(UserError, match=r"takes more than 0\.1 s to decode"):
         decoded(SLOW)
     monkeypatch.undo()
@@ -451,10 +450,10 @@ def test_the_cheapest_comes_first_and_of_the_large_only_some_wait(decoded, monke
         go.wait(SECONDS)
         return len(content)
 
-    monkeypatch.setattr(Decoder, "_decoded", slowly)
-    monkeypatch.setattr(decoder, "cost", len)
-    monkeypatch.setattr(decoder, "CHEAP", 100)
-    monkeypatch.setattr(decoder, "WAITING", 2)
+    monkeypatch.setattr(Decoder, "_decode", slowly)
+    monkeypatch.setattr(decoder, "decoding_cost", len)
+    monkeypatch.setattr(decoder, "SMALL", 100)
+    monkeypatch.setattr(decoder, "MAX_LARGE_WAITING", 2)
     sizes = [200, 500, 400, 600, 50, 300, 60]
     with ThreadPoolExecutor(len(sizes)) as pool:
         answers = []
@@ -471,7 +470,7 @@ def test_the_cheapest_comes_first_and_of_the_large_only_some_wait(decoded, monke
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
 def test_a_decoder_ends_with_a_server_that_is_killed():
     program = (
-        "from emnist_dali.decoder import Decoder\n"
+        "from emnist_dali.deploy.decoder import Decoder\n"
         "one = Decoder((28, 28), True)\nprint(one._process.pid, flush=True)\ninput()"
     )
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Shards that are damaged, go missing or are replaced, before a run and under it."""
+"""Shards that are damaged, deleted or replaced, before and during a run."""
 
 import os
 import re
@@ -22,7 +22,7 @@ backends = pytest.mark.parametrize("backend", ["cpu", "dali"])
 
 @pytest.fixture
 def data(data_dir, folder, tmp_path):
-    """A copy of the data, whose statistics are there."""
+    """A copy of the data with cached statistics."""
     statistics(folder, 16)
     return shutil.copytree(data_dir, tmp_path / "data")
 
@@ -33,7 +33,7 @@ def shard(data):
 
 
 def first_byte(shard, record: int) -> int:
-    """Where a record begins in its file."""
+    """Position of a record in its file."""
     content = shard.read_bytes()
     with safe_open(shard, framework="np") as tensors:
         offsets, records = tensors.get_tensor("offsets"), tensors.get_tensor("records")
@@ -41,20 +41,20 @@ def first_byte(shard, record: int) -> int:
     return start + int(offsets[record])
 
 
-def flip(shard, place: int, bits: int, unseen: bool = False) -> None:
-    """In place, so that a run that has mapped the file sees it; `unseen` as by a disk, which sets no new time."""
+def flip(shard, place: int, bits: int, silent: bool = False) -> None:
+    """In place, so that a run that has mapped the file sees it; `silent` keeps the time, as a failing disk does."""
     before = shard.stat()
     with shard.open("r+b") as file:
         file.seek(place)
         byte = file.read(1)[0]
         file.seek(place)
         file.write(bytes([byte ^ bits]))
-    if unseen:
+    if silent:
         os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def record_of_batch(data, batch: int) -> int:
-    """A record that the run's training sees in `batch` for the first time: of no class's held-out images."""
+    """The first record of training batch `batch`."""
     shards = Shards(data / "demo" / "small", "train")
     members, _ = sampling.holdout(shards.labels(), 0.05, 0)
     return int(members[sampling.shuffled(len(members), range(64 * batch, 64 * batch + 1), 0, batch // 9)][0])
@@ -64,24 +64,24 @@ def record_of_batch(data, batch: int) -> int:
 def test_a_record_that_does_not_decode_stops_the_run_and_is_named(backend, data, shard, tmp_path):
     record = record_of_batch(data, 5)
     place = first_byte(shard, record)
-    flip(shard, place, shard.read_bytes()[place] ^ 0xFF, unseen=True)  # a token that promises more than there is
+    flip(shard, place, shard.read_bytes()[place] ^ 0xFF, silent=True)  # a token that claims more bytes than there are
     with pytest.raises(UserError, match=rf"train-00000\.safetensors: record {record} does not decode"):
         train(quick(data, tmp_path / "run", backend=backend, checkpoint_every="2"))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert not RunFolder(tmp_path / "run").best.exists()
 
 
-@pytest.mark.parametrize("unseen", [False, True])
-def test_a_flip_that_decodes_is_found_by_its_hash(unseen, data, shard, tmp_path):
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_flip_that_decodes_is_detected_by_its_hash(silent, data, shard, tmp_path):
     labels = shard.read_bytes().rindex(Shards(shard.parent, "train").labels().tobytes())
-    flip(shard, labels, 1, unseen)
+    flip(shard, labels, 1, silent)
     with pytest.raises(UserError, match=r"train-00000\.safetensors is not the shard that was packed"):
-        train(quick(data, tmp_path / "run", verify_data=unseen))
+        train(quick(data, tmp_path / "run", verify_data=silent))
     assert not (tmp_path / "run").exists()
 
 
-def under_it(change, monkeypatch, path):
-    """`change()` at step 5 of 18; the list gets what the run holds after its first epoch."""
+def during_run(change, monkeypatch, path):
+    """Calls `change()` at step 5 of 18; the list gets the files of the run after its first epoch."""
     real, held = Session._after_step, []
 
     def after_step(session):
@@ -101,22 +101,22 @@ def under_it(change, monkeypatch, path):
 
 
 CHANGES = {
-    "flipped": (lambda shard, other: flip(shard, shard.stat().st_size - 1, 1), "has changed while it was in use"),
-    "missing": (lambda shard, other: shard.unlink(), "has gone while it was in use"),
-    "replaced": (lambda shard, other: shutil.copy(other, shard.with_name("x")).replace(shard), "has changed"),
+    "flipped": (lambda shard, other: flip(shard, shard.stat().st_size - 1, 1), "was changed while in use"),
+    "missing": (lambda shard, other: shard.unlink(), "was deleted while in use"),
+    "replaced": (lambda shard, other: shutil.copy(other, shard.with_name("x")).replace(shard), "was changed"),
 }
 
 
 @backends
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_shard_that_changes_under_a_run_ends_it_before_the_next_epoch(
+def test_a_shard_that_changes_during_a_run_ends_it_before_the_next_epoch(
     change, backend, data, shard, folder, tmp_path, monkeypatch
 ):
     act, message = CHANGES[change]
     path = tmp_path / "run"
     with monkeypatch.context() as patch:
-        held = under_it(lambda: act(shard, folder / "test-00000.safetensors"), patch, path)
-        # The validation reads the train shards too, and begins with the same look at them.
+        held = during_run(lambda: act(shard, folder / "test-00000.safetensors"), patch, path)
+        # Validation also reads the train shards, and starts with the same check.
         with pytest.raises(UserError, match=rf"train-00000\.safetensors {message}"):
             train(quick(data, path, backend=backend, checkpoint_every="3"))
     assert not held
@@ -124,7 +124,7 @@ def test_a_shard_that_changes_under_a_run_ends_it_before_the_next_epoch(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
-def test_a_run_does_not_begin_or_go_on_with_a_damaged_shard(damage, data, shard, tmp_path, monkeypatch):
+def test_a_run_does_not_start_or_resume_with_a_damaged_shard(damage, data, shard, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Session, "train", lambda session: None)
         path = train(quick(data, tmp_path / "run")).path
@@ -148,6 +148,6 @@ def test_data_replaced_before_the_test_are_not_tested_on(data, drawn, tmp_path, 
         real(session)
 
     monkeypatch.setattr(Session, "_test", test)
-    with pytest.raises(UserError, match="has changed while it was in use"):
+    with pytest.raises(UserError, match="was changed while in use"):
         train(quick(data, tmp_path / "run", epochs=1))
     assert [line["kind"] for line in lines(RunFolder(tmp_path / "run"))] == ["epoch"]

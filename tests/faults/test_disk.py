@@ -1,4 +1,4 @@
-"""A full disk, by RLIMIT_FSIZE: a write beyond it fails as one on a full disk does, with EFBIG in ENOSPC's place."""
+"""A full disk, simulated with RLIMIT_FSIZE: writes beyond it fail with EFBIG instead of ENOSPC."""
 
 import shutil
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ resource = pytest.importorskip("resource")
 
 @contextmanager
 def full_disk(free: int = 100):
-    """No file can have more than `free` bytes. What pytest itself writes must not fall into the block."""
+    """No file can exceed `free` bytes; pytest itself must not write inside the block."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (free, hard))
     try:
@@ -40,7 +40,7 @@ def whole(data_dir, tmp_path_factory):
 
 
 def fails(patch, place, name, path, nth):
-    """The disk is full while `place.name` is called the nth time; the list gets what the run held before."""
+    """The disk is full during the nth call of `place.name`; the list gets the files of the run before it."""
     real, calls, before = getattr(place, name), [], []
 
     def function(*arguments, **options):
@@ -56,7 +56,7 @@ def fails(patch, place, name, path, nth):
 
 
 WRITES = {
-    "checkpoints/last.pt": (RunFolder, "save", 3),
+    "checkpoints/last.pt": (RunFolder, "save_checkpoint", 3),
     "checkpoints/best.safetensors": (train_module, "save_weights", 1),
     "metrics.jsonl": (RunFolder, "log", 1),
     "metrics.jsonl of the test": (RunFolder, "log", 2),
@@ -65,7 +65,7 @@ WRITES = {
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_space(write, whole, data_dir, tmp_path, monkeypatch):
+def test_a_run_ended_by_a_full_disk_resumes_once_there_is_space(write, whole, data_dir, tmp_path, monkeypatch):
     path = tmp_path / "run"
     config = quick(data_dir, path, epochs=1, checkpoint_every="4", profile="trace" in write)
     with monkeypatch.context() as patch:
@@ -81,7 +81,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_space(write, whole, d
 
 
 @pytest.mark.parametrize("file", ["checkpoints/last.pt", "env.json", "config.json"])
-def test_a_run_that_could_not_begin_blocks_no_folder(file, data_dir, tmp_path, monkeypatch):
+def test_a_run_that_could_not_start_blocks_no_folder(file, data_dir, tmp_path, monkeypatch):
     place, name, nth = {
         "checkpoints/last.pt": (run_folder_module, "save_state", 1),
         "env.json": (run_folder_module, "write_json", 1),
@@ -97,7 +97,7 @@ def test_a_run_that_could_not_begin_blocks_no_folder(file, data_dir, tmp_path, m
 
 
 @pytest.mark.parametrize(("file", "nth"), [("config.json", 1), ("env.json", 2)])
-def test_a_run_that_could_not_go_on_can_later(file, nth, whole, tmp_path, monkeypatch):
+def test_a_run_that_could_not_resume_can_later(file, nth, whole, tmp_path, monkeypatch):
     path = shutil.copytree(whole, tmp_path / "run")
     before = kept(path)
     with monkeypatch.context() as patch:
@@ -109,12 +109,12 @@ def test_a_run_that_could_not_go_on_can_later(file, nth, whole, tmp_path, monkey
     go_on(path)
 
 
-def test_packing_anew_on_a_full_disk_leaves_the_old_data(drawn, tmp_path, monkeypatch):
+def test_repacking_on_a_full_disk_leaves_the_old_data(drawn, tmp_path, monkeypatch):
     folder = tmp_path / "demo" / "small"
     pack(drawn, "small", folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.setattr("emnist_dali.data.prepare.load", lambda *_, **__: drawn)
-    for free in (100, 100_000):  # nothing fits; the shard of the test part does
+    for free in (100, 100_000):  # nothing fits; only the test shard fits
         with full_disk(free), pytest.raises(UserError, match=f"{folder} could not be written") as caught:
             prepare("small", "glyphs", tmp_path, force=True)
         assert "\n" not in str(caught.value)
@@ -123,7 +123,7 @@ def test_packing_anew_on_a_full_disk_leaves_the_old_data(drawn, tmp_path, monkey
     verify(folder, read_manifest(folder))
 
 
-def test_statistics_that_find_no_space_are_computed_each_time(folder, tmp_path):
+def test_statistics_that_cannot_be_cached_are_computed_each_time(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("stats*"))
     names = sorted(path.name for path in copy.iterdir())
     with full_disk(10):

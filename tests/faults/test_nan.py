@@ -42,9 +42,9 @@ def poisoned(patch: pytest.MonkeyPatch, step: int) -> None:
 def test_a_weight_that_is_no_number_reaches_no_file(step, checked, last, data_dir, tmp_path, monkeypatch):
     path = tmp_path / "run"
     held = []
-    real = RunFolder.save
+    real = RunFolder.save_checkpoint
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "save", lambda *a, **k: (real(*a, **k), held.append(kept(path)))[0])
+        patch.setattr(RunFolder, "save_checkpoint", lambda *a, **k: (real(*a, **k), held.append(kept(path)))[0])
         poisoned(patch, step)
         with pytest.raises(UserError, match=rf"not finite at step {checked}") as caught:
             train(quick(data_dir, path, checkpoint_every="2", val_fraction=0.05))
@@ -60,7 +60,7 @@ def test_a_weight_that_is_no_number_reaches_no_file(step, checked, last, data_di
     if step == 11:
         result = CliRunner().invoke(main, shlex.split(command[1]))
         assert result.exit_code == 0, result.output
-        assert "Going on with another result: lr is 0.001 and was 0.004." in result.output
+        assert "Resuming with a different result: training.lr is 0.001 and was 0.004." in result.output
         assert [line["kind"] for line in lines(run)] == ["epoch", "epoch", "test", "unseen"]
 
 

@@ -1,4 +1,4 @@
-"""Folders that may not be written to. For root no permission counts: it becomes nobody for a while."""
+"""Read-only folders. Root ignores permissions, so it becomes nobody for a while."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ NOBODY = 65534
 
 @contextmanager
 def read_only(folder: Path, *used: Path) -> Iterator[None]:
-    """`folder` and all in it; what is `used` beside it stays within reach."""
+    """Makes `folder` and everything in it read-only; `used` paths stay accessible."""
     root = hasattr(os, "geteuid") and os.geteuid() == 0
     places = [parent for path in (folder, *used) for parent in path.parents]
     places += [path for path in used for path in (path, *path.rglob("*"))]
@@ -45,11 +45,11 @@ def test_a_run_cannot_start_in_a_read_only_folder(data_dir, tmp_path):
     place.mkdir()
     with read_only(place, data_dir), pytest.raises(UserError) as caught:
         train(quick(data_dir, place / "run"))
-    assert str(caught.value) == f"{place / 'run'} could not be made (Permission denied); name another --out."
+    assert str(caught.value) == f"{place / 'run'} could not be created (Permission denied); choose another run.out."
     assert not list(place.iterdir())
 
 
-def test_a_read_only_run_cannot_go_on_and_stays_as_it_is(data_dir, tmp_path, monkeypatch):
+def test_a_read_only_run_cannot_resume_and_stays_unchanged(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(Session, "train", lambda session: None)
     path = train(quick(data_dir, tmp_path / "run")).path
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}

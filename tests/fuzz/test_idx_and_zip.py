@@ -57,7 +57,7 @@ def test_idx_labels(attempt, place, content):
 
 
 def bomb(header: bytes, mebibytes: int) -> bytes:
-    """A gzip of zeros, a thousandth of their size: one compressed block again and again, under a wrong checksum."""
+    """A gzip of zeros at a thousandth of their size: one compressed block repeated, with a wrong checksum."""
     deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     start = deflate.compress(header) + deflate.flush(zlib.Z_FULL_FLUSH)
     block = deflate.compress(bytes(2**20)) + deflate.flush(zlib.Z_FULL_FLUSH)
@@ -106,17 +106,17 @@ NAMES = ["../outside", "/tmp/outside", "gzip/../../outside", "gzip/", "gzip", "C
 
 @st.composite
 def archives(draw) -> bytes:
-    """Archives in which members are missing, doubled, links, bombs, encrypted, or lead outside."""
+    """Archives with members that are missing, duplicated, links, bombs, encrypted or outside the folder."""
     buffer = io.BytesIO()
     wanted = [f"gzip/{name}" for name in MEMBERS]
     names = draw(st.lists(st.sampled_from(NAMES), max_size=3)) + draw(st.permutations(wanted))
     contents = [*MEMBERS.values(), IMAGES, LABELS, b"", b"/etc/passwd", bytes(2**20)]
     with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w") as archive:
-        warnings.simplefilter("ignore")  # of names given twice
+        warnings.simplefilter("ignore")  # about duplicate names
         for name in names:
             member = zipfile.ZipInfo(name)
-            own = MEMBERS.get(name.removeprefix("gzip/"), b"")
-            content = draw(st.one_of(st.just(own), st.just(own), st.sampled_from(contents)))
+            expected = MEMBERS.get(name.removeprefix("gzip/"), b"")
+            content = draw(st.one_of(st.just(expected), st.just(expected), st.sampled_from(contents)))
             member.compress_type = draw(st.sampled_from(METHODS))
             if draw(st.integers(0, 5)) == 5:
                 member.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -136,7 +136,7 @@ def test_zip_members(attempt, place, content):
     check(attempt(lambda: load(path), path))
 
 
-def test_what_is_whole_is_read(attempt, place):
+def test_an_intact_archive_is_read(attempt, place):
     path = place / "gzip.zip"
     path.write_bytes(pack(MEMBERS))
     loaded = attempt(lambda: load(path), path)

@@ -77,8 +77,8 @@ BOMBS = st.builds(
 )
 
 
-def anew(place: Path) -> Path:
-    """A folder of images whose train/a is empty."""
+def fresh(place: Path) -> Path:
+    """A new folder of images whose train/a is empty."""
     path = place / "images"
     shutil.rmtree(path, ignore_errors=True)
     for name in ("train/a", "train/b", "test/b"):
@@ -100,7 +100,7 @@ def read(folder: Path) -> sources.Source:
 @examples(160)
 @given(st.one_of(broken(*PNGS), broken(*PNGS).map(sound_png), broken(*OTHERS), broken(*OTHERS)))
 def test_image_bytes(attempt, place, content):
-    folder = anew(place)
+    folder = fresh(place)
     (folder / "train/a/image").write_bytes(content)
     loaded = attempt(lambda: read(folder), folder)
     if loaded is not None:
@@ -110,7 +110,7 @@ def test_image_bytes(attempt, place, content):
 @examples(8)
 @given(BOMBS)
 def test_image_bombs(attempt, place, content):
-    folder = anew(place)
+    folder = fresh(place)
     (folder / "train/a/bomb.png").write_bytes(content)
     attempt(lambda: read(folder), folder)
 
@@ -130,11 +130,11 @@ def make(path: bytes, entry: str) -> None:
     elif entry == "pipe":
         os.mkfifo(path)
     else:
-        own = os.path.basename(path)
+        itself = os.path.basename(path)
         targets = {
             "link": b"../b/own.png",
             "dangling": b"nowhere",
-            "loop": own,
+            "loop": itself,
             "zero": b"/dev/zero",
             "outside": b"/etc",
         }
@@ -155,16 +155,16 @@ def make(path: bytes, entry: str) -> None:
     )
 )
 def test_image_folders(attempt, place, entries):
-    folder = anew(place)
+    folder = fresh(place)
     for parent, name, entry in entries:
         make(os.path.join(os.fsencode(folder), parent, name), entry)
     attempt(lambda: read(folder), folder)
 
 
 @pytest.mark.parametrize("content", [*PNGS, *OTHERS])
-def test_what_is_whole_is_read(attempt, place, content):
-    """In any mode, and of several frames the first; two of the files are dithered, two have an alpha channel."""
-    folder = anew(place)
+def test_an_intact_image_is_read(attempt, place, content):
+    """In any mode, and the first of several frames; two files are dithered and two have an alpha channel."""
+    folder = fresh(place)
     (folder / "train/a/image").write_bytes(content)
     image, expected = attempt(lambda: read(folder), folder).parts["train"].images.astype(int)
     assert abs(image - expected).mean() < 50

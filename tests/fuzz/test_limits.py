@@ -9,7 +9,7 @@ from PIL import Image
 from emnist_dali.config import Data, Model
 from emnist_dali.core import files
 from emnist_dali.core.errors import UserError
-from emnist_dali.data import image_files, sources
+from emnist_dali.data import image_files, image_headers, sources
 from emnist_dali.data import pack as pack_module
 from emnist_dali.data.manifest import MAX_SAMPLES, read_manifest
 from emnist_dali.data.pack import pack
@@ -32,17 +32,17 @@ def images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limit", "value", "message"),
+    ("module", "limit", "value", "message"),
     [
-        ("MAX_PIXELS", 119, r"x\.png .*its 12 × 10 pixels are more than 119"),
-        ("MAX_FILE_BYTES", 10, r"x\.png .*more than"),
-        ("MAX_BYTES", 63, r"train holds 1 images; .* 8 × 8"),
-        ("MAX_CLASSES", 0, "1 classes"),
+        (image_headers, "MAX_PIXELS", 119, r"x\.png .*its 12 × 10 pixels are more than 119"),
+        (image_files, "MAX_FILE_BYTES", 10, r"x\.png .*more than"),
+        (sources, "MAX_BYTES", 63, r"train contains 1 images; .* 8 × 8"),
+        (sources, "MAX_CLASSES", 0, "1 classes"),
     ],
 )
-def test_of_a_folder_of_images(images, monkeypatch, limit, value, message):
+def test_of_a_folder_of_images(images, monkeypatch, module, limit, value, message):
     sources.load("own", str(images), images, size=8)
-    monkeypatch.setattr(image_files if hasattr(image_files, limit) else sources, limit, value)
+    monkeypatch.setattr(module, limit, value)
     with pytest.raises(UserError, match=message):
         sources.load("own", str(images), images, size=8)
 
@@ -91,7 +91,7 @@ def test_of_a_manifest(tmp_path, change, field):
         read_manifest(tmp_path / "own")
 
 
-def test_of_a_shard_that_is_written(tmp_path, monkeypatch):
+def test_of_a_shard_while_packing(tmp_path, monkeypatch):
     monkeypatch.setattr(pack_module, "SHARD_BYTES", 4 * 6)
     manifest = pack(SOURCE, "own", tmp_path / "own")
     assert [file.samples for file in manifest.shards["train"]] == [4, 4, 2]
@@ -100,7 +100,7 @@ def test_of_a_shard_that_is_written(tmp_path, monkeypatch):
 
 
 def test_of_images_of_one_grey_level(tmp_path):
-    """Rounding must not make a deviation of them, nor the root of a negative number."""
+    """Rounding must not yield a tiny deviation, nor the root of a negative number."""
     for level in range(1, 255, 23):
         part = Part(np.full((7, 5, 5), level, np.uint8), np.zeros(7, np.uint8))
         pack(replace(SOURCE, parts={"train": part}), "own", tmp_path / "own")
@@ -115,5 +115,5 @@ def test_of_a_config(kind, limits):
     for name, (least, most) in limits.items():
         assert kind(**{name: least}) != kind(**{name: most})
         for value in (least - 1, most + 1):
-            with pytest.raises(UserError, match=f"{value}; it must be from {least} to"):
+            with pytest.raises(UserError, match=f"at least {least} and at most {most:,}"):
                 kind(**{name: value})

@@ -25,7 +25,7 @@ random = np.random.default_rng(0)
 CLASSES = ("a", "b", "é")
 PART = Part(random.integers(0, 256, (9, 6, 5), np.uint8), np.arange(9, dtype=np.uint8) % 3)
 FILES = (SourceFile("train", 1, "0" * 64, False),)
-SOURCE = Source("/where/they/were", CLASSES, {"train": PART, "test": PART}, FILES, official=False)
+SOURCE = Source("/source", CLASSES, {"train": PART, "test": PART}, FILES, official=False)
 SHARD = "train-00000.safetensors"
 
 
@@ -36,14 +36,14 @@ def prepared(request, tmp_path_factory) -> Path:
     return folder
 
 
-def copied(prepared: Path, place: Path) -> Path:
+def copy_of(prepared: Path, place: Path) -> Path:
     folder = place / "own"
     shutil.rmtree(folder, ignore_errors=True)
     return shutil.copytree(prepared, folder)
 
 
 def read(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """All that the program reads from a prepared folder: images and labels of each part."""
+    """Images and labels of each part, by every way that the program reads them."""
     prepare("own", None, folder.parent)
     manifest = read_manifest(folder)
     assert isinstance(str(manifest), str)
@@ -66,8 +66,8 @@ def read(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return parts
 
 
-def test_what_is_whole_is_read(attempt, prepared, place):
-    copy = copied(prepared, place)
+def test_intact_data_are_read(attempt, prepared, place):
+    copy = copy_of(prepared, place)
     for images, labels in attempt(lambda: read(copy), copy).values():
         np.testing.assert_array_equal(images, PART.images)
         np.testing.assert_array_equal(labels, PART.labels)
@@ -76,8 +76,8 @@ def test_what_is_whole_is_read(attempt, prepared, place):
 @examples(60)
 @given(st.data())
 def test_manifests(attempt, prepared, place, data):
-    copy = copied(prepared, place)
-    content = data.draw(json_bytes(manifest_of(prepared)))  # without its sha256, as if it were right
+    copy = copy_of(prepared, place)
+    content = data.draw(json_bytes(manifest_of(prepared)))  # without a sha256, which is not required
     (copy / "manifest.json").write_bytes(content)
     parts = attempt(lambda: read(copy), copy)
     if parts is not None:
@@ -86,8 +86,8 @@ def test_manifests(attempt, prepared, place, data):
         attempt(lambda: verify(copy, manifest), copy)
 
 
-def adjusted(folder: Path, content: bytes) -> None:
-    """`content` in the place of a shard that the manifest vouches for."""
+def replace_shard(folder: Path, content: bytes) -> None:
+    """Writes `content` as the shard, and its hash into the manifest."""
     (folder / SHARD).write_bytes(content)
     vouch_for(folder)
 
@@ -95,28 +95,28 @@ def adjusted(folder: Path, content: bytes) -> None:
 @examples(80)
 @given(st.data())
 def test_shard_bytes(attempt, prepared, place, data):
-    copy = copied(prepared, place)
-    adjusted(copy, data.draw(broken((prepared / SHARD).read_bytes())))
+    copy = copy_of(prepared, place)
+    replace_shard(copy, data.draw(broken((prepared / SHARD).read_bytes())))
     attempt(lambda: read(copy), copy)
 
 
 @examples(60)
 @given(st.data())
 def test_shard_headers(attempt, prepared, place, data):
-    copy = copied(prepared, place)
+    copy = copy_of(prepared, place)
     whole = (prepared / SHARD).read_bytes()
     (length,) = struct.unpack_from("<Q", whole)
     header = json.dumps(data.draw(broken_json(json.loads(whole[8 : 8 + length])))).encode()
     header += b" " * (-len(header) % data.draw(st.sampled_from([1, 8])))
-    adjusted(copy, struct.pack("<Q", len(header)) + header + whole[8 + length :])
+    replace_shard(copy, struct.pack("<Q", len(header)) + header + whole[8 + length :])
     attempt(lambda: read(copy), copy)
 
 
 @examples(80)
 @given(st.data())
 def test_shard_tensors(attempt, prepared, place, data):
-    """Right dtypes and lengths, other offsets, labels and records."""
-    copy = copied(prepared, place)
+    """Correct dtypes and lengths; wrong offsets, labels and records."""
+    copy = copy_of(prepared, place)
     tensors = {name: tensor.copy() for name, tensor in load((prepared / SHARD).read_bytes()).items()}
     for _ in range(data.draw(st.integers(1, 3))):
         flat = tensors[data.draw(st.sampled_from(sorted(tensors)))]
@@ -125,17 +125,17 @@ def test_shard_tensors(attempt, prepared, place, data):
         near = int(flat[at]) + data.draw(st.integers(-40, 40))
         kept = near % 2 ** (8 * flat.itemsize - 1)
         flat[at] = data.draw(st.sampled_from([np.frombuffer(word, flat.dtype)[0], flat.dtype.type(kept)]))
-    adjusted(copy, save(tensors))
+    replace_shard(copy, save(tensors))
     attempt(lambda: read(copy), copy)
 
 
 @examples(60)
 @given(json_bytes({"mean": 0.17, "std": 0.33}))
 def test_statistics(attempt, prepared, place, content):
-    copy = copied(prepared, place)
+    copy = copy_of(prepared, place)
     path = copy / "stats-8.json"
     path.write_bytes(content)
-    found = attempt(lambda: stats.statistics(copy, 8), path)
-    if found is not None:
-        assert 0 <= found.mean <= 1
-        assert 0 < found.std <= 1
+    computed = attempt(lambda: stats.statistics(copy, 8), path)
+    if computed is not None:
+        assert 0 <= computed.mean <= 1
+        assert 0 < computed.std <= 1

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from emnist_dali import pipelines
 from emnist_dali.config import Affine
 from emnist_dali.core.errors import UserError
 from emnist_dali.data import pack as pack_module
@@ -12,6 +13,7 @@ from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import statistics
 from emnist_dali.loading import sampling
+from emnist_dali.loading.backends import Batch, engine, recorded_engine
 
 from ..loaders import STATS, make_loader
 
@@ -219,3 +221,37 @@ def test_statistics_are_those_of_the_loaders_images(shards, folder):
     assert abs(images.std() - 1) < 1e-5
     assert (folder / "stats-32.json").exists()
     assert statistics(folder, 32) == stats
+
+
+def test_a_backend_of_ones_own(shards):
+    """Whatever makes batches of (plan, first, pixels, device, threads) is a backend: here zeros."""
+
+    class Zeros:
+        def __init__(self, plan, first, pixels, device, threads):
+            self.position, self._shape = first, (plan.spec.local_batch_size, 1, pixels.size, pixels.size)
+
+        def next(self):
+            self.position += 1
+            return Batch(torch.zeros(self._shape), torch.full(self._shape[:1], self.position))
+
+        def close(self):
+            pass
+
+    with make_loader(shards, Zeros) as loader:
+        loader.start(1, step=2)
+        assert [labels[0].item() for _, labels in loader] == list(range(12, 19))
+
+
+def test_a_batch_of_another_dtype(shards):
+    with make_loader(shards, half=True) as halves, make_loader(shards) as floats:
+        for half, whole in zip(halves, floats, strict=True):
+            assert torch.equal(half.images, whole.images.half())
+
+
+def test_what_makes_the_pixels_is_named():
+    assert engine("cpu") == f"cpu {pipelines.VERSION}"
+    assert engine("dali").startswith(f"dali {pipelines.VERSION} (")
+    # A checkpoint from before there were versions has a digest of the engines' source.
+    digest = "0ede23b0a0929e272ba8765f8ac44314506107c1b81e6cbc644011ed4abcc3ee"
+    assert recorded_engine(digest) == recorded_engine("cpu 1") == "cpu 1"
+    assert recorded_engine("f" * 64) == "f" * 64

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from emnist_dali.config import Model
 from emnist_dali.core.errors import UserError
-from emnist_dali.models import build as model_file
+from emnist_dali.models import build
 from emnist_dali.models.build import build_model, channels_last
 
 NAME = "test_efficientnet"
@@ -26,7 +26,7 @@ def refused(config: Model) -> str:
 
 @pytest.fixture(scope="module")
 def rgb() -> torch.nn.Module:
-    """A model of 3 channels and 1,000 classes that plays the pretrained one."""
+    """A model with 3 channels and 1,000 classes that plays the pretrained one."""
     torch.manual_seed(3)
     return timm.create_model(NAME)
 
@@ -38,19 +38,19 @@ def weights(rgb, tmp_path_factory) -> str:
     return str(path)
 
 
-def test_one_channel_in_and_a_logit_a_class_out():
+def test_one_channel_in_and_one_logit_per_class_out():
     net = untrained(classes=7).eval()
     assert net.conv_stem.in_channels == 1
     assert net(torch.zeros(3, 1, 32, 32)).shape == (3, 7)
 
 
-def test_the_stem_keeps_its_stride_unless_told():
+def test_the_stem_keeps_its_stride_by_default():
     images = torch.zeros(1, 1, 32, 32)
     for options, side in (({}, 16), ({"stem_stride": 1}, 32), ({"stem_stride": 2}, 16)):
         assert untrained(**options).conv_stem(images).shape[-2:] == (side, side)
 
 
-def test_weights_and_what_flows_are_channels_last():
+def test_weights_and_activations_are_channels_last():
     net = untrained().eval()
     kernels = [parameter for parameter in net.parameters() if parameter.ndim == 4]
     assert len(kernels) > 10
@@ -81,14 +81,14 @@ def test_local_weights_fold_the_stem_and_keep_the_rest(rgb, weights):
         assert torch.equal(ours[name], theirs[name]), name
 
 
-def test_a_folded_stem_answers_grey_images_as_the_rgb_model_does(rgb, weights):
+def test_a_folded_stem_matches_the_rgb_model_on_grey_images(rgb, weights):
     net = build_model(Model(model=NAME, weights=weights), 1_000)
     images = torch.randn((2, 1, 32, 32), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         torch.testing.assert_close(net.eval()(images), rgb.eval()(images.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
 
 
-def test_a_new_stem_differs_in_the_stem_only(weights):
+def test_a_new_stem_differs_only_in_the_stem(weights):
     folded = build_model(Model(model=NAME, weights=weights), 1_000).state_dict()
     new = build_model(Model(model=NAME, weights=weights, stem="new"), 1_000).state_dict()
     assert [name for name in folded if not torch.equal(folded[name], new[name])] == [STEM]
@@ -104,26 +104,26 @@ def test_torch_seed_decides_untrained_weights():
     assert not torch.equal(nets[0][STEM], nets[2][STEM])
 
 
-def test_a_wrong_name_names_near_ones():
+def test_an_unknown_name_suggests_similar_ones():
     message = refused(Model(model="test_efficient", pretrained=False))
     assert "'test_efficient'" in message
     assert NAME in message
     message = refused(Model(model="no such model", pretrained=False))
     assert "'no such model'" in message
-    assert "--model" in message
+    assert "model.model" in message
 
 
 def test_missing_weights(tmp_path):
     path = tmp_path / "none.safetensors"
     message = refused(Model(model=NAME, weights=str(path)))
     assert str(path) in message
-    assert "--weights" in message
+    assert "model.weights" in message
     assert str(tmp_path) in refused(Model(model=NAME, weights=str(tmp_path)))
 
 
 @pytest.mark.parametrize("suffix", ["pth", "bin", "safetensors", "npz"])
-@pytest.mark.parametrize("content", [b"", b"These are no weights, but a line of text."], ids=["empty", "text"])
-def test_a_file_that_is_no_weights(tmp_path, suffix, content):
+@pytest.mark.parametrize("content", [b"", b"These are not weights but a line of text."], ids=["empty", "text"])
+def test_a_file_without_weights(tmp_path, suffix, content):
     path = tmp_path / f"weights.{suffix}"
     path.write_bytes(content)
     message = refused(Model(model=NAME, weights=str(path)))
@@ -137,26 +137,26 @@ def test_weights_of_another_model(tmp_path):
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_without_network_both_ways_out_are_named_at_once(tmp_path, monkeypatch, offline):
-    asked = []
+def test_without_a_network_both_alternatives_are_named_at_once(tmp_path, monkeypatch, offline):
+    lookups = []
 
     def no_network(host, *_, **__):
-        asked.append(host)
+        lookups.append(host)
         raise OSError("a test must not use the network")
 
     monkeypatch.setattr("socket.getaddrinfo", no_network)
-    monkeypatch.setattr(model_file, "reachable", lambda url: False)
+    monkeypatch.setattr(build, "reachable", lambda url: False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     message = refused(Model(model=NAME))
     assert NAME in message
-    assert "--weights" in message
-    assert "--no-pretrained" in message
+    assert "model.weights" in message
+    assert "model.pretrained" in message
     assert constants.HF_HUB_OFFLINE is offline
-    assert asked == []  # it is the retries that take 47 s
+    assert lookups == []  # no retries, which take 47 s
 
 
-def test_an_unreachable_hub_is_found_out(monkeypatch):
+def test_an_unreachable_hub_is_detected(monkeypatch):
     import requests
 
     def fail(*_, **options):
@@ -164,6 +164,6 @@ def test_an_unreachable_hub_is_found_out(monkeypatch):
         raise requests.ConnectionError
 
     monkeypatch.setattr(requests, "head", fail)
-    assert not model_file.reachable("https://hub.invalid")
+    assert not build.reachable("https://hub.invalid")
     monkeypatch.setattr(requests, "head", lambda *_, **__: None)
-    assert model_file.reachable("https://hub.invalid")
+    assert build.reachable("https://hub.invalid")

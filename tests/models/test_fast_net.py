@@ -5,7 +5,7 @@ from emnist_dali.config import Model
 from emnist_dali.core.errors import UserError
 from emnist_dali.models.build import build_model, channels_last
 
-# Parameters, and multiplications an image of 28×28 in millions.
+# Parameters, and millions of multiply-adds per 28×28 image.
 SIZES = {"emnist_fast": (1_121_263, 45.89), "emnist_fast_small": (284_175, 11.55)}
 
 
@@ -23,7 +23,7 @@ def conv_outputs(net: torch.nn.Module, images: torch.Tensor) -> list[tuple[torch
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_its_cost_is_the_one_that_the_times_are_told_for(name):
+def test_size_and_cost_are_the_documented_ones(name):
     net = untrained(name)
     parameters, millions = SIZES[name]
     assert sum(p.numel() for p in net.parameters()) == parameters
@@ -33,22 +33,22 @@ def test_its_cost_is_the_one_that_the_times_are_told_for(name):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_channels_suit_vector_units_and_stay_last(name):
+def test_channels_are_multiples_of_16_and_stay_last(name):
     outputs = conv_outputs(untrained(name), channels_last(torch.randn(2, 1, 28, 28)))
     assert [conv.out_channels % 16 for conv, _ in outputs] == [0] * 5
     assert all(out.is_contiguous(memory_format=torch.channels_last) for _, out in outputs)
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_every_pixel_counts(name):
-    """Also those of the last row and column, where the sides are odd."""
+def test_every_pixel_matters(name):
+    """Including the last row and column where a side is odd."""
     images = torch.randn((1, 1, 28, 28), generator=torch.Generator().manual_seed(0), requires_grad=True)
     untrained(name).eval()(images).square().sum().backward()
     assert (images.grad != 0).all()
 
 
 @pytest.mark.parametrize(("classes", "size"), [(10, 28), (62, 28), (47, 32)])
-def test_a_logit_a_class_at_any_size(classes, size):
+def test_one_logit_per_class_at_any_size(classes, size):
     assert untrained("emnist_fast_small", classes).eval()(torch.zeros(3, 1, size, size)).shape == (3, classes)
 
 
@@ -68,13 +68,13 @@ def test_it_learns_in_a_few_steps():
 
 
 def test_there_are_no_pretrained_weights():
-    with pytest.raises(UserError, match="--no-pretrained"):
+    with pytest.raises(UserError, match=r"model\.pretrained"):
         build_model(Model(model="emnist_fast"), 47)
 
 
-def test_its_own_weights_load_from_a_file(tmp_path):
+def test_saved_weights_load_from_a_file(tmp_path):
     path = tmp_path / "weights.pth"
-    theirs = untrained("emnist_fast_small")
-    torch.save(theirs.state_dict(), path)
-    ours = build_model(Model(model="emnist_fast_small", weights=str(path)), 47)
-    assert all(torch.equal(value, ours.state_dict()[name]) for name, value in theirs.state_dict().items())
+    saved = untrained("emnist_fast_small")
+    torch.save(saved.state_dict(), path)
+    loaded = build_model(Model(model="emnist_fast_small", weights=str(path)), 47)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in saved.state_dict().items())

@@ -356,7 +356,7 @@ def test_statistics_from_before_there_was_a_choice_are_of_equalized_images(fresh
 def test_statistics_of_the_other_kind_are_one_sentence(fresh_folder):
     for name, equalize in (("stats-20.json", True), ("stats-20-plain.json", False)):
         write_json(fresh_folder / name, {"mean": 0.25, "std": 0.5, "equalize": not equalize})
-        with pytest.raises(UserError, match=rf"{name} holds no statistics.*delete it"):
+        with pytest.raises(UserError, match=rf"{name} does not hold valid statistics.*delete it"):
             statistics(fresh_folder, 20, equalize)
 
 

@@ -15,8 +15,9 @@ from emnist_dali.data.sources import Part
 from emnist_dali.data.stats import statistics
 from emnist_dali.pipelines import reference
 from emnist_dali.reports import pipeline_trace
-from emnist_dali.reports.inspect_report import write_page
-from emnist_dali.reports.pipeline_trace import chosen, equalized, follow, grey, training_plan
+from emnist_dali.reports.inspect_report import write_inspect_report
+from emnist_dali.reports.pipeline_trace import choose_batches, denormalize, equalize, trace, training_plan
+from emnist_dali.reports.run_data import part_name
 from emnist_dali.training.build import build_training
 
 from ..training_runs import small
@@ -40,9 +41,9 @@ def stats(folder):
     return statistics(folder, SIZE)
 
 
-def followed(data_dir, shards, stats, batch=0, label=None, augmented=True, **options):
+def traced(data_dir, shards, stats, batch=0, label=None, augmented=True, **options):
     config = config_of(data_dir, **options)
-    return follow(config, training_plan(config, shards), stats, batch, label, augmented)
+    return trace(config, training_plan(config, shards), stats, batch, label, augmented)
 
 
 def batches_of(config, shards, number):
@@ -56,7 +57,7 @@ def batches_of(config, shards, number):
 
 
 def test_the_stages_without_augmentation_are_those_of_the_reference(data_dir, shards, stats):
-    found = followed(data_dir, shards, stats, augmented=False)
+    found = traced(data_dir, shards, stats, augmented=False)
     assert list(found.stages) == ["decoded", "equalized", "resized"]
     np.testing.assert_array_equal(found.stages["decoded"], shards.images(found.indices))
     np.testing.assert_array_equal(found.labels, shards.labels(found.indices))
@@ -71,13 +72,13 @@ def test_images_that_are_not_square_are_equalized_too(drawn, tmp_path):
     parts = {name: Part(part.images[:, :, 4:21], part.labels) for name, part in drawn.parts.items()}
     pack(replace(drawn, parts=parts), "narrow", tmp_path)
     shards = Shards(tmp_path, "train")
-    for image, even in zip(parts["train"].images[:9], equalized(shards, np.arange(9)), strict=True):
+    for image, even in zip(parts["train"].images[:9], equalize(shards, np.arange(9)), strict=True):
         np.testing.assert_array_equal(even, cv2.equalizeHist(np.ascontiguousarray(image)))
 
 
 def test_warped_images_are_those_of_the_first_training_batch(data_dir, shards, stats):
     config = config_of(data_dir)
-    found = followed(data_dir, shards, stats)
+    found = traced(data_dir, shards, stats)
     assert list(found.stages) == ["decoded", "equalized", "resized", "warped"]
     images, labels, *_ = next(batches_of(config, shards, 1))
     assert len(found.labels) == pipeline_trace.ROWS
@@ -100,8 +101,8 @@ def test_warped_images_are_those_of_the_first_training_batch(data_dir, shards, s
 def test_what_is_shown_last_is_what_the_trainer_gets(options, kinds, data_dir, shards, stats):
     seen = set()
     for i, (images, labels, mixed, targets) in enumerate(batches_of(config_of(data_dir, **options), shards, 8)):
-        found = followed(data_dir, shards, stats, i, **options)
-        seen.add("not" if found.how.weight == 1 else "cut" if found.how.box else "up")
+        found = traced(data_dir, shards, stats, i, **options)
+        seen.add("not" if found.mix.weight == 1 else "cut" if found.mix.box else "up")
         places = np.sort(np.unique(labels, return_index=True)[1])[: pipeline_trace.ROWS]
         np.testing.assert_array_equal(found.labels, labels[places])
         np.testing.assert_array_equal(found.partners, labels[::-1][places])
@@ -112,22 +113,22 @@ def test_what_is_shown_last_is_what_the_trainer_gets(options, kinds, data_dir, s
     assert seen == kinds
 
 
-def test_a_batch_of_each_kind_is_chosen(data_dir, shards):
+def test_a_batch_of_each_kind_is_choose_batches(data_dir, shards):
     config = config_of(data_dir, mixing=MIXING)
     plan = training_plan(config, shards)
-    up, cut = (pipeline_trace.mix_of(config, plan, i) for i in chosen(config, plan, None, True))
+    up, cut = (pipeline_trace.mix_of(config, plan, i) for i in choose_batches(config, plan, None, True))
     assert up.box is None
     assert cut.box
     assert 0.2 < up.weight < 0.8
     assert 0.2 < cut.weight < 0.8
-    assert len(chosen(config, plan, None, False)) == 1
+    assert len(choose_batches(config, plan, None, False)) == 1
     assert [
-        i for label in range(12) for i in chosen(config, plan, label, True) if label not in plan.batch(i).labels
+        i for label in range(12) for i in choose_batches(config, plan, label, True) if label not in plan.batch(i).labels
     ] == []
 
 
 def test_a_recipe_with_larger_batches_than_data_is_shown_with_all_of_them(data_dir, shards, stats):
-    found = followed(data_dir, shards, stats, batch_size=4096)
+    found = traced(data_dir, shards, stats, batch_size=4096)
     assert training_plan(config_of(data_dir, batch_size=4096), shards).spec.batch_size == 576
     assert len(found.labels) == pipeline_trace.ROWS
 
@@ -135,7 +136,7 @@ def test_a_recipe_with_larger_batches_than_data_is_shown_with_all_of_them(data_d
 def test_normalized_images_are_drawn_by_the_statistics(stats):
     levels = np.array([-50, 0, 100.4, 255, 300])
     normalized = (levels / 255 - stats.mean) / stats.std
-    assert grey(normalized, stats).tolist() == [0, 0, 100, 255, 255]
+    assert denormalize(normalized, stats).tolist() == [0, 0, 100, 255, 255]
 
 
 def invoke(*arguments):
@@ -144,10 +145,10 @@ def invoke(*arguments):
 
 @pytest.fixture(scope="module")
 def page(data_dir, tmp_path_factory):
-    """The page of what the recipe `seed` does, which warps and mixes."""
+    """The page of what the recipe `published` does, which warps and mixes."""
     out = tmp_path_factory.mktemp("inspected") / "new" / "page.html"
     result = invoke(
-        "--split", "small", "--source", "glyphs", "--data-dir", data_dir, "--recipe", "seed", "--image-size", SIZE,
+        "--split", "small", "--source", "glyphs", "--data-dir", data_dir, "--recipe", "published", "--image-size", SIZE,
         "--augment", "--out", out,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -167,7 +168,7 @@ def test_the_page_tells_what_the_manifest_does(page, shards, stats):
     assert "600 train, 108 test" in text
     assert f"mean {stats.mean:.4f}, standard deviation {stats.std:.4f}" in text
     for part, counts in manifest.counts.items():
-        bars = re.search(rf'"name":"{part}".*?"y":\[([\d,]+)\]', text)
+        bars = re.search(rf'"name":"{part_name(part)}".*?"y":\[([\d,]+)\]', text)
         assert [int(count) for count in bars[1].split(",")] == list(counts)
     assert "MixUp λ = " in text or "CutMix λ = " in text
     assert "warps them and mixes them" in text
@@ -195,7 +196,7 @@ def test_the_page_fits_a_phone_without_an_error(page, browser):
 
 
 def test_one_class_is_shown_alone(data_dir, tmp_path, shards):
-    out = write_page(config_of(data_dir), "a", False, tmp_path / "page.html")
+    out = write_inspect_report(config_of(data_dir), "a", False, tmp_path / "page.html")
     text = own(out)
     indices = [int(i.replace(",", "")) for i in re.findall(r"train image ([\d,]+)", text)]
     assert len(indices) > 50  # each image of the class, and those that are followed
@@ -208,7 +209,7 @@ def test_one_class_is_shown_alone(data_dir, tmp_path, shards):
 def test_the_page_says_what_a_recipe_does_not_do(affine, data_dir, tmp_path):
     config = config_of(data_dir)
     config = replace(config, data=replace(config.data, affine=affine))
-    text = own(write_page(config, "0", True, tmp_path / "page.html"))
+    text = own(write_inspect_report(config, "0", True, tmp_path / "page.html"))
     assert ("warps nothing" in text) == (affine is None)
     assert "mixes nothing" in text
 
@@ -218,7 +219,7 @@ def test_class_names_are_escaped(drawn, tmp_path):
     pack(replace(drawn, classes=names), "words", tmp_path / "demo" / "words")
     config = config_of(tmp_path, split="words")
     for character in (None, "<i>&"):
-        text = own(write_page(config, character, True, tmp_path / "page.html"))
+        text = own(write_inspect_report(config, character, True, tmp_path / "page.html"))
         assert "&lt;i&gt;&amp;" in text
         assert "<i>" not in text
 
@@ -241,22 +242,22 @@ def test_a_class_without_training_images_is_one_sentence(drawn, tmp_path):
     parts = {**drawn.parts, "train": Part(train.images[kept], train.labels[kept])}
     pack(replace(drawn, parts=parts), "small", tmp_path / "demo" / "small")
     with pytest.raises(UserError, match="no training image of class '7'"):
-        write_page(config_of(tmp_path), "7", True, tmp_path / "page.html")
-    assert write_page(config_of(tmp_path), None, True, tmp_path / "page.html").exists()
+        write_inspect_report(config_of(tmp_path), "7", True, tmp_path / "page.html")
+    assert write_inspect_report(config_of(tmp_path), None, True, tmp_path / "page.html").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(data_dir, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="could not be made"):
-        write_page(config_of(data_dir), None, False, tmp_path / "file" / "page.html")
+        write_inspect_report(config_of(data_dir), None, False, tmp_path / "file" / "page.html")
 
 
 def test_a_file_of_somebody_else_stays(data_dir, tmp_path):
     out = tmp_path / "notes.html"
     out.write_text("my own")
     with pytest.raises(UserError, match="was not written by emnist-dali"):
-        write_page(config_of(data_dir), None, False, out)
+        write_inspect_report(config_of(data_dir), None, False, out)
     assert out.read_text() == "my own"
     out.unlink()
-    write_page(config_of(data_dir), "0", False, out)
-    assert write_page(config_of(data_dir), "0", False, out).stat().st_size > 1000
+    write_inspect_report(config_of(data_dir), "0", False, out)
+    assert write_inspect_report(config_of(data_dir), "0", False, out).stat().st_size > 1000

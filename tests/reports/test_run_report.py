@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from markupsafe import escape
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -17,7 +18,7 @@ from emnist_dali.cli import main
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json, write_json
 from emnist_dali.data.shards import Shards
-from emnist_dali.evaluation import evaluate as evaluate_module
+from emnist_dali.evaluation import inference
 from emnist_dali.evaluation.metrics import confusions, score
 from emnist_dali.reports import run_report
 from emnist_dali.reports.run_report import write_report
@@ -31,7 +32,7 @@ SECTIONS = [
     "Confusion matrix",
     "Most frequent confusions",
     "Most confident mistakes",
-    "Accuracy and F1 of each class",
+    "Accuracy and F1 per class",
     "Calibration",
     "Class distribution",
 ]
@@ -39,7 +40,7 @@ HOSTILE = ["<b>x</b>", "</script><script>document.title='taken'</script>", "&amp
 
 
 def lines(run):
-    return RunFolder(run).logged()
+    return RunFolder(run).entries()
 
 
 def write_lines(run, records):
@@ -95,7 +96,7 @@ def guesses(labels, classes, wrong):
 
 @pytest.fixture(scope="module")
 def misread(trained_run, folder, tmp_path_factory):
-    """A copy of the run that read five images wrongly, the most confident last; {place: (class, probability)}."""
+    """A copy of the run that misclassified five images, the most confident last; {place: (class, probability)}."""
     run = copy(trained_run, tmp_path_factory.mktemp("misread") / "run")
     shards = Shards(folder, "test")
     labels = torch.from_numpy(shards.labels()).long()
@@ -153,7 +154,7 @@ def test_figures_are_those_of_the_metrics(trained_run, tmp_path):
         f"Weighted F1 {test['weighted_f1']:.4f}",
         f"Macro F1 {test['macro_f1']:.4f}",
         f"Validation accuracy {100 * best['val_accuracy']:.2f} %",
-        f"the best, after epoch {best['epoch'] + 1};",
+        f"best, after epoch {best['epoch'] + 1};",
         f"{len(epochs)} of {len(epochs)} epochs",
         f"{epochs[-1]['step']} steps",
         f"Expected calibration error: {100 * test['calibration_error']:.2f} %",
@@ -174,7 +175,7 @@ def test_the_interval_is_wilsons(misread, page):
 def test_confusions_are_those_of_the_metrics_with_their_images(misread, page, folder):
     run, wrong = misread
     table = markup(page).split("Most frequent confusions")[1].split("</table>")[0]
-    rows = [[cell.replace("\xa0", " ") for cell in row.split("<td>")[1:]] for row in table.split("<tr>")[2:]]
+    rows = [[re.sub("&nbsp;|\xa0", " ", cell) for cell in row.split("<td>")[1:]] for row in table.split("<tr>")[2:]]
     expected = confusions(of_the_test(run))
     assert [row[0] for row in rows] == [f"<code>{true}</code> → <code>{of}</code>" for true, of, *_ in expected]
     assert [row[1:3] for row in rows] == [[f"{count}", f"{100 * share:.2f} %"] for *_, count, share in expected]
@@ -187,16 +188,16 @@ def test_mistakes_are_the_misread_images_the_most_confident_first(misread, page,
     gallery = markup(page).split("Most confident mistakes")[1].split("<h2>")[0]
     places = np.array(list(wrong))[::-1]
     assert np.array_equal(pictures(gallery), Shards(folder, "test").images(places))
-    captions = re.findall(r"<code>(.*?)</code> read as <code>(.*?)</code><br><small>(.*?)\xa0%", gallery)
+    captions = re.findall(r"<code>(.*?)</code>&nbsp;→&nbsp;<code>(.*?)</code><br><small>(.*?)\xa0%", gallery)
     classes, labels = Shards(folder, "test").manifest.classes, Shards(folder, "test").labels()
-    assert [(true, read) for true, read, _ in captions] == [
+    assert [(true, predicted) for true, predicted, _ in captions] == [
         (classes[labels[i]], classes[wrong[i][0]]) for i in places
     ]
     assert [float(percent) for *_, percent in captions] == pytest.approx([90, 80, 70, 60, 50], abs=0.05)
 
 
 def test_a_trial_shows_the_images_that_it_was_evaluated_on(trained_run, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate_module, "TRIAL_IMAGES", 31)
+    monkeypatch.setattr(inference, "TRIAL_IMAGES", 31)
     run = copy(trained_run, tmp_path / "run")
     config = read_json(run / "config.json")
     config["training"]["steps"] = 7
@@ -214,7 +215,7 @@ def test_a_run_without_mistakes_says_so(trained_run, folder, tmp_path):
     labels = torch.from_numpy(shards.labels()).long()
     as_if_tested(run, guesses(labels, 12, {}), labels, shards.manifest.classes)
     page = write_report([run])
-    assert "No image was read wrongly." in text(page)
+    assert "No image was misclassified." in text(page)
     assert pictures(markup(page)) == []
 
 
@@ -317,8 +318,8 @@ def test_a_run_without_a_test_has_the_validation_only(epochs, under_way, trained
     page = write_report([run])
     assert page == run / "report.html"
     assert headings(page) == ["Training", "Class distribution"]
-    assert "It was not tested: the figures are of the validation images." in text(page)
-    assert ("The run is not at its end." in text(page)) == under_way
+    assert "It has not been tested: the figures are those of the validation images." in text(page)
+    assert ("The run has not finished." in text(page)) == under_way
     assert "Validation accuracy" in text(page)
     assert "Test accuracy" not in text(page)
 
@@ -338,8 +339,8 @@ def test_without_the_data_the_images_are_left_out_with_a_sentence(misread, tmp_p
     config["data"]["data_dir"] = str(tmp_path / "gone")
     write_json(run / "config.json", config)
     page = write_report([run])
-    assert f"Images are left out: {tmp_path / 'gone/demo/small'} holds no prepared data" in text(page)
-    assert "The training images are left out: " in text(page)
+    assert f"Images are not shown: {tmp_path / 'gone/demo/small'} holds no prepared data" in text(page)
+    assert "Training images are not shown: " in text(page)
     assert pictures(markup(page)) == []
     assert headings(page) == [name for name in SECTIONS if name != "Most confident mistakes"]
 
@@ -351,7 +352,7 @@ def test_images_of_other_data_are_not_shown(misread, tmp_path):
         {name: tensor.flip(0).contiguous() for name, tensor in kept.items()}, run / "predictions-test.safetensors"
     )
     page = write_report([run])
-    assert "holds other test images than those that the run was tested on" in text(page)
+    assert "holds other test images than the run was tested on" in text(page)
     assert pictures(markup(page)) == []
 
 
@@ -365,7 +366,7 @@ def test_names_of_classes_are_text_everywhere(trained_run, tmp_path, opened):
     as_if_tested(run, guesses(labels, 12, {i: (i + 1, 0.9) for i in range(11)}), labels, classes)
     page = write_report([run])
     for name in HOSTILE:
-        assert f"<code>{html.escape(name)}</code>" in markup(page)
+        assert f"<code>{escape(name)}</code>" in markup(page)
     shown = opened(page, width=1200)
     assert shown.title() != "taken"
     assert shown.locator("h1, p").get_by_text("<i>run").count() == 1
@@ -432,7 +433,7 @@ def test_a_page_is_replaced_and_another_file_is_not(trained_run, tmp_path, monke
     before = page.stat().st_ino
     assert write_report([run]).stat().st_ino != before
     page.write_text("my own")
-    monkeypatch.setattr(run_report, "read_results", None)  # no work is done for it
+    monkeypatch.setattr(run_report, "read_run_data", None)  # no work is done for it
     for out, path in ((None, page), (tmp_path / "run" / "config.json", run / "config.json")):
         kept = path.read_bytes()
         with pytest.raises(UserError, match="was not written by emnist-dali"):
@@ -448,7 +449,7 @@ def test_half_a_last_line_is_left_out_with_a_notice(trained_run, tmp_path, capsy
     for end in (last + 1, (last + len(whole)) // 2, len(whole) - 2):
         path.write_bytes(whole[:end])
         assert lines(run) == entries[:-1]
-        assert capsys.readouterr().out == f"{path} ends in half a line, which is left out.\n"
+        assert capsys.readouterr().out == f"{path} ends in an incomplete line, which is ignored.\n"
     for end in (last, len(whole) - 1):  # between lines, and where only the line break is missing
         path.write_bytes(whole[:end])
         assert lines(run) == entries[: None if end > last else -1]
@@ -479,7 +480,7 @@ def test_a_wrong_entry_is_refused_by_its_field(change, named, trained_run, tmp_p
     """Under a right checksum."""
     run, entries = copy(trained_run, tmp_path / "run"), lines(trained_run)
     change(entries)
-    (run / "metrics.jsonl").write_text("".join(map(schema.line, entries)))
+    (run / "metrics.jsonl").write_text("".join(map(schema.to_line, entries)))
     with pytest.raises(UserError, match=rf"metrics\.jsonl could not be read \(entry 2: {named}"):
         lines(run)
 
@@ -489,7 +490,7 @@ def test_a_confusion_matrix_is_that_of_the_images(cells, trained_run, tmp_path):
     run, entries = copy(trained_run, tmp_path / "run"), lines(trained_run)
     entries[-1]["confusion"] = cells
     write_lines(run, entries)
-    with pytest.raises(UserError, match="its confusion is"):
+    with pytest.raises(UserError, match="its confusion matrix does not match"):
         lines(run)
 
 
@@ -498,7 +499,7 @@ def test_entries_of_older_and_newer_versions_are_read(trained_run, tmp_path):
     write_lines(run, entries)  # without checksums
     assert lines(run) == entries
     more = [entry | {"more": {"a": [1, None, "é"]}} for entry in entries]
-    (run / "metrics.jsonl").write_text("".join(map(schema.line, more)))
+    (run / "metrics.jsonl").write_text("".join(map(schema.to_line, more)))
     assert lines(run) == more
 
 
@@ -510,19 +511,19 @@ def test_metrics_that_are_no_file_or_too_long_are_refused_at_once(trained_run, t
             lines(run)
     (run / "metrics.jsonl").unlink()
     os.mkfifo(run / "metrics.jsonl")
-    with pytest.raises(UserError, match="it is no file"):
+    with pytest.raises(UserError, match="it is not a regular file"):
         lines(run)
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"probabilities": torch.full((108, 12), 2.0)}, "from 0 to 1"),
-        ({"probabilities": torch.full((108, 12), torch.nan)}, "from 0 to 1"),
+        ({"probabilities": torch.full((108, 12), 2.0)}, "between 0 and 1"),
+        ({"probabilities": torch.full((108, 12), torch.nan)}, "between 0 and 1"),
         ({"predicted": torch.full((108,), 12).byte()}, "predicted"),
         ({"labels": torch.zeros(107).byte()}, "labels"),
         ({"labels": torch.zeros(108)}, "labels"),
-        ({"more": torch.zeros(1)}, "other tensors"),
+        ({"more": torch.zeros(1)}, "other names"),
     ],
 )
 def test_wrong_predictions_are_refused(change, named, trained_run, tmp_path):
@@ -547,5 +548,5 @@ def test_predictions_of_other_images_than_the_test_are_refused(trained_run, tmp_
 def test_a_wrong_environment_is_refused_by_its_field(change, trained_run, tmp_path):
     run = copy(trained_run, tmp_path / "run")
     write_json(run / "env.json", {**read_json(run / "env.json"), **change})
-    with pytest.raises(UserError, match=rf"env\.json .*its {next(iter(change))} is wrong"):
+    with pytest.raises(UserError, match=rf"env\.json .*its {next(iter(change))} is invalid"):
         write_report([run])

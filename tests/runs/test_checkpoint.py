@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from emnist_dali.runs.checkpoint import load_state, load_weights, save_state, save_weights
 from emnist_dali.core.errors import UserError
-from emnist_dali.core.files import read_json, sha256, write_json, write_whole
+from emnist_dali.core.files import read_json, sha256, write_atomic, write_json
+from emnist_dali.runs.checkpoint import load_state, load_weights, save_state, save_weights
 
 
 def small_model(seed: int = 0) -> torch.nn.Module:
@@ -62,7 +62,12 @@ def save_some_weights(path: Path) -> None:
     save_weights(path, small_model(), {})
 
 
-WRITERS = [save_a_state, save_some_weights, lambda path: write_json(path, {}), lambda path: write_whole(path, b"new")]
+WRITERS = [
+    save_a_state,
+    save_some_weights,
+    lambda path: write_json(path, {}),
+    lambda path: write_atomic(path, b"new"),
+]
 writers = pytest.mark.parametrize("write", WRITERS, ids=["state", "weights", "json", "bytes"])
 
 
@@ -100,7 +105,7 @@ def dump_old(content: dict, path: Path) -> None:
 def test_a_checkpoint_runs_no_code(tmp_path, dump):
     path = tmp_path / "foreign.pt"
     dump({"step": Payload()}, path)
-    refused(load_state, path, "no checkpoint")
+    refused(load_state, path, "is not a valid checkpoint")
     assert not Payload.ran
 
 
@@ -211,7 +216,7 @@ def test_a_folder_is_no_file(tmp_path, load):
 def test_foreign_weights(tmp_path, metadata):
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.ones(3)}, path, metadata)
-    refused(load_weights, path, "does not hold weights of this project")
+    refused(load_weights, path, "does not hold weights of an emnist-dali model")
 
 
 def test_json_comes_back_as_it_was(tmp_path):

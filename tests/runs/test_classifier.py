@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from emnist_dali.core.errors import UserError
-from emnist_dali.evaluation.evaluate import predict_run
 from emnist_dali.data.shards import Shards
+from emnist_dali.evaluation.evaluate import predict_run
 from emnist_dali.runs.classifier import TrainedClassifier, load_classifier
 
 CLASSES = "0123456789Aa"

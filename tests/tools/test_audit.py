@@ -18,7 +18,7 @@ from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.sources import Part
 from emnist_dali.tools import audit as auditing
-from emnist_dali.tools.audit import audit, table
+from emnist_dali.tools.audit import audit, describe
 
 pytest.importorskip("cleanlab", reason="cleanlab is missing: pip install -e '.[audit]'")
 
@@ -42,7 +42,7 @@ def noisy(drawn, tmp_path_factory):
 def config(data_dir, **options):
     """Unwarped: then a few epochs of so few images are enough."""
     asked = {"source": "glyphs", "data_dir": str(data_dir), "device": "cpu", "amp": "off", "batch_size": 32}
-    recipe = recipes.fast("noisy", gpu=False)
+    recipe = recipes.fast_cpu("noisy")
     unwarped = replace(recipe, data=replace(recipe.data, affine=None))
     return unwarped.override({**asked, "epochs": 6, **options})
 
@@ -89,22 +89,22 @@ def test_its_files_are_written(audited):
     assert 0 < summary["errors_that_are_issues"] <= 1
     # Of the 12 classes none is like another: A and a differ.
     assert summary["issues_apart"] == summary["issues"]
-    assert table(summary).startswith(f"{len(listed(out))} of 600 labels ({100 * summary['issues_share']:.2f} %)")
+    assert describe(summary).startswith(f"{len(listed(out))} of 600 labels ({100 * summary['issues_share']:.2f} %)")
 
 
 def test_every_image_is_looked_at_by_a_model_that_has_not_seen_it(audited, noisy, monkeypatch):
     out, _ = audited
     seen = []
 
-    def out_of_fold(config, shards, folder, members, held_out):
-        seen.append((set(members.tolist()), held_out.tolist()))
+    def out_of_fold(config, shards, indices, held_out):
+        seen.append((set(indices.tolist()), held_out.tolist()))
         return load_file(out / f"fold-{len(seen) - 1}-of-{FOLDS}.safetensors")["probabilities"]
 
     monkeypatch.setattr(auditing, "_out_of_fold", out_of_fold)
     audit(config(noisy[0]), FOLDS, out.parent / "spied")
     assert sorted(held_out for _, part in seen for held_out in part) == list(range(600))
-    for members, held_out in seen:
-        assert members == set(range(600)) - set(held_out)
+    for indices, held_out in seen:
+        assert indices == set(range(600)) - set(held_out)
         assert len(held_out) == pytest.approx(300, abs=12)
 
 
@@ -121,7 +121,7 @@ def test_a_fold_that_is_there_is_not_trained_again(audited, noisy, tmp_path, mon
     assert len(trained) == 1
 
 
-OTHER = r"fold-0-of-2\.safetensors is of other data or settings; name another --out"
+OTHER = r"fold-0-of-2\.safetensors is of other data or settings; choose another --out"
 
 
 @pytest.mark.parametrize("change", [{"epochs": 3}, {"seed": 1}, {"model": "emnist_fast"}, {"equalize": False}])
@@ -157,7 +157,7 @@ def test_a_fold_of_other_probabilities_is_one_sentence(audited, noisy, tmp_path)
 def test_files_of_somebody_else_stay(name, noisy, tmp_path, monkeypatch):
     monkeypatch.setattr(auditing, "_out_of_fold", None)  # no work is done for it
     (tmp_path / name).write_text("my own")
-    with pytest.raises(UserError, match=f"{name} is there, and no audit"):
+    with pytest.raises(UserError, match=f"{name} already exists, and not from an audit"):
         audit(config(noisy[0]), FOLDS, tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "my own"}
 
@@ -169,7 +169,7 @@ def test_a_folder_has_one_audit_at_a_time(audited, noisy):
 
 def test_a_file_in_the_place_of_the_folder_is_one_sentence(noisy, tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(UserError, match="could not be made"):
+    with pytest.raises(UserError, match="could not be created"):
         audit(config(noisy[0]), FOLDS, tmp_path / "out")
 
 
@@ -207,8 +207,8 @@ SUMMARY = {
 
 
 def test_the_gallery_escapes_what_others_have_named(folder, tmp_path):
-    rows = [(3, "<b>&", "<script>", 0.01, 0.99)]
-    auditing._write_gallery(tmp_path / "g.html", rows, Shards(folder, "train"), {**SUMMARY, "data": "<i>"})
+    issues = [auditing.Issue(3, "<b>&", "<script>", 0.01, 0.99)]
+    auditing._write_gallery(tmp_path / "g.html", issues, Shards(folder, "train"), {**SUMMARY, "data": "<i>"})
     page = (tmp_path / "g.html").read_text()
     assert not any(tag in page for tag in ("<b><b>", "<script>", "<i>"))
     for escaped in ("&lt;b&gt;&amp;", "&lt;script&gt;", "&lt;i&gt;"):

@@ -23,7 +23,7 @@ from emnist_dali.core.errors import InUseError, UserError
 from emnist_dali.core.files import read_json, write_json
 from emnist_dali.core.locks import LOCK, Lock
 from emnist_dali.runs.checkpoint import load_state
-from emnist_dali.tools import search_space, sweep
+from emnist_dali.tools import search_space, sweep, sweep_database
 from emnist_dali.training.session import train
 from emnist_dali.training.trainer import DivergedError
 
@@ -75,7 +75,7 @@ class Trainings:
             outcome = outcome(config, after_epoch)
         for epoch, accuracy in enumerate(outcome):
             after_epoch(epoch, accuracy)
-        return SimpleNamespace(lines=[{"kind": "epoch", "val_accuracy": accuracy} for accuracy in outcome])
+        return SimpleNamespace(entries=lambda: [{"kind": "epoch", "val_accuracy": accuracy} for accuracy in outcome])
 
 
 @pytest.fixture
@@ -155,19 +155,19 @@ def test_the_first_trial_is_the_recipe_as_it_is(run, data_dir):
 def test_every_recipe_has_its_place_in_the_space(name):
     config = recipes.RECIPES[name]("balanced").override({"device": "cpu"})
     space = search_space.Space(config, search_space.DIMENSIONS)
-    own = space.own()
-    assert space.settings(own) == config
+    own = space.recipe_params()
+    assert space.apply(own) == config
     assert own["image_size"] in space.sizes
     assert space.distributions.keys() == own.keys()
     assert optuna.create_study().ask(space.distributions).params.keys() == own.keys()
 
 
 def test_rate_and_decay_follow_the_optimizer_unless_an_option_fixes_them():
-    config = recipes.best("balanced")  # Lion
-    found = search_space.Space(config, ()).settings({"optimizer": "adamw", "lr_scale": 2.0}).training
+    config = recipes.improved("balanced")  # Lion
+    found = search_space.Space(config, ()).apply({"optimizer": "adamw", "lr_scale": 2.0}).training
     assert found.lr == pytest.approx(2 * 5 * config.training.lr)
     assert found.weight_decay == pytest.approx(config.training.weight_decay / 5)
-    fixed = search_space.Space(config, (), ("lr", "weight_decay")).settings({"optimizer": "adamw"}).training
+    fixed = search_space.Space(config, (), ("lr", "weight_decay")).apply({"optimizer": "adamw"}).training
     assert (fixed.lr, fixed.weight_decay) == (config.training.lr, config.training.weight_decay)
 
 
@@ -176,7 +176,7 @@ def test_a_recipe_outside_the_usual_bounds_is_within_its_own_space():
     config = recipes.cpu("balanced")
     config = replace(config, training=replace(config.training, mixing=mixing))
     space = search_space.Space(config, ("mixing",))
-    own = {name: space.own()[name] for name in space.distributions}
+    own = {name: space.recipe_params()[name] for name in space.distributions}
     assert optuna.create_trial(params=own, distributions=space.distributions, value=0.5).params == own
 
 
@@ -191,22 +191,22 @@ def test_a_recipe_outside_the_usual_bounds_is_within_its_own_space():
         ({"image_size": 28.0}, "image_size is 28.0"),
         ({"depth": 3}, "there is no parameter 'depth'"),
         ({"mixing_probability": 0.2}, "mixup_alpha is missing"),
-        (None, "no object"),
+        (None, "not an object"),
     ],
 )
 def test_parameters_that_no_trial_has_are_one_sentence(params, message):
     space = search_space.Space(recipes.cpu("balanced"), search_space.DIMENSIONS)
     with pytest.raises(UserError, match=f"No trial of this sweep has such parameters: .*{message}"):
-        space.settings(params)
+        space.apply(params)
 
 
 @pytest.mark.parametrize(("epochs", "warmup", "cycle"), [(16, 0.2, 8), (5, 0.2, 2), (1, 0.2, 1), (3, 5, 1)])
 def test_restarts_are_two_cycles_where_the_recipe_has_none(epochs, warmup, cycle):
     config = recipes.cpu("balanced").override({"epochs": epochs, "warmup": warmup})
-    found = search_space.Space(config, ()).settings({"schedule": "restarts"}).training
+    found = search_space.Space(config, ()).apply({"schedule": "restarts"}).training
     assert (found.schedule, found.restart_every) == ("restarts", cycle)
-    seed = recipes.seed("balanced")
-    assert search_space.Space(seed, ()).settings({"schedule": "restarts"}) == seed
+    seed = recipes.published("balanced")
+    assert search_space.Space(seed, ()).apply({"schedule": "restarts"}) == seed
 
 
 def test_what_an_option_fixes_is_not_searched(run):
@@ -214,12 +214,12 @@ def test_what_an_option_fixes_is_not_searched(run):
     configs = run(3, [0.1], [0.2], [0.3], space=(), given={*options, "epochs"}, **options)
     assert {(c.training.lr, c.training.optimizer, c.data.image_size) for c in configs} == {(0.003, "adamw", 16)}
     assert len({c.training.weight_decay for c in configs}) == 3
-    with pytest.raises(UserError, match="--lr and --space lr exclude each other"):
+    with pytest.raises(UserError, match=r"training\.lr and --space lr exclude each other"):
         search_space.dimensions(["lr"], {"lr"})
 
 
 def test_trials_below_the_median_are_pruned_and_count(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "STARTUP", 1)
+    monkeypatch.setattr(sweep_database, "STARTUP", 1)
     run(3, [0.5, 0.6, 0.7], [0.4, 0.9, 0.9], [0.6, 0.7, 0.1])
     trials = trials_in(tmp_path / "s.db")
     # The third is below the median after its last epoch only, when nothing is saved any more.
@@ -230,11 +230,11 @@ def test_trials_below_the_median_are_pruned_and_count(run, tmp_path, monkeypatch
 def test_a_trial_that_diverges_counts_and_the_sweep_goes_on(run, tmp_path, capsys):
     run(3, [0.5], DivergedError("The loss is nan."), [0.6])
     assert [trial.state.name for trial in trials_in(tmp_path / "s.db")] == ["COMPLETE", "PRUNED", "COMPLETE"]
-    assert "Trial 1 is given up: The loss is nan." in capsys.readouterr().out
+    assert "Trial 1 is abandoned: The loss is nan." in capsys.readouterr().out
 
 
 def test_a_real_divergence_is_told_apart_from_other_errors(data_dir, tmp_path):
-    with pytest.raises(DivergedError, match="goes on from there"):
+    with pytest.raises(DivergedError, match="resumes from there"):
         train(quick(data_dir, tmp_path / "run", lr=1e30, optimizer="sgd"))
 
 
@@ -253,7 +253,7 @@ def test_an_interrupted_trial_does_not_count_and_is_gone_on_with(data_dir, tmp_p
         with pytest.raises(SystemExit) as end:
             sweep.sweep(config, 1, SPACE, url(database), "s", out)
     assert end.value.code == 143
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "the same command resumes it" in capsys.readouterr().out
     assert not counted(trials_in(database))
     sweep.sweep(config, 1, SPACE, url(database), "s", out)
     failed, again = trials_in(database)
@@ -269,8 +269,8 @@ class Killed(BaseException):
 
 
 def test_a_trial_whose_process_is_gone_is_taken_over(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "HEARTBEAT", 1)
-    monkeypatch.setattr(sweep, "GRACE", 1)
+    monkeypatch.setattr(sweep_database, "HEARTBEAT", 1)
+    monkeypatch.setattr(sweep_database, "GRACE", 1)
     with pytest.raises(Killed):
         run(2, [0.5], Killed())
     assert [trial.state.name for trial in trials_in(tmp_path / "s.db")] == ["COMPLETE", "RUNNING"]
@@ -294,7 +294,7 @@ def silent(path):
 def take_over(path):
     """What another process does with the trial of one that is suspended."""
     silent(path)
-    study = optuna.load_study(study_name="s", storage=sweep._storage(url(path), ""))
+    study = optuna.load_study(study_name="s", storage=sweep_database.open_storage(url(path), ""))
     optuna.storages.fail_stale_trials(study)
 
 
@@ -376,8 +376,10 @@ def test_a_heartbeat_that_fails_is_followed_by_the_next(monkeypatch, capfd):
             raise RuntimeError
         third.set()
 
-    monkeypatch.setattr(sweep, "HEARTBEAT", 0.001)
-    with sweep._beating(SimpleNamespace(record_heartbeat=record_heartbeat, remove_session=lambda: None), 7):
+    monkeypatch.setattr(sweep_database, "HEARTBEAT", 0.001)
+    with sweep_database.heartbeats(
+        SimpleNamespace(record_heartbeat=record_heartbeat, remove_session=lambda: None), 7
+    ):
         assert third.wait(60)
     assert set(beats) == {7}
     assert "Traceback" not in capfd.readouterr().err
@@ -393,7 +395,7 @@ def hang_up():
 
 def test_a_dropped_connection_ends_a_sweep_that_can_be_gone_on_with(hang_up, run, tmp_path, monkeypatch):
     def say(line):
-        if "not at its end" in line:
+        if "has not finished" in line:
             raise OSError  # the terminal is gone
 
     monkeypatch.setattr(sweep, "say", say)
@@ -436,9 +438,9 @@ def test_of_two_that_ask_for_the_last_trial_the_later_gives_way(others, data_dir
     for state in others:
         study.add_trial(optuna.create_trial(state=TrialState[state], value=0.5 if state == "COMPLETE" else None))
     late = SimpleNamespace(number=len(study.trials))
-    monkeypatch.setattr(sweep, "_fault", lambda space, trial: None)
-    space = search_space.Space(quick(data_dir, None), SPACE)
-    assert isnan(sweep._run(sweep._Search(study, None, "", 2, space, tmp_path), late))
+    monkeypatch.setattr(sweep_database, "_fault", lambda space, trial: None)
+    database = sweep_database.SweepDatabase(study, None, "", search_space.Space(quick(data_dir, None), SPACE))
+    assert isnan(sweep._accuracy(sweep._Sweep(database, 2, tmp_path), late))
 
 
 def test_two_processes_on_one_file_run_exactly_the_trials_asked_for(data_dir, tmp_path):
@@ -474,7 +476,7 @@ def test_two_processes_on_one_file_run_exactly_the_trials_asked_for(data_dir, tm
 )
 def test_another_sweep_of_the_same_name_is_one_sentence(change, message, run):
     run(1, [0.5])
-    with pytest.raises(UserError, match=f"The sweep s in .* was begun otherwise: .*{message}.*another --name"):
+    with pytest.raises(UserError, match=f"The sweep s in .* has other settings: .*{message}.*another --name"):
         run(2, **change)
     run(2, [0.5], keep=2)  # changes no result
 
@@ -489,13 +491,13 @@ def test_other_data_are_another_sweep(run, monkeypatch):
 def test_a_study_of_another_program_is_left_alone(run, tmp_path):
     study = optuna.create_study(study_name="s", storage=url(tmp_path / "s.db"), direction="maximize")
     study.optimize(lambda trial: 1.0, n_trials=1)
-    with pytest.raises(UserError, match="begun otherwise"):
+    with pytest.raises(UserError, match="has other settings"):
         run(2)
 
 
 def test_folders_of_another_sweep_are_not_written_to(run, tmp_path):
     (tmp_path / "out" / "trial-0000").mkdir(parents=True)
-    with pytest.raises(UserError, match="trial-0000 is no trial of this sweep"):
+    with pytest.raises(UserError, match="trial-0000 is not a trial of this sweep"):
         run(1)
 
 
@@ -504,7 +506,7 @@ def test_a_folder_that_came_in_between_is_not_written_to(run, tmp_path):
         (tmp_path / "out" / "trial-0001").mkdir()
         return [0.5]
 
-    with pytest.raises(UserError, match="trial-0001 is no trial of this sweep"):
+    with pytest.raises(UserError, match="trial-0001 is not a trial of this sweep"):
         run(2, first)
     assert len(counted(trials_in(tmp_path / "s.db"))) == 1
 
@@ -539,7 +541,7 @@ def test_a_file_of_the_users_is_not_replaced(name, early, run, data_dir, tmp_pat
         out.mkdir()
         put(out / "best.json")
     before = {path.name: path.lstat().st_mtime_ns for path in out.glob("*")}
-    with pytest.raises(UserError, match=r"was not written by .*; name another"):
+    with pytest.raises(UserError, match=r"was not written by .*; choose another"):
         run(1, *([] if early else [appears]))
     after = {path.name: path.lstat().st_mtime_ns for path in out.glob("*") if path.name != LOCK}
     assert len(after) == 1
@@ -552,18 +554,18 @@ def test_best_json_is_replaced_until_somebody_edits_it(run, tmp_path):
     run(2, [0.6])
     edited = best.read_text().replace('"keep": 1', '"keep": 7')
     best.write_text(edited)
-    with pytest.raises(UserError, match=r"best\.json was not written by this sweep, or changed"):
+    with pytest.raises(UserError, match=r"best\.json was not written by this sweep, or was edited"):
         run(3)
     assert best.read_text() == edited
 
 
 def test_one_process_at_a_time_writes_the_results(run, tmp_path, monkeypatch):
-    def page(search, trials, rows):
+    def page(study, rows, trials):
         with pytest.raises(InUseError):
             Lock(tmp_path / "out" / LOCK, tmp_path)
-        return "emnist-dali:generated"
+        return b"emnist-dali:generated"
 
-    monkeypatch.setattr(sweep, "_page", page)
+    monkeypatch.setattr(sweep, "sweep_page", page)
     run(1, [0.5])
     assert (tmp_path / "out" / "sweep.html").read_text() == "emnist-dali:generated"
     Lock(tmp_path / "out" / LOCK, tmp_path).close()
@@ -571,7 +573,7 @@ def test_one_process_at_a_time_writes_the_results(run, tmp_path, monkeypatch):
 
 def test_a_file_in_the_place_of_the_folder_is_one_sentence(run, tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(UserError, match="out is no folder"):
+    with pytest.raises(UserError, match="out is not a folder"):
         run(1)
     assert (tmp_path / "out").read_text() == "mine"
 
@@ -579,7 +581,7 @@ def test_a_file_in_the_place_of_the_folder_is_one_sentence(run, tmp_path):
 @pytest.mark.parametrize("name", ["../x", "x/../../y", "/tmp/x", "a\nb", "a ", "\ud800", "x" * 300])
 def test_a_name_does_not_place_a_sweep_elsewhere(name, data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="names no folder"):
+    with pytest.raises(UserError, match="cannot name a folder"):
         sweep.sweep(quick(data_dir, None), 1, SPACE, url("s.db"), name, Path("runs") / f"sweep-{name}")
     assert not list(tmp_path.iterdir())
 
@@ -604,7 +606,7 @@ def test_another_programs_database_is_left_as_it_is(run, tmp_path):
 @pytest.mark.filterwarnings("ignore:Query string argument")
 def test_no_password_is_told(address, data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep, "OPENING", -1)
+    monkeypatch.setattr(sweep_database, "OPENING", -1)
     with pytest.raises(UserError, match=r"\*\*\* could not be opened") as error:
         sweep.sweep(quick(data_dir, None), 1, SPACE, address, "s", tmp_path / "out")
     assert "hunter2" not in str(error.value)
@@ -627,7 +629,7 @@ def test_each_trial_is_a_wandb_run_of_one_group(data_dir, tmp_path, monkeypatch)
 
 
 def test_large_images_are_for_gpus_or_recipes_that_have_them():
-    cpu, seed = (recipe("balanced").override({"device": "cpu"}) for recipe in (recipes.cpu, recipes.seed))
+    cpu, seed = (recipe("balanced").override({"device": "cpu"}) for recipe in (recipes.cpu, recipes.published))
     assert search_space.Space(cpu, ()).sizes == [28, 32, 56]
     assert search_space.Space(seed, ()).sizes == [28, 32, 56, 84, 112]
 
@@ -643,7 +645,7 @@ def invoke(data_dir, tmp_path, *options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--space", "lr", "--space", "depth"), "There is no dimension depth; --space takes optimizer, lr,"),
+        (("--space", "lr", "--space", "depth"), "Unknown dimension depth; --space takes optimizer, lr,"),
         (("--val-fraction", 0), "raise --val-fraction"),
         (("--val-fraction", 0.001), "no image is held out"),
         (("--storage", "sqlite:////nowhere/s.db"), "could not be opened"),

@@ -7,7 +7,7 @@ import torch
 from lion_pytorch import Lion
 
 from emnist_dali.config import Training
-from emnist_dali.recipes import seed
+from emnist_dali.recipes import published
 from emnist_dali.training.optim import build_optimizer, learning_rate
 
 
@@ -147,7 +147,7 @@ def test_restarts_warm_up_for_five_epochs_and_restart_every_eight():
 
 @pytest.mark.parametrize(("split", "last", "share"), [("balanced", 19, 0.146), ("byclass", 14, 0.962)])
 def test_the_seed_recipe_ends_where_the_publication_did(split, last, share):
-    training = seed(split).training
+    training = published(split).training
     assert last == training.epochs - 1
     final = learning_rate(training, training.epochs * 100 - 1, 100)
     assert final / training.lr == pytest.approx(share, abs=0.006)

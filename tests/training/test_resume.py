@@ -66,7 +66,7 @@ def test_so_does_one_with_every_other_optimizer_mixing_accumulation_and_dropout(
     optimizer, data_dir, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(timm, "create_model", partial(timm.create_model, drop_rate=0.3, drop_path_rate=0.2))
-    monkeypatch.setattr(recipes, "cpu", recipes.seed)
+    monkeypatch.setattr(recipes, "cpu", recipes.published)
     options = {"model": "test_efficientnet", "pretrained": False, "image_size": 32, "epochs": 1}
 
     def config(name):
@@ -106,7 +106,7 @@ def test_auto_starts_and_goes_on(whole, data_dir, tmp_path, monkeypatch):
         assert isinstance(invoke(*command).exception, ZeroDivisionError)
     result = invoke(*command)
     assert result.exit_code == 0, result.output
-    assert "Going on with" in result.output
+    assert "Resuming " in result.output
     assert_same(out, whole)
 
 
@@ -114,10 +114,10 @@ def test_auto_starts_and_goes_on(whole, data_dir, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--resume", "auto"], "--resume auto needs --out"),
-        (["--resume", "."], "holds no checkpoint"),
-        (["--resume", "nowhere"], "nowhere holds no checkpoint"),
-        (["--resume", "text"], "text lies in no run's folder"),
-        (["--resume", ".", "--out", "run"], "leave --out away"),
+        (["--resume", "."], "contains no checkpoint"),
+        (["--resume", "nowhere"], "nowhere contains no checkpoint"),
+        (["--resume", "text"], "text is not in a run folder"),
+        (["--resume", ".", "--out", "run"], "drop --out"),
     ],
 )
 def test_nothing_to_go_on_with_is_one_sentence(arguments, message, tmp_path, monkeypatch):
@@ -165,8 +165,8 @@ def test_a_setting_that_changes_the_result_is_named(name, value, run):
 
 
 def test_another_recipe_is_named(run):
-    with pytest.raises(UserError, match="is of recipe cpu, not seed"):
-        resume.load(run / "checkpoints" / "last.pt", "seed", {})
+    with pytest.raises(UserError, match="with recipe cpu, not published"):
+        resume.load(run / "checkpoints" / "last.pt", "published", {})
 
 
 def test_other_data_are_named(run, drawn, data_dir, tmp_path):
@@ -182,7 +182,7 @@ def test_another_pipeline_is_named(run, monkeypatch):
     with pytest.raises(UserError, match=r"pipeline is .* and was"):
         go_on(run)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="backend is dali and was cpu; pipeline is"):
+    with pytest.raises(UserError, match=r"data\.backend is dali and was cpu; pipeline is"):
         go_on(run, backend="dali")
 
 
@@ -206,7 +206,7 @@ def test_another_kind_of_device_is_named(run):
 
 def test_force_goes_on_and_says_so(run, whole, capsys):
     go_on(run, force=True, lr=1e-3)
-    assert "Going on with another result: lr is 0.001 and was 0.004." in capsys.readouterr().out
+    assert "Resuming with a different result: training.lr is 0.001 and was 0.004." in capsys.readouterr().out
     assert untimed(lines(RunFolder(run)))[0] == untimed(lines(RunFolder(whole)))[0]
     assert lines(RunFolder(run))[1]["loss"] != lines(RunFolder(whole))[1]["loss"]
 
@@ -215,7 +215,7 @@ def test_force_goes_on_and_says_so(run, whole, capsys):
     ("name", "value", "was"), [("model", "test_vit", "test_efficientnet"), ("optimizer", "muon", "adamw")]
 )
 def test_even_with_force_weights_and_optimizer_stay_what_they_are(name, value, was, run):
-    with pytest.raises(UserError, match=f"of {name} {was}, not {value}; start another run"):
+    with pytest.raises(UserError, match=f"checkpoint's {name} is {was}, not {value}; start a new run"):
         go_on(run, force=True, **{name: value})
 
 
@@ -255,7 +255,7 @@ def test_settings_that_change_nothing_are_free(run, whole, data_dir, tmp_path, c
     assert_same(moved, whole)
     config = RunFolder(moved).config()
     assert (config.data.data_dir, config.run.out, config.run.keep) == (str(data), str(moved), 2)
-    assert "every hash is right" in capsys.readouterr().out
+    assert "all hashes match" in capsys.readouterr().out
 
 
 def test_the_environment_tells_of_each_time(data_dir, tmp_path, monkeypatch):

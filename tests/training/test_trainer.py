@@ -73,7 +73,7 @@ def test_the_best_weights_are_those_of_the_best_validation(run):
 
 def test_a_run_keeps_its_predictions_of_every_part(run, folder):
     for record in lines(run)[6:]:
-        kept = load_file(run.predictions(record["kind"]))
+        kept = load_file(run.predictions_path(record["kind"]))
         labels = Shards(folder, record["kind"]).labels()
         assert kept["labels"].tolist() == labels.tolist()
         assert kept["predicted"].eq(kept["labels"]).double().mean().item() == pytest.approx(record["accuracy"])
@@ -131,10 +131,10 @@ def make_training(data_dir, **options) -> Training:
 
 # Muon reads its step counters, which lie on the CPU on any device: tests/gpu shows that it waits for nothing.
 @pytest.mark.parametrize("optimizer", ["lion", "adamw", "adam", "sgd"])
-@pytest.mark.parametrize("recipe", ["cpu", "seed"])
+@pytest.mark.parametrize("recipe", ["cpu", "published"])
 def test_the_host_waits_for_the_device_on_logging_steps_only(recipe, optimizer, data_dir, monkeypatch):
     monkeypatch.setattr(trainer, "LOG_EVERY", 4)
-    monkeypatch.setattr(recipes, "cpu", getattr(recipes, recipe))  # `seed` mixes, and has no averaged weights
+    monkeypatch.setattr(recipes, "cpu", getattr(recipes, recipe))  # `published` mixes, and has no averaged weights
     options = {"model": "test_efficientnet", "pretrained": False, "image_size": 32}
     training = make_training(data_dir, optimizer=optimizer, **options)
     loop = training.trainer
@@ -284,13 +284,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
 
 def test_a_folder_with_a_run_is_not_overwritten(run, data_dir):
     before = (run.path / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="already contains a run"):
         train(small(data_dir, run.path))
     assert (run.path / "metrics.jsonl").read_bytes() == before
 
 
 def test_on_a_cpu_large_batches_are_cut_into_micro_batches(data_dir):
-    seed = resolve(recipes.seed("balanced").override({"device": "cpu"}))
+    seed = resolve(recipes.published("balanced").override({"device": "cpu"}))
     assert (seed.data.batch_size, seed.training.accumulation) == (64, 16)
     cpu = resolve(recipes.cpu("balanced").override({"device": "cpu"}))
     assert (cpu.data.batch_size, cpu.training.accumulation) == (256, 1)
@@ -301,7 +301,7 @@ def test_on_a_cpu_large_batches_are_cut_into_micro_batches(data_dir):
 
 def test_a_long_cpu_run_says_how_long(capsys):
     loop = object.__new__(trainer.Trainer)
-    loop.config, loop.device, loop.steps_per_epoch = recipes.seed("balanced"), torch.device("cpu"), 100
+    loop.config, loop.device, loop.steps_per_epoch = recipes.published("balanced"), torch.device("cpu"), 100
     loop._estimate(36.0)
     assert "20 hours" in capsys.readouterr().out
     loop._estimate(0.1)
@@ -339,7 +339,7 @@ def test_wandb_gets_settings_curves_confusions_predictions_and_the_model(data_di
     assert all("val_accuracy" in values for values in epochs)
     assert test.keys() == {"test/confusion", "test/predictions"}
     rows = test["test/predictions"].data
-    predictions = load_file(run.predictions("test"))
+    predictions = load_file(run.predictions_path("test"))
     wrong = int((predictions["predicted"] != predictions["labels"]).sum())
     assert len(rows) == min(wrong, 50) + 50
     assert all(row[1] != row[2] for row in rows[: min(wrong, 50)])
