@@ -30,7 +30,7 @@ class Cost:
     operations: float = 0.0  # FLOP of matrix products
 
     def limit(self, machine: Machine) -> tuple[float, str]:
-        """The bound in img/s, and which of the two sets it."""
+        """The bound in images/s, and which of the two sets it."""
         by_bytes = machine.bandwidth / self.bytes
         by_arithmetic = machine.arithmetic / self.operations if self.operations else inf
         return min((by_bytes, "bytes"), (by_arithmetic, "arithmetic"))

@@ -7,7 +7,7 @@ STAGE, OURS, PEER, LIMIT = "#4477aa", "#228833", "#bbbbbb", "#ee6677"
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
-    """Writes a PNG; img/s on a logarithmic axis."""
+    """Writes a PNG; images/s on a logarithmic axis."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -84,7 +84,7 @@ def data_description(shards: Shards) -> str:
 
 
 def read(setup: Setup) -> float:
-    """img/s of reading records of random samples, one batch per call and one thread per batch."""
+    """Images/s of reading records of random samples, one batch per call and one thread per batch."""
     samples = len(setup.shards)
     batch_size = min(setup.batch_size, samples)
     starts = range(0, samples - batch_size + 1, batch_size)
@@ -111,7 +111,7 @@ def endless(loader: Loader) -> Iterator[Batch]:
 
 
 def pipeline(setup: Setup, loader: Loader) -> float:
-    """img/s of finished batches on the device; batches made before the clock starts do not count."""
+    """Images/s of finished batches on the device; batches made before the clock starts do not count."""
     with loader:
         batches = endless(loader)
         for _ in range(setup.max_ready):
@@ -126,7 +126,7 @@ def pipeline_cost(setup: Setup) -> Cost:
 
 
 def mix(setup: Setup) -> float:
-    """img/s of mixing every batch, MixUp or CutMix as in the recipe, or as in `published` if the recipe has none."""
+    """Images/s of mixing every batch with MixUp or CutMix, as in the recipe, or in `published` if it has none."""
     config, device, batch_size = setup.config, setup.device, setup.batch_size
     classes, size = len(setup.shards.manifest.classes), config.data.image_size
     settings = replace(config.training.mixing or recipes.published("balanced").training.mixing, probability=1.0)

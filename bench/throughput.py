@@ -25,13 +25,14 @@ import growth
 import limits
 import peers
 import stage_timers
-from emnist_dali.config import Backend, with_flags
+from emnist_dali.config import Backend
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.machine import available_cpus, environment
 from emnist_dali.data.manifest import MANIFEST
 from emnist_dali.data.prepare import prepare, split_folder
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import statistics
+from emnist_dali.options import with_flags
 from emnist_dali.recipes import choose
 from emnist_dali.runtime import AMP_DTYPES, half_images, resolve
 from limits import Cost, Machine

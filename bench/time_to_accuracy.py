@@ -19,13 +19,14 @@ import click
 import torch
 
 import stage_timers
-from emnist_dali.config import Config, with_flags
+from emnist_dali.config import Config
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.machine import environment
 from emnist_dali.data.shards import Shards
 from emnist_dali.evaluation.inference import predict
 from emnist_dali.evaluation.metrics import score
 from emnist_dali.loading.loader import Loader
+from emnist_dali.options import with_flags
 from emnist_dali.recipes import RECIPES, choose
 from emnist_dali.runtime import autocast, resolve
 from emnist_dali.training.build import build_training, training_shards

@@ -16,7 +16,7 @@ PAIRS = 15
 
 @dataclass(frozen=True)
 class Rate:
-    """img/s of each repetition."""
+    """Images/s of each repetition."""
 
     values: tuple[float, ...]
 

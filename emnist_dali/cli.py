@@ -12,11 +12,10 @@ from typing import Any
 import click
 
 from . import __version__
-from .config import with_flags
 from .core.errors import UserError, is_out_of_memory
 from .core.files import masked, printable
 from .data.emnist import SPLITS
-from .options import ConfigCommand, PlainPath, RecipeName, chosen, config_options
+from .options import ConfigCommand, PlainPath, RecipeName, chosen, config_options, with_flags
 
 _RUN = PlainPath(exists=True, file_okay=False, path_type=Path)
 _MODEL = PlainPath(exists=True, path_type=Path)

@@ -317,17 +317,6 @@ def parse(path: str, text: str) -> Any:
         raise _error(path, text, _description(kind)) from error
 
 
-def flag(path: str) -> str:
-    """How the command line names a setting: `--lr` for `training.lr`, `--set training.ema` where it has no option."""
-    return f"--{path.partition('.')[2].replace('_', '-')}" if settings()[path].help else f"--set {path}"
-
-
-def with_flags(text: str) -> str:
-    """`text`, an error's, with the flags of the settings in it instead of their dotted paths; file names stay."""
-    paths = "|".join(re.escape(path) for path in sorted(settings(), reverse=True))  # the longest first
-    return re.sub(rf"(?<![\w./\\'\"-])(?:{paths})(?![\w/\\-]|\.\w)", lambda match: flag(match[0]), text)
-
-
 def _changed(kind: type, node: Any, changes: Mapping[str, Any]) -> Any:
     """`node` of type `kind`, or a new one for None, with `changes` by paths below it."""
     values: dict[str, Any] = {}

@@ -1,6 +1,7 @@
-"""Types of command-line options, and the options that stand for settings, which `--help` lists by part."""
+"""Settings as the command line has them: options, `--set`, help by part, and flags in messages."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, is_dataclass
 from functools import wraps
@@ -9,10 +10,21 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from .config import RENAMED_RECIPES, Config, flag, parse, settings
+from .config import RENAMED_RECIPES, Config, parse, settings
 from .core.errors import UserError
 from .core.files import MAX_NAME, is_plain
 from .recipes import RECIPES, choose, unknown_recipe
+
+
+def flag(path: str) -> str:
+    """What sets a setting: `--lr` for `training.lr`, `--set training.ema` for one without an option."""
+    return f"--{path.partition('.')[2].replace('_', '-')}" if settings()[path].help else f"--set {path}"
+
+
+def with_flags(text: str) -> str:
+    """An error message with flags instead of the settings' dotted paths; file names stay as they are."""
+    paths = "|".join(re.escape(path) for path in sorted(settings(), reverse=True))  # the longest first
+    return re.sub(rf"(?<![\w./\\'\"-])(?:{paths})(?![\w/\\-]|\.\w)", lambda match: flag(match[0]), text)
 
 
 class PlainPath(click.Path):

@@ -11,34 +11,34 @@ from .core import distributed
 from .core.errors import UserError
 from .core.machine import has_native_bf16
 
-# EfficientNet-B2 at 112×112 takes 17 GB for a batch of 512 on a CPU, and is no faster than with 64.
+# EfficientNet-B2 at 112×112 needs 17 GB for a batch of 512 on a CPU, and is no faster than with a batch of 64.
 CPU_PIXELS = 64 * 112 * 112
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve(config: Config) -> Config:
-    """`config` with every `auto` decided, and on a CPU with its batches cut into micro-batches that fit.
+    """`config` with every `auto` decided; on a CPU, large batches are split into micro-batches that fit.
 
-    Raises UserError for a device that is not there.
+    Raises UserError for a device that is not available.
     """
-    gpu = torch.cuda.is_available()
-    device = ("cuda" if gpu else "cpu") if config.run.device == "auto" else config.run.device
-    config = own_device(replace(config, run=replace(config.run, device=device)))
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default if config.run.device == "auto" else config.run.device
+    config = with_local_device(replace(config, run=replace(config.run, device=device)))
     device = config.run.device
     try:
         parsed = torch.device(device)
     except RuntimeError as error:
-        raise UserError(f"There is no device {device!r}; take --device cuda, cuda:1 or cpu.") from error
+        raise UserError(f"run.device is {device!r}; it must be cuda, cuda:1 or cpu.") from error
     kind = parsed.type
     if kind != "cpu" and (kind != "cuda" or (parsed.index or 0) >= torch.cuda.device_count()):
         raise UserError(
-            f"Device {device} cannot be used here, which has {torch.cuda.device_count()} GPUs; take --device cpu"
+            f"run.device is {device}, but this machine has {torch.cuda.device_count()} GPUs; choose cpu"
             f"{' or start fewer ranks' if distributed.world_size() > 1 else ''}."
         )
     if kind == "cpu":
-        config = replace(config, run=replace(config.run, device="cpu"))  # of any number
+        config = replace(config, run=replace(config.run, device="cpu"))  # cpu:0, cpu:1, …
     if config.training.sync_bn and kind == "cpu":
-        raise UserError("--sync-bn needs GPUs: torch has no SyncBatchNorm on CPUs; train without it.")
+        raise UserError("training.sync_bn needs GPUs: torch has no SyncBatchNorm for CPUs; turn it off.")
     device, amp, data, training = config.run.device, config.run.amp, config.data, config.training
     if amp == "auto":
         # GPUs before Ampere only emulate bf16.
@@ -46,42 +46,42 @@ def resolve(config: Config) -> Config:
         amp = "off" if kind == "cpu" else "fp16" if emulated else "bf16"
     elif amp == "native":
         amp = "bf16" if kind == "cuda" or has_native_bf16() else "off"
-    # On a CPU it takes a minute and gains a tenth.
+    # On a CPU, compiling takes a minute for a tenth more speed.
     compile = ("on" if kind == "cuda" else "off") if config.run.compile == "auto" else config.run.compile
     if data.backend == "auto":
         data = replace(data, backend="dali" if kind == "cuda" else "cpu")
     if kind == "cpu":
-        pieces = _pieces(data.batch_size, CPU_PIXELS // data.image_size**2)
-        data = replace(data, batch_size=data.batch_size // pieces)
-        training = replace(training, accumulation=training.accumulation * pieces)
+        splits = _splits(data.batch_size, CPU_PIXELS // data.image_size**2)
+        data = replace(data, batch_size=data.batch_size // splits)
+        training = replace(training, accumulation=training.accumulation * splits)
     return replace(
         config, data=data, training=training, run=replace(config.run, device=device, amp=amp, compile=compile)
     )
 
 
-def own_device(config: Config) -> Config:
-    """Under torchrun each rank has the GPU of its own number."""
+def with_local_device(config: Config) -> Config:
+    """`config`, with the GPU of this rank under torchrun."""
     if distributed.world_size() == 1 or not config.run.device.startswith("cuda"):
         return config
     return replace(config, run=replace(config.run, device=f"cuda:{distributed.local_rank()}"))
 
 
-def _pieces(batch_size: int, most: int) -> int:
-    """The fewest equal micro-batches with at most `most` images each (one, where `most` is less)."""
-    return next(n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n <= max(most, 1))
+def _splits(batch_size: int, limit: int) -> int:
+    """The smallest number of equal micro-batches of at most `limit` images, or of one image if `limit` is 0."""
+    return next(n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n <= max(limit, 1))
 
 
 def autocast(config: Config) -> Callable[[], AbstractContextManager]:
-    """Makes the autocast context of a resolved config."""
+    """A factory of autocast contexts for a resolved config."""
     dtype = AMP_DTYPES.get(config.run.amp)
     return lambda: torch.autocast(torch.device(config.run.device).type, dtype, enabled=dtype is not None)
 
 
 def compiled(function: Callable, config: Config) -> Callable:
-    """`function` through torch.compile where a resolved config says so; every batch has the same shape."""
+    """`function`, through torch.compile if the resolved config says so; every batch has the same shape."""
     return torch.compile(function, dynamic=False) if config.run.compile == "on" else function
 
 
 def half_images(config: Config) -> bool:
-    """Whether batches come as float16: on a GPU under AMP."""
+    """Whether batches are float16: on a GPU with AMP."""
     return config.run.amp != "off" and config.run.device.startswith("cuda")

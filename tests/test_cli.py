@@ -9,10 +9,13 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from emnist_dali.cli import main
+from emnist_dali.config import Mixing
+from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json, write_json
 from emnist_dali.data.pack import pack
 from emnist_dali.data.sources import Part
 from emnist_dali.evaluation.evaluate import DETAILS, predict_run
+from emnist_dali.recipes import recipe
 from emnist_dali.runs.checkpoint import load_weights
 from emnist_dali.runs.folder import RunFolder
 
@@ -32,6 +35,43 @@ def test_help(command):
     assert "Usage:" in result.output
     if command:
         assert f"  emnist-dali {command[0]}" in result.output  # an example
+
+
+def test_the_list_of_commands_fits_in_80_columns():
+    output = CliRunner(env={"COLUMNS": "80"}).invoke(main, ["--help"]).output
+    assert "…" not in output
+    assert "..." not in output.replace("[ARGS]...", "")
+    assert max(map(len, output.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--recipe", "cpu", "--help"), ("--help", "--recipe=cpu"), ("--lr", 1, "-h", "--recipe", "cpu")]
+)
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_help_groups_options_and_shows_the_values_of_a_recipe(command, arguments):
+    output = invoke(command, *arguments).output
+    titles = ["Options:", "Data:", "Model:", "Training:", "Run:", "Settings that only --set reaches:"]
+    assert [line for line in output.splitlines() if line in titles] == titles
+    words = " ".join(output.split())
+    assert "Peak learning rate. [default: 0.02]" in words
+    assert "[default: no-pretrained]" in words
+    assert "training.ema=0.99" in words
+    assert "data.affine.rotation=0.25," in words
+    assert "training.mixing=none" in words
+
+
+def test_help_without_a_recipe_shows_no_values_of_one():
+    words = " ".join(invoke("train", "--help").output.split())
+    assert "Peak learning rate. --weight-decay" in words
+    assert "training.mixing.until" in words
+    assert "training.ema=" not in words.partition("Settings that only")[2]
+
+
+def test_the_defaults_of_a_file(tmp_path):
+    write_json(tmp_path / "mine.json", recipe("cpu").override({"lr": 0.125}).to_dict())
+    words = " ".join(invoke("train", "--recipe", tmp_path / "mine.json", "--help").output.split())
+    assert "Peak learning rate. [default: 0.125]" in words
+    assert "nowhere.json is missing" in invoke("train", "--recipe", "nowhere.json", "--help").output
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +222,12 @@ def test_auto_takes_the_cpu_recipe_without_a_gpu(data_dir, tmp_path):
         (("train", "--weights", "x", "--no-pretrained"), "--weights needs --pretrained"),
         (("train", "--device", "cuda:77"), "cuda:77"),
         (("evaluate", "."), "config.json is missing"),
+        (("train", "--recipe", "cpu", "--set", "training.ema=2"), "--set training.ema is 2.0; it must be"),
+        (
+            ("train", "--recipe", "cpu", "--set", "training.mixing.switch=1"),
+            "needs --set training.mixing.mixup_alpha, ",
+        ),
+        (("train", "--set", "training.lr=-1"), "--lr is -1.0; it must be above 0"),
     ],
 )
 def test_what_a_user_can_cause_is_one_sentence(arguments, message, tmp_path, monkeypatch):
@@ -203,7 +249,53 @@ def test_what_a_user_can_cause_is_one_sentence(arguments, message, tmp_path, mon
         ("train", "--epochs", "many"),
         ("prepare", "--size", 1),
         ("nonsense",),
+        ("train", "--set", "training.ema"),
     ],
 )
 def test_wrong_usage_exits_with_2(arguments):
     assert invoke(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--recipe", "seed"), "The recipe seed is now called published."),
+        (("--recipe", "best"), "The recipe best is now called improved."),
+        (("--set", "training.emaa=1"), "There is no setting training.emaa; did you mean training.ema?"),
+        (("--set", "training.ema=high"), "training.ema is 'high'; it must be a finite number"),
+        (("--set", "ema"), "ema is not of the form SETTING=VALUE."),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_wrong_usage_says_what_to_do(command, arguments, message):
+    result = invoke(command, *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+SETTINGS = [
+    "training.ema=none", "data.affine.rotation=0.2,0.1", "training.mixing.mixup_alpha=0.2", "training.lr=0.001",
+    "training.mixing.cutmix_alpha=1", "training.mixing.probability=0.5", "training.mixing.switch=0.5",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_any_setting_can_be_set(command, data_dir, tmp_path, monkeypatch):
+    configs = []
+
+    def no_training(config, *arguments):
+        configs.append((config, arguments[-1]))
+        raise UserError("Not trained.")
+
+    monkeypatch.setattr("emnist_dali.training.session.train", no_training)
+    monkeypatch.setattr("emnist_dali.tools.sweep.sweep", no_training)
+    words = [word for setting in SETTINGS for word in ("--set", setting)]
+    words += ["--set", "data.split=small", "--set", "run.device=cpu"]
+    result = invoke(command, "--recipe", "cpu", "--lr", 1, "--epochs", 3, *words)
+    assert "Error: Not trained." in result.output
+    ((config, last),) = configs
+    mixing = Mixing(mixup_alpha=0.2, cutmix_alpha=1.0, probability=0.5, switch=0.5)
+    values = {"lr": 0.001, "epochs": 3, "mixing": mixing, "training.ema": None, "device": "cpu"}
+    assert config == recipe("cpu", "small").override({**values, "data.affine.rotation": (0.2, 0.1)})
+    if command == "sweep":  # settings that are given are not searched
+        assert last == {"lr", "epochs", "mixing", "ema", "affine", "split", "device"}

@@ -14,13 +14,12 @@ from emnist_dali.config import (
     Mixing,
     Model,
     current,
-    flag,
     from_dict,
     parse,
     settings,
-    with_flags,
 )
 from emnist_dali.core.errors import UserError
+from emnist_dali.options import flag, with_flags
 from emnist_dali.recipes import RECIPES, choose, cpu, fast, fast_cpu, published, recipe
 
 ALL = [recipe(split) for recipe in RECIPES.values() for split in ("balanced", "byclass", "letters")]

@@ -32,8 +32,8 @@ CHUNK = 2**20
 def read_images(path: Path | zipfile.Path) -> np.ndarray:
     """Images as stored (EMNIST's are transposed): (N, H, W) uint8.
 
-    Whether the file is gzipped is told from its content, not its name. Raises UserError if it is not exactly such a
-    file, or exceeds MAX_IMAGES, MAX_SIDE or MAX_BYTES.
+    Gzip is detected by content, not by name. Raises UserError if the file is not exactly that, or exceeds MAX_IMAGES,
+    MAX_SIDE or MAX_BYTES.
     """
     return _read(path, 3)
 
@@ -41,7 +41,7 @@ def read_images(path: Path | zipfile.Path) -> np.ndarray:
 def read_labels(path: Path | zipfile.Path, classes: int, offset: int) -> np.ndarray:
     """Labels (N,) uint8 in 0 … `classes` - 1; those in the file start at `offset`.
 
-    Raises UserError if it is not exactly such a file.
+    Raises UserError if the file is not exactly that.
     """
     labels = _read(path, 1)
     outside = (labels < offset) | (labels >= offset + classes)

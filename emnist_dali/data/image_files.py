@@ -46,7 +46,7 @@ def read_image_file(path: Path) -> bytes:
 
 
 def open_image(content: bytes) -> Image.Image:
-    """The picture in an image file, at most MAX_PIXELS, rotated as its EXIF says, with 8 bits a channel.
+    """The picture in an image file, at most MAX_PIXELS, rotated as its EXIF says, with 8 bits per channel.
 
     Raises whatever Pillow raises, and ValueError if the pixels' range is unknown or a limit is exceeded.
     """
@@ -65,7 +65,7 @@ def open_image(content: bytes) -> Image.Image:
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
     result = Image.new("L", image.size)
-    rows = max(1, 2**20 // image.width)  # at a time: the arithmetic takes 12 bytes a pixel
+    rows = max(1, 2**20 // image.width)  # at a time: the arithmetic takes 12 bytes per pixel
     for top in range(0, image.height, rows):
         values = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
         if values.min() < 0 or values.max() > 65_535:

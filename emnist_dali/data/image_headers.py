@@ -6,12 +6,12 @@ from collections.abc import Container, Iterator
 
 from PIL import UnidentifiedImageError
 
-# Per file: 4 bytes a pixel, and up to four copies where transparency is flattened, make 0.8 GB.
+# Per file: 4 bytes per pixel, and up to four copies where transparency is flattened, make 0.8 GB.
 MAX_PIXELS = 50_000_000
-# Pixels a side: resizing a single row of 50 million takes 0.8 GB of coefficients. JPEG and GIF end here anyway.
+# Pixels per side: resizing a single row of 50 million takes 0.8 GB of coefficients. JPEG and GIF end here anyway.
 MAX_SIDE = 65_535
 
-# A progressive JPEG has 10 scans, of up to 10 ns a pixel each; some files have thousands.
+# A progressive JPEG has 10 scans, of up to 10 ns per pixel each; some files have thousands.
 MAX_SCANS = 100
 MAX_SCANNED_PIXELS = 20 * MAX_PIXELS
 MAX_SEGMENTS = 1000  # of a JPEG, up to 64 KiB each, or of a WEBP
@@ -59,10 +59,10 @@ def decoding_cost(content: bytes) -> int:
 
 
 def check_size(width: int, height: int) -> None:
-    """Raises ValueError for more than MAX_PIXELS, or more than MAX_SIDE a side."""
+    """Raises ValueError for more than MAX_PIXELS, or more than MAX_SIDE per side."""
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise ValueError(
-            f"its {width:,} × {height:,} pixels are more than {MAX_PIXELS:,}, or more than {MAX_SIDE:,} a side"
+            f"its {width:,} × {height:,} pixels are more than {MAX_PIXELS:,}, or more than {MAX_SIDE:,} per side"
         )
 
 
@@ -181,7 +181,7 @@ def _ppm(content: bytes) -> tuple[int, int, int]:
 
 
 def _tiff(content: bytes) -> tuple[int, int, int]:
-    sizes = {256: 0, 257: 0, 277: 1, 322: 0, 323: 0}  # tags: width, height, samples a pixel, tile width and height
+    sizes = {256: 0, 257: 0, 277: 1, 322: 0, 323: 0}  # tags: width, height, samples per pixel, tile width and height
     for tag, value in _tiff_tags(content, sizes):
         sizes[tag] = max(sizes[tag], value)
     width, height, samples, *tile = sizes.values()

@@ -82,7 +82,7 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Raises UserError if the folder is not prepared, has another format, or its manifest is damaged.
 
-    A manifest has at most MAX_CLASSES classes, MAX_SIDE pixels a side and MAX_SAMPLES images a part.
+    A manifest has at most MAX_CLASSES classes, MAX_SIDE pixels per side and MAX_SAMPLES images per part.
     """
     path = folder / MANIFEST
     if not os.path.exists(path):  # Path.exists raises for a name that is too long

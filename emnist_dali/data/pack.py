@@ -25,9 +25,9 @@ from .manifest import (
 )
 from .sources import MAX_CLASSES, Part, Source
 
-# Images a shard: 131,072 of EMNIST's are 48 MB of LZ4. A shard is held in memory while it is written.
+# Images per shard: 131,072 of EMNIST's are 48 MB of LZ4. A shard is held in memory while it is written.
 SHARD_SAMPLES = 1 << 17
-# Uncompressed bytes a shard, which limits shards of larger images; writing one takes several times as much memory.
+# Uncompressed bytes per shard, which limits shards of larger images; writing one takes several times as much memory.
 SHARD_BYTES = 100 * 2**20
 
 

@@ -53,11 +53,17 @@ def statistics(folder: Path, size: int, equalize: bool = True) -> Stats:
         try:
             stats = Stats(**read_json(path, advice))
             if stats.equalize is not equalize:
-                raise ValueError(f"equalize is not {str(equalize).lower()}")
+                raise ValueError(f"they were computed with equalize={stats.equalize}")
             return stats
         except (TypeError, ValueError) as error:
             raise UserError(f"{path} does not hold valid statistics ({reason(error)}); {advice}.") from error
-    shards = Shards(folder, "train")
+    stats = _compute(Shards(folder, "train"), size, equalize)
+    with suppress(UserError):  # the folder may be read-only: then every run computes them again
+        write_json(path, asdict(stats))
+    return stats
+
+
+def _compute(shards: Shards, size: int, equalize: bool) -> Stats:
     pixels = PixelSpec(shape=shards.shape, size=size, mean=0, std=1, equalize=equalize)
     preprocess = Preprocess(pixels, compressed=shards.compressed)
     out = np.empty((_BATCH, size, size), np.float32)
@@ -75,7 +81,4 @@ def statistics(folder: Path, size: int, equalize: bool = True) -> Stats:
     mean = float(total) / count
     std = float(np.sqrt(max(squares / count - mean**2, 0.0)))
     # If all pixels are equal, any scale will do.
-    stats = Stats(mean, std if std >= MIN_STD else 1.0, equalize)
-    with suppress(UserError):  # the folder may be read-only: then every run computes them again
-        write_json(path, asdict(stats))
-    return stats
+    return Stats(mean, std if std >= MIN_STD else 1.0, equalize)

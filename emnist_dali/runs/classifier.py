@@ -14,7 +14,7 @@ from ..core.progress import say
 from ..data.stats import Stats
 from ..models.build import build_model, channels_last
 from ..pipelines.fused import Preprocess, Records
-from ..runtime import autocast, own_device, resolve
+from ..runtime import autocast, resolve, with_local_device
 from .checkpoint import load_weights
 from .folder import RunFolder
 from .onnx_classifier import OnnxClassifier
@@ -61,7 +61,7 @@ class TrainedClassifier:
     def __init__(self, path: str | Path) -> None:
         run = RunFolder(path)
         self.path, self.name = run.path, run.path.resolve().name
-        self.config = own_device(distributed.broadcast_from_main(run.config))
+        self.config = with_local_device(distributed.broadcast_from_main(run.config))
         if self.config.run.device.startswith("cuda") and not torch.cuda.is_available():
             say(f"{path} was trained on {self.config.run.device}, which this machine does not have: using the CPU.")
             auto = dict.fromkeys(("device", "amp", "backend", "compile"), "auto")

@@ -185,6 +185,6 @@ def describe(summary: dict[str, Any]) -> str:
         f"{summary['issues']:,} of {summary['images']:,} labels ({100 * summary['issues_share']:.2f} %) look wrong; "
         f"the out-of-fold error is {100 * summary['out_of_fold_error']:.2f} %, and "
         f"{100 * summary['errors_that_are_issues']:.0f} % of those errors are such labels. "
-        f"{summary['issues_apart']:,} ({100 * summary['issues_apart_share']:.2f} %) do not confuse 0 with O, 1, I and "
-        "L, or the cases of a letter."
+        f"{summary['issues_apart']:,} ({100 * summary['issues_apart_share']:.2f} %) are not mix-ups of 0 and O, of "
+        "1, I and L, or of upper and lower case."
     )

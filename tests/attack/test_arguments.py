@@ -57,7 +57,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         "--split", "--recipe", "--resume", "--data-dir", "--source", "--val-fraction", "--image-size",
         "--batch-size", "--backend", "--model", "--weights", "--epochs", "--steps", "--optimizer", "--lr",
         "--weight-decay", "--schedule", "--seed", "--device", "--amp", "--compile", "--out", "--wandb",
-        "--wandb-group", "--checkpoint-every", "--keep",
+        "--wandb-group", "--checkpoint-every", "--keep", "--set",
     ),
     "evaluate": ("", "--split", "--data-dir"),
     "compare": ("",),
@@ -67,7 +67,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "serve": ("", "--port"),
     "sweep": (
         "--split", "--trials", "--recipe", "--space", "--storage", "--name", "--out", "--lr", "--device",
-        "--data-dir",
+        "--data-dir", "--set",
     ),
     "audit": ("--split", "--recipe", "--folds", "--out", "--source", "--data-dir", "--epochs", "--device"),
     "doctor": ("--data-dir",),
@@ -126,6 +126,34 @@ TABLE = [
     *(("train", "--checkpoint-every", value) for value in ("", "0", "-1s", "1m", HUGE, "\x1b")),
     *(("train", "--source", value) for value in ("null", "fifo", "loop", "~nosuchuser", "..")),
     *(("train", "--split", value) for value in ("../x", "..", "/", "demo", "a/b", "\x1b", "", " ")),
+    *(
+        (command, "--set", value)
+        for command in ("train", "sweep")
+        for value in (
+            *TEXTS,
+            "=",
+            "=1",
+            "training.ema",
+            "training=1",
+            "training.=1",
+            "recipe=x",
+            "data.affine=1",
+            "a\nb=1",
+            "training.ema=\x1b",
+            "data.affine.rotation=1,,2",
+            f"training.lr={'9' * 5000}",
+            "model.weights=none=",
+            "run.out=\udcff",
+            "data.split=../x",
+            "training.mixing.switch=1",
+            f"{LONG}=1",
+            "training.lr=nan",
+            "run.profile=maybe",
+            "training.optimizer=\u202egnp",
+            "__class__=1",
+            "training.__class__=1",
+        )
+    ),
     *(("doctor", "--data-dir", value) for value in ("loop", "\x1b", LONG)),
 ]
 

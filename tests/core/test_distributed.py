@@ -128,7 +128,7 @@ def test_images_are_mixed_within_a_ranks_slice(seen, world):
 
 
 def test_synchronized_batchnorm_on_a_cpu_is_an_error():
-    with pytest.raises(UserError, match="--sync-bn needs GPUs"):
+    with pytest.raises(UserError, match=r"training\.sync_bn needs GPUs"):
         resolve(recipes.cpu("small").override({"device": "cpu", "sync_bn": True}))
 
 

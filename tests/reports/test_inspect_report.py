@@ -122,9 +122,8 @@ def test_a_batch_of_each_kind_is_choose_batches(data_dir, shards):
     assert 0.2 < up.weight < 0.8
     assert 0.2 < cut.weight < 0.8
     assert len(choose_batches(config, plan, None, False)) == 1
-    assert [
-        i for label in range(12) for i in choose_batches(config, plan, label, True) if label not in plan.batch(i).labels
-    ] == []
+    for label in range(12):
+        assert all(label in plan.batch(i).labels for i in choose_batches(config, plan, label, True))
 
 
 def test_a_recipe_with_larger_batches_than_data_is_shown_with_all_of_them(data_dir, shards, stats):
@@ -148,8 +147,8 @@ def page(data_dir, tmp_path_factory):
     """The page of what the recipe `published` does, which warps and mixes."""
     out = tmp_path_factory.mktemp("inspected") / "new" / "page.html"
     result = invoke(
-        "--split", "small", "--source", "glyphs", "--data-dir", data_dir, "--recipe", "published", "--image-size", SIZE,
-        "--augment", "--out", out,
+        "--split", "small", "--source", "glyphs", "--data-dir", data_dir, "--recipe", "published",
+        "--image-size", SIZE, "--augment", "--out", out,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert result.output.splitlines()[-1] == str(out)
@@ -248,7 +247,7 @@ def test_a_class_without_training_images_is_one_sentence(drawn, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(data_dir, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="could not be made"):
+    with pytest.raises(UserError, match="could not be created"):
         write_inspect_report(config_of(data_dir), None, False, tmp_path / "file" / "page.html")
 
 

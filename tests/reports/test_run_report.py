@@ -423,7 +423,7 @@ def test_what_a_user_can_cause_is_one_sentence(harm, trained_run, tmp_path):
 
 def test_an_output_that_cannot_be_written_is_one_sentence(trained_run, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="could not be made"):
+    with pytest.raises(UserError, match="could not be created"):
         write_report([trained_run], tmp_path / "file/report.html")
 
 
@@ -490,7 +490,7 @@ def test_a_confusion_matrix_is_that_of_the_images(cells, trained_run, tmp_path):
     run, entries = copy(trained_run, tmp_path / "run"), lines(trained_run)
     entries[-1]["confusion"] = cells
     write_lines(run, entries)
-    with pytest.raises(UserError, match="its confusion matrix does not match"):
+    with pytest.raises(UserError, match=r"its confusion (is invalid|matrix does not match)"):
         lines(run)
 
 

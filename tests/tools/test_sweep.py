@@ -481,6 +481,18 @@ def test_another_sweep_of_the_same_name_is_one_sentence(change, message, run):
     run(2, [0.5], keep=2)  # changes no result
 
 
+@pytest.mark.parametrize(("removed", "resumes"), [(0.0, True), (0.1, False)])
+def test_a_sweep_of_an_older_version_is_resumed(removed, resumes, run, tmp_path):
+    run(1, [0.5])
+    study = optuna.load_study(study_name="s", storage=url(tmp_path / "s.db"))
+    study.set_user_attr("decides", {**study.user_attrs["decides"], "erasing": removed})
+    if resumes:
+        run(2, [0.6])
+    else:
+        with pytest.raises(UserError, match=r"erasing is None and was 0\.1"):
+            run(2)
+
+
 def test_other_data_are_another_sweep(run, monkeypatch):
     run(1, [0.5])
     monkeypatch.setattr("emnist_dali.data.manifest.Manifest.fingerprint", "other")

@@ -27,9 +27,9 @@ STOPS = {
     "the first step": at_step(1),
     "mid-epoch": at_step(5),
     "the last step of an epoch": at_step(9),
-    "validation": ("_stop_if_asked", lambda session: not session.done),
-    "the last validation": ("_stop_if_asked", lambda session: session.trainer.step == LAST),
-    "the test": ("_stop_if_asked", lambda session: session.done),
+    "validation": ("_stop_if_signalled", lambda session: not session.trainer.done),
+    "the last validation": ("_stop_if_signalled", lambda session: session.trainer.step == LAST),
+    "the test": ("_stop_if_signalled", lambda session: session.trainer.done),
 }
 
 
@@ -169,6 +169,19 @@ def test_another_recipe_is_named(run):
         resume.load(run / "checkpoints" / "last.pt", "published", {})
 
 
+def test_a_checkpoint_of_an_older_version_is_resumed(run, whole):
+    """From before recipes were renamed, and erasing and elastic were removed."""
+    state = load_state(run / "checkpoints" / "last.pt")
+    for config in (state["config"], state["asked"]):
+        config["recipe"] = "seed"
+        config["training"] |= {"erasing": 0.0, "elastic": 0.0}
+    torch.save(state, run / "checkpoints" / "last.pt")
+    assert resume.load(run / "checkpoints" / "last.pt", "published", {})[0].recipe == "published"
+    go_on(run)
+    assert_same(run, whole)
+    assert read_json(run / "config.json")["recipe"] == "published"
+
+
 def test_other_data_are_named(run, drawn, data_dir, tmp_path):
     train_part = drawn.parts["train"]
     other = replace(drawn, parts={**drawn.parts, "train": replace(train_part, images=train_part.images[::-1])})
@@ -202,6 +215,15 @@ def test_another_kind_of_device_is_named(run):
     torch.save(state, run / "checkpoints" / "last.pt")
     with pytest.raises(UserError, match="device is cpu and was cuda:1"):
         go_on(run)
+
+
+def test_nested_settings_are_compared_and_named_as_the_command_line_names_them(run):
+    result = invoke("--resume", run, "--set", "data.affine.shear=0.5", "--set", "training.ema=none", "--lr", 1)
+    assert result.exit_code == 1
+    assert (
+        "change the result: --set data.affine.shear is 0.5 and was 0.2; --set training.ema is None and was 0.99; "
+        "--lr is 1.0 and was 0.004; restore its settings, or add --resume-force."
+    ) in result.output
 
 
 def test_force_goes_on_and_says_so(run, whole, capsys):
