@@ -15,6 +15,7 @@ from emnist_dali.core.files import read_json, write_json
 from emnist_dali.data.pack import pack
 from emnist_dali.data.sources import Part
 from emnist_dali.evaluation.evaluate import DETAILS, predict_run
+from emnist_dali.options import flag, with_flags
 from emnist_dali.recipes import recipe
 from emnist_dali.runs.checkpoint import load_weights
 from emnist_dali.runs.folder import RunFolder
@@ -299,3 +300,19 @@ def test_any_setting_can_be_set(command, data_dir, tmp_path, monkeypatch):
     assert config == recipe("cpu", "small").override({**values, "data.affine.rotation": (0.2, 0.1)})
     if command == "sweep":  # settings that are given are not searched
         assert last == {"lr", "epochs", "mixing", "ema", "affine", "split", "device"}
+
+
+def test_messages_name_flags_and_keep_file_names():
+    assert (flag("training.weight_decay"), flag("training.ema")) == ("--weight-decay", "--set training.ema")
+    for text, expected in (
+        ("training.lr is -1.0; it must be above 0.", "--lr is -1.0; it must be above 0."),
+        ("lower data.batch_size or data.image_size.", "lower --batch-size or --image-size."),
+        ("training.mixing.until is 2.0", "--set training.mixing.until is 2.0"),
+        ("(model.weights)", "(--weights)"),
+    ):
+        assert with_flags(text) == expected
+    for text in (
+        "runs/model.weights is missing", "model.weights.pth", "model.weights/x", r"C:\run.out", "'model.weights' is",
+        "my-model.weights", "training.lrs", "data.source_dir", "xdata.source", "emnist_dali.config",
+    ):  # fmt: skip
+        assert with_flags(text) == text

@@ -19,7 +19,6 @@ from emnist_dali.config import (
     settings,
 )
 from emnist_dali.core.errors import UserError
-from emnist_dali.options import flag, with_flags
 from emnist_dali.recipes import RECIPES, choose, cpu, fast, fast_cpu, published, recipe
 
 ALL = [recipe(split) for recipe in RECIPES.values() for split in ("balanced", "byclass", "letters")]
@@ -398,19 +397,3 @@ def test_every_setting_is_parsed_as_it_is_printed(config):
 def test_text_of_another_type_is_refused(path, text):
     with pytest.raises(UserError, match=re.escape(path)):
         parse(path, text)
-
-
-def test_messages_name_flags_and_keep_file_names():
-    assert (flag("training.weight_decay"), flag("training.ema")) == ("--weight-decay", "--set training.ema")
-    for text, expected in (
-        ("training.lr is -1.0; it must be above 0.", "--lr is -1.0; it must be above 0."),
-        ("lower data.batch_size or data.image_size.", "lower --batch-size or --image-size."),
-        ("training.mixing.until is 2.0", "--set training.mixing.until is 2.0"),
-        ("(model.weights)", "(--weights)"),
-    ):
-        assert with_flags(text) == expected
-    for text in (
-        "runs/model.weights is missing", "model.weights.pth", "model.weights/x", r"C:\run.out", "'model.weights' is",
-        "my-model.weights", "training.lrs", "data.source_dir", "xdata.source", "emnist_dali.config",
-    ):  # fmt: skip
-        assert with_flags(text) == text

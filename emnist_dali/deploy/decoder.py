@@ -33,8 +33,8 @@ class BusyError(UserError):
 def decode(content: bytes, shape: tuple[int, int], converted: bool, name: Path | str = "The picture") -> np.ndarray:
     """The bytes of an image file → (H, W) uint8 of `shape`, as a classifier takes it.
 
-    In EMNIST's style if `converted`, otherwise resized. Raises UserError, which begins with `name`, for a file that is
-    not an image, is too large, or shows no character.
+    In EMNIST's style if `converted`, otherwise resized. Raises UserError, which begins with `name`, for a file that
+    is not an image, is too large, or shows no character.
     """
     with image_errors(name):
         image = open_image(content)

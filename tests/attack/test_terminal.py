@@ -201,8 +201,7 @@ def test_a_result_that_finds_no_space_is_told(command, trained_run, tmp_path, mo
     drop(stdout)
     assert code == 1
     assert (
-        said
-        == "Error: A file cannot be used (No space left on device); check its permissions and the free space.\n"
+        said == "Error: A file cannot be used (No space left on device); check its permissions and the free space.\n"
     )
 
 
