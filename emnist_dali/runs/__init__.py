@@ -1,4 +1,4 @@
-"""A run on disk, and what is read back from it: settings, checkpoints, predictions, the finished model."""
+"""Run folders and what they hold: settings, checkpoints, predictions, the finished model."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Graphs that are not ours: `predict` refuses them, or what they answer, in one sentence."""
+"""Hostile ONNX files: the file, or its answers, are refused in one sentence."""
 
 import json
 import os
@@ -69,13 +69,13 @@ def refused(path, content, reason="."):
     path.write_bytes(content)
     with pytest.raises(UserError, match=reason) as error:
         OnnxClassifier(path).probabilities(IMAGES)
-    said = str(error.value)
-    assert is_plain(said)
-    assert said.endswith(".")
-    assert len(said) < 500 + len(str(path))
+    message = str(error.value)
+    assert is_plain(message)
+    assert message.endswith(".")
+    assert len(message) < 500 + len(str(path))
 
 
-def test_a_graph_of_ours_is_read(tmp_path):
+def test_a_graph_of_this_project_is_accepted(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(encoded(graph()))
     exported = OnnxClassifier(path)
@@ -91,7 +91,7 @@ def test_a_graph_of_ours_is_read(tmp_path):
     )
 
 
-def test_files_from_before_the_checksum_are_read(tmp_path):
+def test_files_from_before_the_checksum_are_accepted(tmp_path):
     path, model = tmp_path / "model.onnx", graph()
     for name, value in ABOUT.items():
         model.metadata_props.add(key=name, value=json.dumps(value))
@@ -99,7 +99,7 @@ def test_files_from_before_the_checksum_are_read(tmp_path):
     assert OnnxClassifier(path).probabilities(IMAGES).shape == (70, 3)
 
 
-def test_the_checksum_is_one_more_entry_of_the_metadata():
+def test_the_checksum_is_the_last_metadata_entry():
     content = encoded(graph())
     entries = {entry.key: entry.value for entry in onnx.load_model_from_string(content).metadata_props}
     assert len(entries) == 6
@@ -107,7 +107,7 @@ def test_the_checksum_is_one_more_entry_of_the_metadata():
     assert content == append_digest(content[:-76])
 
 
-def test_any_byte_that_changes_is_noticed(tmp_path):
+def test_any_changed_byte_is_detected(tmp_path):
     content = encoded(graph())
     places = range(0, len(content), 23) if FACTOR == 1 else range(len(content))
     for at in [*places, *range(len(content) - 80, len(content))]:
@@ -175,7 +175,7 @@ def twice(model):
 
 
 def sum_of(what, *shape):
-    """Adds 0 times the sum of a tensor of that shape to the answers, so that it must be made."""
+    """Adds 0 times the sum of a tensor of that shape to the answers, so that it must be computed."""
     return graph(
         [
             *BEFORE,
@@ -255,14 +255,14 @@ FACTS = {
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, odd in FACTS.items() for value in odd])
-def test_metadata_of_a_wrong_kind_are_refused(tmp_path, name, value):
+def test_invalid_metadata_are_refused(tmp_path, name, value):
     refused(tmp_path / "model.onnx", encoded(graph(), ABOUT | {name: value}))
     without = {key: value for key, value in ABOUT.items() if key != name}
     refused(tmp_path / "model.onnx", encoded(graph(), without), "lack")
 
 
 @pytest.mark.parametrize("text", ["", "{", "NaN", "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass")])
-def test_metadata_that_are_no_json_are_refused(tmp_path, text):
+def test_metadata_that_are_not_json_are_refused(tmp_path, text):
     model = graph()
     for name, value in ABOUT.items():
         model.metadata_props.add(key=name, value=json.dumps(value))
@@ -295,12 +295,12 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("content", FLOODS.values(), ids=FLOODS)
-def test_bytes_that_protobuf_would_make_gigabytes_of_are_refused(tmp_path, content):
+def test_bytes_that_would_cost_protobuf_gigabytes_are_refused(tmp_path, content):
     refused(tmp_path / "model.onnx", content)
 
 
-def test_bytes_that_are_wrong_anywhere(tmp_path):
-    """Without a checksum, as in files from before: whatever is read gives probabilities."""
+def test_random_damage(tmp_path):
+    """Without a checksum, as in older files: anything that loads returns probabilities."""
     chance = random.Random(SEED)
     model, path = graph(), tmp_path / "model.onnx"
     for name, value in ABOUT.items():
@@ -318,7 +318,7 @@ def test_bytes_that_are_wrong_anywhere(tmp_path):
             assert is_plain(str(error))  # noqa: PT017
 
 
-def test_a_graph_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
+def test_a_slow_graph_is_abandoned(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_classifier, "TIMEOUT", 0.01)
     chain = [node("MatMul", f"m{i} m{i}", f"m{i + 1}") for i in range(12)]
     slow = sum_of(("Reshape", "large square", "m0"), 2**18)
@@ -334,7 +334,7 @@ def test_a_graph_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
 @pytest.mark.parametrize("what", ["pipe", "device", "folder", "nothing"])
-def test_what_is_no_file_is_refused(tmp_path, what):
+def test_anything_but_a_regular_file_is_refused(tmp_path, what):
     model = tmp_path / "model.onnx"
     if what == "pipe":
         os.mkfifo(model)

@@ -1,4 +1,4 @@
-"""Picture files made to take long or much: refused by what they declare, or decoded below 1 GiB."""
+"""Picture files that are made to be slow or large: refused by their headers, or decoded in less than 1 GiB."""
 
 import io
 import json
@@ -19,10 +19,10 @@ from emnist_dali.data.image_headers import MAX_PIXELS, decoding_cost
 
 from .tally import FACTOR, SEED, tried
 
-SECONDS = 60  # a picture may take; it is a hang then
-MEBIBYTES = 1000  # a picture may take
+SECONDS = 60  # per picture, after which it counts as a hang
+MEBIBYTES = 1000  # per picture
 
-# Decodes each file in a process of its own, forked from one that has the libraries; tells what it took.
+# Decodes each file in a process forked from one with the libraries loaded; prints the memory it took.
 DECODE = f"""
 import json, os, resource, signal, sys
 import PIL.TiffImagePlugin, PIL.WebPImagePlugin
@@ -80,7 +80,7 @@ def bmp(width: int, height: int, compression: int, body: bytes) -> bytes:
 
 
 def tiff(*tags: tuple[int, int, int, int], compression: int = 8, data: bytes = b"") -> bytes:
-    """Of 1 × 1 pixel; a value beyond 2^31 is where `data` begins."""
+    """Of 1 × 1 pixel; a value from 2^31 on becomes the offset of `data`."""
     tags = ((256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 1, 8), (259, 3, 1, compression), (262, 3, 1, 1), *tags)
     start = 14 + 12 * len(tags)
     entries = [struct.pack("<HHII", *tag[:3], start if tag[3] >= 2**31 else tag[3]) for tag in tags]
@@ -89,14 +89,14 @@ def tiff(*tags: tuple[int, int, int, int], compression: int = 8, data: bytes = b
 
 DATA = 2**31
 INFLATED = zlib.compress(bytes(2**20))
-BROKEN = chunk(b"zTXt", b"x\0\0" + INFLATED[:-4] + b"abcd")  # inflated all the same
+BROKEN = chunk(b"zTXt", b"x\0\0" + INFLATED[:-4] + b"abcd")  # is inflated nevertheless
 TILE = (324, 4, 1, DATA), (325, 4, 1, len(INFLATED))
 GIF = saved(Image.new("P", (10, 10)), "GIF")
 PALETTE = 13 + (3 << (GIF[10] & 7) + 1)
 WEBP = saved(Image.new("RGB", (500, 500)), "WEBP")
 CANVAS = b"VP8X" + struct.pack("<I", 10) + bytes([2, 0, 0, 0]) + 2 * (16_383).to_bytes(3, "little")
 
-# What is refused, and why.
+# Refused files, and a word of the reason.
 REFUSED = {
     "30,000 scans": (jpeg(200, 30_000), "scans"),
     "30 scans of 50 megapixels": (jpeg(7000, 30), "scans"),
@@ -122,9 +122,9 @@ REFUSED = {
     "two million strips": (tiff((273, 4, 2 * 10**6, DATA), compression=1, data=bytes(8 * 10**6)), "numbers"),
     "another BigTIFF": (b"MM\0\x2b\0\x08\0\0" + bytes(8), "BigTIFF"),
     "empty chunks": (png(9, 9, 8, 0, chunk(b"abCd", b"") * 200_000), "pieces"),
-    "profiles to inflate": (png(9, 9, 8, 0, chunk(b"iCCP", b"x\0\0" + INFLATED) * 5000), "texts"),
-    "texts to inflate": (png(9, 9, 8, 0, BROKEN * 5000), "texts"),
-    "one row of 50 megapixels": (png(MAX_PIXELS, 1, 8, 0), "in a row"),
+    "profiles to inflate": (png(9, 9, 8, 0, chunk(b"iCCP", b"x\0\0" + INFLATED) * 5000), "text chunks"),
+    "texts to inflate": (png(9, 9, 8, 0, BROKEN * 5000), "text chunks"),
+    "one row of 50 megapixels": (png(MAX_PIXELS, 1, 8, 0), "per side"),
     "extensions of a GIF": (GIF[:PALETTE] + b"!\xfe\0" * 2**20 + GIF[PALETTE:], "pieces"),
     "a comment in pieces": (GIF[:PALETTE] + b"!\xfe" + b"\x01a" * 2**20 + b"\0" + GIF[PALETTE:], "pieces"),
     "a frame beyond its GIF": (
@@ -139,7 +139,7 @@ REFUSED = {
 
 LARGE = Image.new("RGBA", (7071, 7071), (9, 9, 9, 99))
 LARGE.paste((255, 255, 255, 255), (2000, 2000, 3000, 3000))
-# What is as large as it may be.
+# The largest files that are accepted.
 DECODED = {
     "transparent": saved(LARGE, "PNG", compress_level=1),
     "16 bits, interlaced": png(7000, 7000, 16, 0, interlaced=True),
@@ -152,7 +152,7 @@ DECODED = {
 
 
 def decoded(folder: Path, files: dict[str, bytes]) -> dict[str, tuple[str, int]]:
-    """What is said of each file, and the MiB that decoding it took."""
+    """The error message for each file, or an empty string, and the MiB that decoding took."""
     for name, content in files.items():
         (folder / name).write_bytes(content)
     command = [sys.executable, "-c", DECODE, *(str(folder / name) for name in files)]
@@ -174,14 +174,14 @@ def test_a_bomb_is_refused(content, reason):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_bombs_and_the_largest_pictures_stay_below_a_gibibyte(tmp_path):
+def test_bombs_and_the_largest_pictures_take_less_than_a_gibibyte(tmp_path):
     found = decoded(tmp_path, {name: content for name, (content, _) in REFUSED.items()} | DECODED)
     assert {name for name, (said, _) in found.items() if not said} == set(DECODED)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_numbers_in_headers(tmp_path):
-    """Any of the first bytes may be wrong."""
+def test_random_header_bytes(tmp_path):
+    """Any of the first 200 bytes may be wrong."""
     random = np.random.default_rng(SEED)
     small = Image.new("RGB", (30, 20))
     seeds = [png(9, 9, 16, 0), jpeg(30, 0), bmp(9, 9, 1, b"\x09\x05" * 9), GIF, WEBP, b"P2\n3 3\n9\n" + b"1 " * 9]

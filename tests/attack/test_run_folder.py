@@ -1,4 +1,4 @@
-"""A run's folder in which something is wrong, under right checksums or not: a result or one sentence.
+"""Damaged run folders, with valid checksums or not: a result or one sentence.
 
 ATTACK_FACTOR=20 tries twenty times as many, and others each time. What failed once is tried every time: FOUND.
 """
@@ -47,7 +47,7 @@ JSON = ("config.json", "env.json", "metrics.jsonl", BEST)
 FILES = (*JSON, PREDICTIONS, LAST)
 REMOVED = object()
 
-# (file, path to the value, what stands there then): inputs that gave another exception once.
+# (file, path to the value, its new value): inputs that once raised another exception.
 FOUND: list[tuple[str, tuple, Any]] = [
     ("config.json", ("data", "data_dir"), "y" * 3000),
     ("config.json", ("run", "device"), "cuda"),
@@ -85,7 +85,7 @@ def run(trained_run, tmp_path) -> Path:
 
 
 def content_of(run: Path, name: str) -> Any:
-    """What the file holds, as dicts and lists."""
+    """The content of the file as dicts and lists."""
     if name == "metrics.jsonl":
         return RunFolder(run).entries()
     if name == BEST:
@@ -96,17 +96,18 @@ def content_of(run: Path, name: str) -> Any:
 
 
 def write(run: Path, name: str, content: Any) -> None:
-    """Under a right checksum."""
+    """With a valid checksum."""
     if name == "metrics.jsonl":
         entries = content if isinstance(content, list) else [content]
-        lines = (schema.to_line(of) if isinstance(of, dict) else json.dumps(of) + "\n" for of in entries)
+        lines = (schema.to_line(entry) if isinstance(entry, dict) else json.dumps(entry) + "\n" for entry in entries)
         (run / name).write_bytes("".join(lines).encode("utf-8", "surrogatepass"))
     elif name == BEST:
         tensors, _ = tensor_files.decode(run / BEST, "weights")
         (run / BEST).write_bytes(tensor_files.encode(tensors, {"about": json.dumps(content)}))
     elif name == PREDICTIONS:
-        tensors = {key: of for key, of in content.items() if isinstance(of, torch.Tensor) and of.numel() < 10**6}
-        (run / name).write_bytes(tensor_files.encode({key: of.to_dense() for key, of in tensors.items()}, {}))
+        tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+        tensors = {key: tensor for key, tensor in tensors.items() if tensor.numel() < 10**6}
+        (run / name).write_bytes(tensor_files.encode({key: tensor.to_dense() for key, tensor in tensors.items()}, {}))
     elif name == LAST:
         save_state(run / LAST, content)
     else:
@@ -114,7 +115,7 @@ def write(run: Path, name: str, content: Any) -> None:
 
 
 def read_all(run: Path, name: str, other: Path) -> list[str]:
-    """All that reads the file `name` of a run's folder; what it refused."""
+    """Runs everything that reads the file `name` of a run folder; returns the refusals."""
     refused = []
     readers: dict[Callable, set[str]] = {
         lambda: write_report([run], run.parent / "page.html"): {*JSON, PREDICTIONS},
@@ -136,12 +137,12 @@ def read_all(run: Path, name: str, other: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Whether an exported model gives the same is not asked here, and no run gets further than its checkpoint."""
+    """Skips the comparison of exported models, and all training."""
     monkeypatch.setattr(exporting, "_compare", lambda *_: ["not compared"])
     monkeypatch.setattr(Session, "train", lambda session: None)
 
 
-def test_a_whole_run_is_read(run, trained_run):
+def test_an_intact_run_is_accepted(run, trained_run):
     for name in FILES:
         write(run, name, content_of(run, name))
     assert [read_all(run, name, trained_run) for name in FILES] == [[]] * len(FILES)
@@ -152,7 +153,7 @@ def name_of(case: tuple) -> str:
 
 
 @pytest.mark.parametrize("case", FOUND, ids=name_of)
-def test_what_was_found_is_refused_or_read(case, run, trained_run):
+def test_past_failures_are_refused_or_read(case, run, trained_run):
     name, (*way, key), value = case
     content = node = content_of(run, name)
     for step in way:
@@ -166,7 +167,7 @@ def test_what_was_found_is_refused_or_read(case, run, trained_run):
 
 
 def somewhere(root: list, chance: random.Random) -> tuple[Any, Any]:
-    """A container in `root` and a key of it; those further up are as likely as the many below."""
+    """A container in `root` and one of its keys; the few near the top are as likely as the many below."""
     container, key = root, 0
     while isinstance(container[key], dict | list) and container[key] and chance.random() < 0.7:
         container = container[key]
@@ -196,7 +197,7 @@ def mutated(content: Any, chance: random.Random, values: list) -> Any:
 
 
 @pytest.mark.parametrize(("name", "number"), [(name, 12) for name in FILES], ids=FILES)
-def test_wrong_values_under_right_checksums(name, number, run, trained_run, whole):
+def test_wrong_values_with_valid_checksums(name, number, run, trained_run, whole):
     values = VALUES if name in JSON else [*VALUES, *TENSORS]
     content = content_of(run, name)
     for seed in seeds(number):
@@ -204,11 +205,11 @@ def test_wrong_values_under_right_checksums(name, number, run, trained_run, whol
         (run / name).write_bytes(whole[name])
         wrong = mutated(content, chance, values)
         if name in JSON:
-            wrong = json.loads(json.dumps(wrong))  # keys are text
+            wrong = json.loads(json.dumps(wrong))  # makes keys strings
         try:
             write(run, name, wrong)
         except (TypeError, AttributeError, UnicodeError):
-            continue  # no file can hold it
+            continue  # cannot be stored
         try:
             read_all(run, name, trained_run)
         except BaseException as error:
@@ -255,8 +256,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def noticed(read: Callable[[], Any], expected: Any, said: list[str]) -> bool:
-    """Whether the damage was refused or told of; True also where what is read is the same, but for a new member."""
+def detected(read: Callable[[], Any], expected: Any, said: list[str]) -> bool:
+    """Whether the damage was refused, reported, or changed nothing but added members."""
     said.clear()
     try:
         found = read()
@@ -268,7 +269,7 @@ def noticed(read: Callable[[], Any], expected: Any, said: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("name", [*FILES, "stats"])
-def test_a_flipped_bit_is_noticed_or_harmless(name, run, folder, tmp_path, monkeypatch):
+def test_a_flipped_bit_is_detected_or_harmless(name, run, folder, tmp_path, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(schema, "say", said.append)
     if name == "stats":
@@ -282,10 +283,10 @@ def test_a_flipped_bit_is_noticed_or_harmless(name, run, folder, tmp_path, monke
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
-        assert noticed(read, expected, said), f"bit {bit}"
+        assert detected(read, expected, said), f"bit {bit}"
 
 
-def test_an_image_in_the_place_of_any_file_is_refused(run, trained_run, whole):
+def test_zeros_in_place_of_any_file_are_refused(run, trained_run, whole):
     for name in FILES:
         (run / name).write_bytes(np.zeros(10_000, np.uint8).tobytes())
         assert read_all(run, name, trained_run)

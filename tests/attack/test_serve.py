@@ -1,4 +1,4 @@
-"""The server under attack answers those who draw: idle and dripping connections, endless bodies, bombs."""
+"""The server answers its users under attack: idle and trickling connections, endless bodies, bombs."""
 
 import http.client
 import io
@@ -19,22 +19,22 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ..deploy.test_emnist_style import written
+from ..deploy.test_emnist_style import picture_of
 from .tally import FACTOR
 
-# As many requests at once, idle connections and bombs as the large form has.
+# Concurrent users, idle connections and bombs; the first numbers are those of the large run.
 CLIENTS, IDLE, BOMBS = (200, 100, 50) if FACTOR > 1 else (20, 20, 5)
-PATIENCE = 60  # seconds, against hangs only
+PATIENCE = 60  # seconds; only reached if something hangs
 
 
 @pytest.fixture(scope="module")
 def port(trained_run: Path) -> Iterator[int]:
-    """Of a server in a process of its own."""
+    """The port of a server in another process."""
     command = [sys.executable, "-m", "emnist_dali", "serve", str(trained_run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         yield int(re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())[1])
         process.terminate()
-        assert process.stdout.read() == ""  # whatever was done to it
+        assert process.stdout.read() == ""  # despite all attacks
 
 
 def picture(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -44,7 +44,7 @@ def picture(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def post(port: int, content: bytes, kind: str = "image/png") -> tuple[int, dict[str, Any], float]:
-    """Status, answer and seconds."""
+    """Status, answer, and seconds until it came."""
     begun = time.monotonic()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
@@ -56,7 +56,7 @@ def post(port: int, content: bytes, kind: str = "image/png") -> tuple[int, dict[
 
 
 def bombs() -> list[bytes]:
-    """What takes long though nothing forbids it, and what is forbidden."""
+    """Slow pictures that are allowed, and some that are not."""
     side = (7000, 7100) if FACTOR > 1 else (3000, 3000)
     see_through = Image.new("RGBA", side, (0, 0, 0, 9))
     return [
@@ -74,8 +74,8 @@ def bombs() -> list[bytes]:
 KINDS = {b"{": "application/json", b"-": "multipart/form-data; boundary=x"}
 
 
-def test_those_who_draw_are_answered_under_attack(port):
-    honest = [picture(written(character, size=size)) for character in "0127Aa" for size in (28, 120, 300)]
+def test_users_are_answered_under_attack(port):
+    honest = [picture(picture_of(character, size=size)) for character in "0127Aa" for size in (28, 120, 300)]
     expected = {content: post(port, content)[1] for content in honest}
     attacks, over, refused = bombs(), threading.Event(), []
 
@@ -135,15 +135,15 @@ def test_an_endless_body_is_refused_before_it_is_stored(port, form):
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
         connection.sendall(f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n\r\n".encode())
         if form == "by its length":
-            assert connection.recv(100).startswith(b"HTTP/1.1 413 ")  # without a byte of it
+            assert connection.recv(100).startswith(b"HTTP/1.1 413 ")  # before any of it was sent
         with suppress(OSError):
             while sent < size:
                 connection.sendall(b"10000\r\n" + piece + b"\r\n" if form == "in chunks" else piece)
                 sent += len(piece)
-    assert sent < 64 * 2**20  # what the system keeps on its way
+    assert sent < 64 * 2**20  # what fits into the buffers of the system
 
 
-def test_silent_and_dripping_connections_end(port):
+def test_silent_and_trickling_connections_are_closed(port):
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as silent:
         silent.sendall(b"POST /predict HTTP/1.1\r\n")
         assert silent.recv(1) == b""

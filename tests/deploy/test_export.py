@@ -46,7 +46,7 @@ def run(trained_run, tmp_path_factory):
         assert result.exit_code == 0, result.output
         assert f"{path / 'model'}.{kind}: " in result.output
         assert "108 test images and 956 synthetic ones: the same class on 1,064 of 1,064" in result.output
-        assert result.output.count("\n") == 3  # nothing of the exporters'
+        assert result.output.count("\n") == 3  # nothing from torch's exporters
     return path
 
 
@@ -58,7 +58,7 @@ def images(folder):
 
 @pytest.mark.parametrize("equalized", [True, False])
 @pytest.mark.parametrize(("shape", "size"), [((28, 28), 28), ((28, 28), 112), ((28, 28), 45), ((20, 24), 32)])
-def test_the_raw_model_sees_what_the_trainer_sees(trained_run, shape, size, equalized):
+def test_the_exportable_model_preprocesses_as_the_classifier_does(trained_run, shape, size, equalized):
     images, trained = synthetic_images(shape, 30), TrainedClassifier(trained_run)
     trained.shape, trained.stats = shape, Stats(0.2, 0.3, equalized)
     trained.config = trained.config.override({"image_size": size})
@@ -68,7 +68,7 @@ def test_the_raw_model_sees_what_the_trainer_sees(trained_run, shape, size, equa
     torch.testing.assert_close(seen[0], trained.preprocess(images), rtol=0, atol=2e-5)
 
 
-def test_equalization_is_opencvs_to_the_bit():
+def test_equalization_is_bit_exact_to_opencv():
     generator = np.random.default_rng(0)
     two_levels = np.where(generator.random((50, 28, 28)) < generator.random((50, 1, 1)), 3, 250).astype(np.uint8)
     images = np.concatenate([synthetic_images((28, 28), 300), two_levels])
@@ -76,15 +76,15 @@ def test_equalization_is_opencvs_to_the_bit():
         assert np.array_equal(equalized, cv2.equalizeHist(image))
 
 
-def test_onnx_is_the_trainer(run, images):
+def test_onnx_agrees_with_the_trained_model(run, images):
     trained, exported = TrainedClassifier(run), load_classifier(run / "model.onnx")
     assert isinstance(exported, OnnxClassifier)
     for name in ("name", "classes", "shape", "converted"):
         assert getattr(exported, name) == getattr(trained, name)
-    expected, found = trained.probabilities(images), exported.probabilities(images)
-    assert found.dtype == np.float32
-    assert np.array_equal(found.argmax(1), expected.argmax(1))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    expected, actual = trained.probabilities(images), exported.probabilities(images)
+    assert actual.dtype == np.float32
+    assert np.array_equal(actual.argmax(1), expected.argmax(1))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])
@@ -99,7 +99,7 @@ def test_one_file_takes_batches_of_any_size(run, images, count):
             np.testing.assert_allclose(module(torch.from_numpy(some)).numpy(), expected, rtol=0, atol=1e-5)
 
 
-def test_onnx_tells_what_it_is(run):
+def test_onnx_metadata(run):
     import onnx
 
     model = onnx.load(run / "model.onnx")
@@ -115,7 +115,7 @@ def test_onnx_tells_what_it_is(run):
     assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["images", "probabilities"]
 
 
-def test_safetensors_are_the_runs_weights(run):
+def test_safetensors_hold_the_weights_of_the_run(run):
     weights, about = load_weights(run / "model.safetensors")
     best, known = load_weights(run / "checkpoints/best.safetensors")
     assert about.items() >= known.items()
@@ -158,7 +158,7 @@ def test_the_model_cards_examples_run(run, monkeypatch):
 
 
 def test_any_timm_model_exports(run, images, tmp_path):
-    """With its stem's stride changed, mixed precision, and test images that are not there."""
+    """With another stem stride, mixed precision and no test images."""
     trained = TrainedClassifier(run)
     model = replace(trained.config.model, model="test_efficientnet", stem_stride=1)
     config = replace(trained.config, model=model).override({"image_size": 32, "amp": "bf16", "data_dir": "nowhere"})
@@ -184,7 +184,7 @@ def nan(found):
 
 
 def other_class(found):
-    """The last image's two highest the other way round, too little to be seen by the tolerance."""
+    """Swaps the two highest of the last image, by less than the tolerance."""
     first, second = found[-1].argsort()[[-1, -2]]
     found[-1, first] = found[-1, second] = found[-1, [first, second]].mean()
     found[-1, second] += 1e-4
@@ -201,7 +201,7 @@ def other_class(found):
         ("safetensors", other_class, "its class on 1;"),
     ],
 )
-def test_what_differs_from_the_trainer_is_not_written(trained_run, tmp_path, monkeypatch, kind, spoiled, message):
+def test_a_model_whose_answers_differ_is_not_written(trained_run, tmp_path, monkeypatch, kind, spoiled, message):
     real, calls = TrainedClassifier.probabilities, []
 
     def first_spoiled(self, images):
@@ -217,7 +217,7 @@ def test_what_differs_from_the_trainer_is_not_written(trained_run, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_does_not_export_is_one_sentence(trained_run, tmp_path, monkeypatch):
+def test_a_model_that_cannot_be_exported(trained_run, tmp_path, monkeypatch):
     def forward(self, images):
         return images.flatten(1)[:, : int(images.sum())]
 
@@ -229,7 +229,7 @@ def test_a_model_that_does_not_export_is_one_sentence(trained_run, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_was_not_tested_says_so(run, tmp_path):
+def test_an_untested_run(run, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(run, path)
     lines = (path / "metrics.jsonl").read_text().splitlines()
@@ -242,7 +242,7 @@ def test_a_run_that_was_not_tested_says_so(run, tmp_path):
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "onnx", "onnxscript"])
-def test_a_missing_package_is_one_sentence(trained_run, tmp_path, monkeypatch, package):
+def test_missing_packages(trained_run, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     result = invoke("export", trained_run, "--output", tmp_path / "model.onnx")
     assert result.exit_code == 1
@@ -251,13 +251,13 @@ def test_a_missing_package_is_one_sentence(trained_run, tmp_path, monkeypatch, p
     assert not list(tmp_path.iterdir())
 
 
-def test_an_onnx_without_onnxruntime_is_one_sentence(run, monkeypatch):
+def test_loading_onnx_without_onnxruntime(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"^onnxruntime could not be imported .*'emnist-dali\[export\]'\.$"):
         load_classifier(run / "model.onnx")
 
 
-def test_what_is_no_onnx_of_this_project_is_one_sentence(run, tmp_path):
+def test_onnx_files_from_elsewhere_are_refused(run, tmp_path):
     import onnx
 
     path = tmp_path / "other.onnx"
@@ -282,7 +282,7 @@ def test_what_is_no_onnx_of_this_project_is_one_sentence(run, tmp_path):
             load_classifier(path)
 
 
-def test_a_damaged_onnx_is_one_sentence(run, tmp_path):
+def test_a_damaged_onnx_is_refused(run, tmp_path):
     content, path = bytearray((run / "model.onnx").read_bytes()), tmp_path / "model.onnx"
     content[len(content) // 2] ^= 1  # of a weight
     path.write_bytes(content)
@@ -291,7 +291,7 @@ def test_a_damaged_onnx_is_one_sentence(run, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
-def test_a_file_of_somebody_else_stays_and_one_of_ours_is_replaced(run, tmp_path, monkeypatch, kind):
+def test_only_files_of_this_project_are_replaced(run, tmp_path, monkeypatch, kind):
     path = tmp_path / f"model.{kind}"
     shutil.copy(run / path.name, path)
     check_output(path)
@@ -326,7 +326,7 @@ def test_only_a_model_card_that_nobody_edited_is_replaced(run, tmp_path):
         assert card.read_text() == edited
 
 
-def test_a_file_of_another_suffix_is_one_sentence(trained_run, tmp_path):
+def test_an_output_with_another_suffix_is_refused(trained_run, tmp_path):
     result = invoke("export", trained_run, "--output", tmp_path / "model.md")
     assert result.exit_code == 1
     assert "does not end in .onnx" in result.output

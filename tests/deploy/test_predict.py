@@ -17,7 +17,7 @@ from emnist_dali.deploy.predict import format_table, predict
 from emnist_dali.runs.classifier import load_classifier
 from emnist_dali.training.session import train
 
-from ..deploy.test_emnist_style import noisy, written
+from ..deploy.test_emnist_style import noisy, picture_of
 from ..training_runs import quick
 
 CLASSES = "0123456789Aa"
@@ -25,11 +25,11 @@ CLASSES = "0123456789Aa"
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    """A folder with each class in Aileron, a font of none of the training images, as <character>.png."""
+    """A folder with <character>.png for each class, in Aileron, which is not among the training fonts."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for character in CLASSES:
-        written(character).save(folder / f"{character}.png")
+        picture_of(character).save(folder / f"{character}.png")
     return folder
 
 
@@ -39,7 +39,7 @@ def run(*arguments) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def right(answers) -> int:
+def count_correct(answers) -> int:
     return sum(answer["character"] == Path(answer["path"]).stem for answer in answers)
 
 
@@ -47,7 +47,7 @@ def test_characters_of_another_font_are_read(trained_run, pictures):
     answers, failed = predict(trained_run, [str(pictures)], 3, None)
     assert failed == []
     assert [answer["path"] for answer in answers] == [str(pictures / f"{c}.png") for c in CLASSES]
-    assert right(answers) >= 9  # 11
+    assert count_correct(answers) >= 9  # 11
     for answer in answers:
         best = answer["top"]
         assert len(best) == 3
@@ -71,7 +71,7 @@ SPOILT = {
 def test_rotated_noisy_and_inverted_pictures_are_read(trained_run, pictures, spoil):
     for path in pictures.iterdir():
         spoil(Image.open(path)).save(path)
-    assert right(predict(trained_run, [str(pictures)], 1, None)[0]) >= 8  # 11
+    assert count_correct(predict(trained_run, [str(pictures)], 1, None)[0]) >= 8  # 11
 
 
 def test_polarity_and_transparency_do_not_change_the_answers(trained_run, pictures):
@@ -100,8 +100,8 @@ def test_files_folders_and_globs(trained_run, pictures):
     (pictures / ".hidden.png").write_bytes(b"no image")
     (pictures / "Thumbs.db").write_bytes(b"no image")
     (pictures / "below").mkdir()
-    written("3").save(pictures / "below" / "3.jpg")
-    written("4").save(pictures / "[4].png")
+    picture_of("3").save(pictures / "below" / "3.jpg")
+    picture_of("4").save(pictures / "[4].png")
 
     def read(*arguments):
         answers, failed = predict(trained_run, arguments, 1, None)
@@ -115,7 +115,7 @@ def test_files_folders_and_globs(trained_run, pictures):
     assert read(f"{pictures}/7.png", f"{pictures}/be*") == ["7.png", "below/3.jpg"]
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_is_answered(trained_run, pictures):
+def test_unreadable_files_are_named_and_the_rest_is_answered(trained_run, pictures):
     for path in list(pictures.iterdir())[3:]:
         path.unlink()
     bad = {
@@ -143,7 +143,7 @@ def os_name(name: bytes) -> str:
     return name.decode(errors="surrogateescape")
 
 
-def test_nothing_that_can_be_read(trained_run, tmp_path):
+def test_no_readable_files(trained_run, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     code, out, err = run(trained_run, tmp_path, "--json", "--show", tmp_path / "shown.png")
     assert (code, json.loads(out)) == (1, [])
@@ -165,8 +165,8 @@ def test_the_command_prints_json_or_lines(trained_run, pictures):
     assert format_table(answers).count("%") == 144
 
 
-def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
-    upright, turned = written("4"), Image.Exif()
+def test_photographs_are_rotated_as_their_exif_says(tmp_path):
+    upright, turned = picture_of("4"), Image.Exif()
     turned[0x0112] = 6
     upright.save(tmp_path / "a.jpg")
     upright.rotate(90, expand=True).save(tmp_path / "b.jpg", exif=turned)
@@ -174,31 +174,31 @@ def test_a_photograph_is_turned_as_its_exif_says(tmp_path):
     assert np.abs(images[0].astype(int) - images[1]).mean() < 1
 
 
-def test_show_draws_input_glyph_and_answer_of_each(trained_run, pictures, tmp_path, monkeypatch):
+def test_show_draws_each_picture_its_glyph_and_the_answer(trained_run, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MAX_SHOWN", 7)
-    (pictures / "0.png").rename(pictures / "$0^{.png")  # no mathematics
+    (pictures / "0.png").rename(pictures / "$0^{.png")  # not to be rendered as mathematics
     shown = tmp_path / "shown.png"
     assert run(trained_run, pictures, "--show", shown)[0] == 0
     with Image.open(shown) as image:
         assert (image.format, image.width / image.height) == ("PNG", pytest.approx(5 * 3.2 / (2 * 2.2), rel=0.01))
         pixels = np.asarray(image.convert("L"))
-    # Left in each place the dark glyph on light, right the light one on dark; three places stay empty.
+    # In each cell, dark on light to the left and light on dark to the right; the last three cells are empty.
     high, wide = pixels.shape[0] // 2, pixels.shape[1] // 5
     for i in range(10):
-        place = pixels[i // 5 * high :, i % 5 * wide :][int(0.4 * high) : int(0.9 * high), :wide]
-        left, right = (np.median(half) for half in np.array_split(place, 2, axis=1))
+        cell = pixels[i // 5 * high :, i % 5 * wide :][int(0.4 * high) : int(0.9 * high), :wide]
+        left, right = (np.median(half) for half in np.array_split(cell, 2, axis=1))
         assert (left > 200, right < 50) == (True, i < 7)
 
 
-def test_show_replaces_what_it_drew_and_nothing_else(trained_run, pictures, tmp_path, monkeypatch):
+def test_show_only_replaces_files_of_this_project(trained_run, pictures, tmp_path, monkeypatch):
     shown, picture = tmp_path / "new" / "shown.png", str(pictures / "A.png")
     for _ in range(2):
         predict(trained_run, [picture], 1, shown)
-    own = Path(picture).read_bytes()
+    content = Path(picture).read_bytes()
     monkeypatch.setattr("emnist_dali.deploy.predict.load_classifier", lambda path: pytest.fail("work was done"))
     with pytest.raises(UserError, match=r"A\.png already exists and was not written by emnist-dali"):
         predict(trained_run, [picture], 1, Path(picture))
-    assert Path(picture).read_bytes() == own
+    assert Path(picture).read_bytes() == content
 
 
 def test_own_images_are_resized_as_they_were_for_training(tmp_path):
@@ -222,13 +222,13 @@ def test_own_images_are_resized_as_they_were_for_training(tmp_path):
     assert {image.tobytes() for image in images} <= {image.tobytes() for image in source.parts["test"].images}
     answers, failed = predict(path, [str(own / "test" / name) for name in ("bright", "dark")], 2, None)
     assert failed == []
-    assert right([{**each, "path": Path(each["path"]).parent.name} for each in answers]) >= 14
+    assert count_correct([{**each, "path": Path(each["path"]).parent.name} for each in answers]) >= 14
     blank = tmp_path / "blank.png"
     Image.new("L", (50, 50), 250).save(blank)
     assert predict(path, [str(blank)], 1, None)[0][0]["character"] == "bright"
 
 
-def test_a_model_that_is_none_is_one_sentence(tmp_path):
+def test_a_folder_without_a_model_is_refused(tmp_path):
     code, _, err = run(tmp_path, tmp_path)
     assert code == 1
     assert "config.json is missing" in err

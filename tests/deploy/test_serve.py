@@ -26,7 +26,7 @@ from emnist_dali.deploy.decoder import BusyError, Decoder, decode
 from emnist_dali.reports.html import png
 from emnist_dali.runs.classifier import load_classifier
 
-SECONDS = 60  # against hangs only
+SECONDS = 60  # only reached if something hangs
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def scan(image, kind="PNG"):
     return file.getvalue()
 
 
-def data_address(content):
+def data_url(content):
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
@@ -61,7 +61,7 @@ def pixels(address):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))
 
 
-def test_an_answer_is_what_the_model_says_of_the_converted_picture(client, classifier, pictures):
+def test_answers_are_those_of_the_model_for_the_converted_picture(client, classifier, pictures):
     for picture in pictures:
         answer = client.post("/predict", data=picture, content_type="image/png").json
         image = decode(picture, classifier.shape, classifier.converted)
@@ -80,7 +80,7 @@ def test_every_form_of_a_request_gets_the_same_answer(client, pictures):
     answers = [
         client.post("/predict", data=picture, content_type="image/png"),
         client.post("/predict", data=picture, content_type="application/x-www-form-urlencoded"),  # curl's default
-        client.post("/predict", json={"image": data_address(picture)}),
+        client.post("/predict", json={"image": data_url(picture)}),
         client.post("/predict", json={"image": wrapped}),
         client.post("/predict", data={"image": (io.BytesIO(picture), "a.png")}),
     ]
@@ -95,13 +95,13 @@ def test_a_jpeg_and_a_gif_are_read(client, drawn):
 
 
 @pytest.mark.parametrize(("asked", "given"), [("1", 1), ("3", 3), ("12", 12), ("1000", 12)])
-def test_top_tells_how_many_answers(client, pictures, asked, given):
+def test_top_sets_the_number_of_answers(client, pictures, asked, given):
     top = client.post(f"/predict?top={asked}", data=pictures[0]).json["top"]
     assert len(top) == given
     assert sorted(top, key=lambda each: -each["probability"]) == top
 
 
-def test_requests_at_the_same_time_get_their_own_answers(client, pictures):
+def test_concurrent_requests_get_their_own_answers(client, pictures):
     def ask(picture):
         return client.application.test_client().post("/predict", data=picture).json
 
@@ -131,14 +131,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("request_", WRONG.values(), ids=WRONG)
-def test_what_is_no_image_gets_one_sentence(client, request_):
+def test_invalid_requests_get_one_sentence(client, request_):
     answer = client.post("/predict", **request_)
     assert answer.status_code == 400
     assert list(answer.json) == ["error"]
     assert re.fullmatch(r"[^\n]{10,300}\.", answer.json["error"])
 
 
-def test_a_picture_that_must_wait_too_long_is_told(client, pictures, monkeypatch):
+def test_a_busy_server_answers_503(client, pictures, monkeypatch):
     def busy(self, content):
         raise BusyError("Too many pictures wait.")
 
@@ -147,14 +147,14 @@ def test_a_picture_that_must_wait_too_long_is_told(client, pictures, monkeypatch
     assert (answer.status_code, answer.json) == (503, {"error": "Too many pictures wait."})
 
 
-def test_a_body_that_is_too_large_is_refused(client):
+def test_an_oversized_body_is_refused(client):
     answer = client.post("/predict", data=bytes(serve.MAX_BODY + 1), content_type="image/png")
     assert answer.status_code == 413
     assert "8 MiB" in answer.json["error"]
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:8000", "localhost.evil.example", "", "0"])
-def test_a_name_that_another_site_points_here_is_refused(client, pictures, host):
+def test_other_host_names_are_refused(client, pictures, host):
     assert client.get("/", headers={"Host": host}).status_code == 403
     answer = client.post("/predict", data=pictures[0], headers={"Host": host})
     assert answer.status_code == 403
@@ -162,19 +162,19 @@ def test_a_name_that_another_site_points_here_is_refused(client, pictures, host)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8123", "localhost:80"])
-def test_this_machine_is_served(client, pictures, host):
+def test_names_of_this_machine_are_accepted(client, pictures, host):
     assert client.get("/", headers={"Host": host}).status_code == 200
     origin = {"Host": host, "Origin": f"http://{host}"}
     assert client.post("/predict", data=pictures[0], headers=origin).status_code == 200
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:9", "https://127.0.0.1:8123"])
-def test_a_page_of_another_site_is_refused(client, pictures, origin):
+def test_cross_origin_requests_are_refused(client, pictures, origin):
     headers = {"Host": "127.0.0.1:8123", "Origin": origin}
     assert client.post("/predict", data=pictures[0], headers=headers).status_code == 403
 
 
-def test_other_addresses_and_methods_are_told_in_json(client):
+def test_http_errors_are_json(client):
     assert client.get("/other").status_code == 404
     answer = client.get("/predict")
     assert answer.status_code == 405
@@ -182,7 +182,7 @@ def test_other_addresses_and_methods_are_told_in_json(client):
     assert list(answer.json) == ["error"]
 
 
-def test_the_page_may_load_nothing_from_elsewhere(client):
+def test_the_page_loads_nothing_from_elsewhere(client):
     page = client.get("/")
     policy = page.headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; ")
@@ -201,13 +201,13 @@ def address(classifier):
 @pytest.fixture
 def page(browser, address):
     page = browser.new_page(viewport={"width": 390, "height": 800}, has_touch=True)
-    said = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    messages = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.goto(address)
     yield page
     page.close()
-    assert said == []
+    assert messages == []
 
 
 def places(page, *points):
@@ -224,7 +224,7 @@ def draw(page, *points):
     page.mouse.up()
 
 
-# With its serifs: to a run of so few images a bare stroke is a 1 or a 0, depending on torch's threads.
+# With serifs: trained on so few images, the model reads a bare stroke as 1 or 0, depending on torch's threads.
 ONE = [(0.38, 0.32), (0.5, 0.2), (0.5, 0.8), (0.36, 0.8), (0.64, 0.8)]
 CIRCLE = [(0.5 + 0.2 * np.sin(angle), 0.5 - 0.3 * np.cos(angle)) for angle in np.linspace(0, 2 * np.pi, 17)]
 
@@ -241,7 +241,7 @@ def test_a_drawn_one_is_read_and_a_circle_is_a_zero(page):
     read(page, "0")
 
 
-def test_the_page_shows_five_answers_what_the_model_sees_and_the_model(page, classifier):
+def test_the_page_shows_five_answers_the_model_and_its_input(page, classifier):
     assert not page.is_visible("#seen")
     draw(page, *CIRCLE)
     read(page, "0")
@@ -260,7 +260,7 @@ def test_the_page_shows_five_answers_what_the_model_sees_and_the_model(page, cla
 
 
 def state(page):
-    """What the page shows and where."""
+    """What the page shows, and where."""
     page.wait_for_function("() => document.getAnimations().length === 0")
     ink = "() => canvas.getContext('2d').getImageData(0, 0, 560, 560).data.filter(value => value < 255).length"
     places = {id: page.locator(f"#{id}").bounding_box() for id in ("canvas", "top", "answer")}
@@ -269,7 +269,7 @@ def state(page):
 
 
 @pytest.mark.parametrize("way", ["button", "Escape"])
-def test_clear_brings_the_first_page_back(page, way):
+def test_clear_resets_the_page(page, way):
     before = state(page)
     assert before[1] == 0
     assert "Use your mouse, pen or finger" in before[0]
@@ -300,21 +300,21 @@ def test_a_finger_draws_and_does_not_scroll(page):
     assert page.evaluate("scrollY") == 0
 
 
-def test_a_touch_of_the_pen_leaves_a_dot(page):
+def test_a_click_draws_a_dot(page):
     draw(page, (0.5, 0.5))
     page.wait_for_function("() => document.querySelector('#answer').textContent !== ''")
     assert page.inner_text("#error") == ""
 
 
-def test_the_page_fits_a_telephone(page):
+def test_the_page_fits_a_phone(page):
     draw(page, *CIRCLE)
     read(page, "0")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator("canvas").bounding_box()["width"] > 300
 
 
-class _Words:
-    """A model of own images, whose class names a page could take for its own HTML."""
+class _WordClassifier:
+    """A model of the user's own images, with class names that look like HTML."""
 
     name = "<i>pets & co</i>"
     classes = ("<img src=x onerror=alert(1)>", "a dog" * 40, "{{ 7 * 7 }}")
@@ -326,16 +326,16 @@ class _Words:
         return np.array([[0.7, 0.2, 0.1]], np.float32)
 
 
-def test_names_of_classes_are_shown_as_they_are(browser):
-    server = waitress.create_server(serve.create_app(_Words()), host="127.0.0.1", port=0)
+def test_class_names_are_escaped(browser):
+    server = waitress.create_server(serve.create_app(_WordClassifier()), host="127.0.0.1", port=0)
     threading.Thread(target=server.run, daemon=True).start()
     page = browser.new_page(viewport={"width": 390, "height": 800})
     page.goto(f"http://127.0.0.1:{server.effective_port}")
     draw(page, *CIRCLE)
-    read(page, _Words.classes[0])
-    assert page.locator("#top b").all_inner_texts() == list(_Words.classes)
-    assert _Words.name in page.inner_text("body")
-    assert _Words.name in page.title()
+    read(page, _WordClassifier.classes[0])
+    assert page.locator("#top b").all_inner_texts() == list(_WordClassifier.classes)
+    assert _WordClassifier.name in page.inner_text("body")
+    assert _WordClassifier.name in page.title()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()
 
@@ -344,7 +344,7 @@ def invoke(*arguments):
     return CliRunner().invoke(main, ["serve", *map(str, arguments)])
 
 
-def test_the_command_prints_its_address_and_ends_quietly_at_ctrl_c(trained_run, monkeypatch):
+def test_the_command_prints_its_address_and_ends_quietly_on_ctrl_c(trained_run, monkeypatch):
     lines, pages = [], []
 
     def visit(line):
@@ -358,7 +358,7 @@ def test_the_command_prints_its_address_and_ends_quietly_at_ctrl_c(trained_run, 
         threading.Thread(target=visit, args=[line]).start()
 
     monkeypatch.setattr(serve, "say", say)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell put the tests behind
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background
     try:
         result = invoke(trained_run, "--port", 0)
     finally:
@@ -370,7 +370,7 @@ def test_the_command_prints_its_address_and_ends_quietly_at_ctrl_c(trained_run, 
     assert "Draw a character" in pages[0]
 
 
-def test_a_port_in_use_is_told_before_the_model_is_loaded(trained_run, monkeypatch):
+def test_a_port_in_use_is_refused_before_the_model_is_loaded(trained_run, monkeypatch):
     monkeypatch.setattr("emnist_dali.deploy.serve.load_classifier", lambda path: pytest.fail("loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -391,7 +391,7 @@ def test_a_missing_package_is_named_with_its_extra(trained_run, monkeypatch, pac
     assert result.output.endswith("; pip install 'emnist-dali[serve]'.\n")
 
 
-def test_a_folder_that_is_no_run_is_told(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     result = invoke(tmp_path, "--port", 0)
     assert result.exit_code == 1
     assert len(result.output.splitlines()) == 1
@@ -406,43 +406,43 @@ def until(condition):
 
 
 @pytest.fixture
-def decoded():
+def worker():
     return Decoder((28, 28), True)
 
 
 @pytest.fixture
-def written_one(pictures):
+def picture_of_one(pictures):
     return pictures[2]
 
 
-# 3 s of Python.
+# Takes Pillow 3 s.
 SLOW = b"P5\n1900 1000\n254\n" + bytes(1_900_000)
 
 
-def test_a_picture_that_takes_too_long_is_given_up_and_the_next_is_decoded(decoded, written_one, monkeypatch):
-    before = decoded(written_one)
+def test_a_slow_picture_is_abandoned_and_the_next_is_decoded(worker, picture_of_one, monkeypatch):
+    before = worker(picture_of_one)
     monkeypatch.setattr(decoder, "TIMEOUT", 0.1)
     with pytest.raises(UserError, match=r"takes more than 0\.1 s to decode"):
-        decoded(SLOW)
+        worker(SLOW)
     monkeypatch.undo()
-    assert (decoded(written_one) == before).all()
+    assert (worker(picture_of_one) == before).all()
 
 
-def test_a_decoder_that_is_killed_is_replaced(decoded, written_one):
-    before = decoded(written_one)
-    decoded._process.kill()
-    decoded._process.join()
-    assert (decoded(written_one) == before).all()
+def test_a_decoder_that_is_killed_is_replaced(worker, picture_of_one):
+    before = worker(picture_of_one)
+    worker._process.kill()
+    worker._process.join()
+    assert (worker(picture_of_one) == before).all()
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="no /proc")
-def test_its_memory_is_limited(decoded, written_one):
-    decoded(written_one)
-    limits = Path(f"/proc/{decoded._process.pid}/limits").read_text()
+def test_the_memory_of_the_decoder_is_limited(worker, picture_of_one):
+    worker(picture_of_one)
+    limits = Path(f"/proc/{worker._process.pid}/limits").read_text()
     assert int(re.search(r"Max address space +(\d+)", limits)[1]) < 2**36
 
 
-def test_the_cheapest_comes_first_and_of_the_large_only_some_wait(decoded, monkeypatch):
+def test_the_cheapest_picture_goes_first_and_few_large_ones_may_wait(worker, monkeypatch):
     go, order = threading.Event(), []
 
     def slowly(self, content, ours):
@@ -458,8 +458,8 @@ def test_the_cheapest_comes_first_and_of_the_large_only_some_wait(decoded, monke
     with ThreadPoolExecutor(len(sizes)) as pool:
         answers = []
         for size in sizes:
-            answers.append(pool.submit(decoded, bytes(size)))
-            until(lambda: len(order) + len(decoded._waiting) + sum(map(Future.done, answers)) == len(answers))
+            answers.append(pool.submit(worker, bytes(size)))
+            until(lambda: len(order) + len(worker._waiting) + sum(map(Future.done, answers)) == len(answers))
         go.set()
         refused = [size for size, answer in zip(sizes, answers, strict=True) if answer.exception()]
     assert order == [200, 50, 60, 300, 400]
@@ -468,7 +468,7 @@ def test_the_cheapest_comes_first_and_of_the_large_only_some_wait(decoded, monke
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
-def test_a_decoder_ends_with_a_server_that_is_killed():
+def test_a_decoder_ends_when_its_server_is_killed():
     program = (
         "from emnist_dali.deploy.decoder import Decoder\n"
         "one = Decoder((28, 28), True)\nprint(one._process.pid, flush=True)\ninput()"

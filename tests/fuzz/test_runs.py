@@ -41,7 +41,7 @@ def saved(state: object, **options: bool) -> bytes:
 
 
 def repacked(checkpoint: bytes, pickled: bytes, method: int) -> bytes:
-    """A checkpoint with another pickle in it, under right checksums."""
+    """A checkpoint with another pickle in it and valid checksums."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(checkpoint)) as old, zipfile.ZipFile(buffer, "w", method) as new:
         for member in old.infolist():
@@ -173,7 +173,7 @@ def test_pretrained_weights(attempt, place, pretrained, data):
     content = data.draw(st.one_of(broken(whole), broken(whole[:4096]), st.sampled_from([*PAYLOADS, WHOLE, WEIGHTS])))
     path = place / f"weights{suffix}"
     path.write_bytes(content)
-    # torch reserves what the lengths in an old pickle promise, up to 4 GiB, and fills what the file has.
+    # torch allocates what the lengths in an old pickle claim, up to 4 GiB, and fills what the file has.
     net = attempt(lambda: build_model(Model(model=NAME, weights=str(path)), 10), path, reserves=True)
     assert net is None or net.conv_stem.in_channels == 1
     assert not Payload.ran
@@ -185,7 +185,7 @@ def test_a_bomb_among_pretrained_weights(attempt, place):
     assert attempt(lambda: build_model(Model(model=NAME, weights=str(path)), 10), path) is None
 
 
-def test_what_is_whole_is_read(attempt, place: Path):
+def test_intact_files_are_read(attempt, place: Path):
     path = place / "whole"
     path.write_bytes(WHOLE)
     assert torch.equal(attempt(lambda: load_state(path), path)["model"]["weight"], STATE["model"]["weight"])

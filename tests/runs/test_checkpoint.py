@@ -54,17 +54,17 @@ def state(seed: int = 0) -> dict:
     }
 
 
-def save_a_state(path: Path) -> None:
+def save_small_state(path: Path) -> None:
     save_state(path, {"step": 1, "model": {}})
 
 
-def save_some_weights(path: Path) -> None:
+def save_small_weights(path: Path) -> None:
     save_weights(path, small_model(), {})
 
 
 WRITERS = [
-    save_a_state,
-    save_some_weights,
+    save_small_state,
+    save_small_weights,
     lambda path: write_json(path, {}),
     lambda path: write_atomic(path, b"new"),
 ]
@@ -128,7 +128,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
 
 
 @writers
-def test_content_is_synced_before_the_name_is_given(tmp_path, monkeypatch, write):
+def test_content_is_synced_before_the_rename(tmp_path, monkeypatch, write):
     path = tmp_path / "file"
     synced, fsync = [], os.fsync
 
@@ -141,16 +141,16 @@ def test_content_is_synced_before_the_name_is_given(tmp_path, monkeypatch, write
     assert (path.stat().st_ino, path.stat().st_size, False) in synced
 
 
-def test_a_place_that_cannot_be_written(tmp_path):
-    refused(save_a_state, tmp_path / "missing folder" / "last.pt", "could not be written")
+def test_unwritable_paths(tmp_path):
+    refused(save_small_state, tmp_path / "missing folder" / "last.pt", "could not be written")
     (tmp_path / "folder").mkdir()
-    refused(save_a_state, tmp_path / "folder", "could not be written")
+    refused(save_small_state, tmp_path / "folder", "could not be written")
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
 
-def test_a_folder_that_is_a_file(tmp_path):
+def test_a_parent_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
-    refused(save_a_state, tmp_path / "file" / "last.pt", "could not be written")
+    refused(save_small_state, tmp_path / "file" / "last.pt", "could not be written")
 
 
 ABOUT = {"model": "small", "classes": ["é", "0"], "stats": [0.1, 0.2], "val_accuracy": 0.5, "image_size": 32}
@@ -191,7 +191,7 @@ def test_missing_files(tmp_path, load):
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
 def test_truncated_files(tmp_path, share):
-    for load, write in ((load_state, save_a_state), (load_weights, save_some_weights)):
+    for load, write in ((load_state, save_small_state), (load_weights, save_small_weights)):
         path = tmp_path / "file"
         write(path)
         whole = path.read_bytes()
@@ -208,7 +208,7 @@ def test_foreign_files(tmp_path, load):
 
 
 @pytest.mark.parametrize("load", [load_state, load_weights, read_json])
-def test_a_folder_is_no_file(tmp_path, load):
+def test_a_folder_in_place_of_the_file(tmp_path, load):
     refused(load, tmp_path)
 
 
@@ -228,7 +228,7 @@ def test_json_comes_back_as_it_was(tmp_path):
     assert path.read_bytes().endswith(b"}\n")
 
 
-def test_content_that_is_no_json_leaves_the_old_file(tmp_path):
+def test_content_that_json_cannot_hold_leaves_the_old_file(tmp_path):
     path = tmp_path / "file.json"
     write_json(path, [1])
     with pytest.raises(TypeError):
@@ -246,5 +246,5 @@ def test_truncated_json_names_its_file(tmp_path):
 def test_sha256_of_more_than_one_read(tmp_path):
     path = tmp_path / "zeros"
     path.write_bytes(b"\x00" * ((1 << 20) + 1))
-    # As sha256sum gives it.
+    # From sha256sum.
     assert sha256(path) == "2cb74edba754a81d121c9db6833704a8e7d417e5b13d1a19f4a52f007d644264"
