@@ -412,4 +412,4 @@ def doctor(data_dir: Path, as_json: bool) -> None:
     from .tools.doctor import examine, table
 
     checks = examine(data_dir)
-    _print(json.dumps(checks) if as_json else table(checks))
+    _print(json.dumps(checks) if as_json else with_flags(table(checks)))

@@ -109,11 +109,11 @@ def _engines() -> list[Check]:
             try:
                 apart = (_batch(shards, "dali", device) - expected).abs().max().item()
             except UserError as error:
-                checks.append(Check(name, str(error), "Train with data.backend cpu meanwhile."))
+                checks.append(Check(name, str(error), "Train with --backend cpu meanwhile."))
                 continue
             # One grey level, in units of these statistics.
             agrees = apart <= 1 / 255 / STATS.std
-            advice = None if agrees else "Train with data.backend cpu, and report this: the engines must agree."
+            advice = None if agrees else "Train with --backend cpu, and report this: the engines must agree."
             levels = 255 * STATS.std * apart
             checks.append(Check(name, f"works, {levels:.2g} grey levels from the CPU kernel", advice))
     return checks
@@ -153,7 +153,7 @@ def _data(data_dir: Path) -> Iterator[Check]:
             manifest = read_manifest(path.parent)
             verify(path.parent, manifest)
             images = ", ".join(f"{sum(counts):,} {part}" for part, counts in manifest.counts.items())
-            yield Check(name, f"{manifest}: {images} images, every hash is right")
+            yield Check(name, f"{manifest}: {images} images, all hashes match")
         except UserError as error:
             yield Check(name, str(error), f"emnist-dali prepare --split {path.parent.name} --force packs it again.")
 

@@ -26,7 +26,7 @@ def test_what_works_needs_no_advice(data_dir, folder):
     assert found["DALI on the CPU"]["found"].startswith("works, ")
     assert found["DALI on the CPU"]["advice"] is None
     data = found[f"data in {folder}"]
-    assert "600 train, 108 test, 108 unseen images, every hash is right" in data["found"]
+    assert "600 train, 108 test, 108 unseen images, all hashes match" in data["found"]
     assert data["advice"] is None
 
 
