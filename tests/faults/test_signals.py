@@ -37,7 +37,7 @@ def test_sigterm_ends_the_command_with_a_checkpoint(data_dir, tmp_path):
     assert 9 <= step < 27
     ending = f"Ended by SIGTERM after step {step}; resume with `emnist-dali train --resume {out}`."
     assert said.splitlines()[-1] == ending
-    assert "a second signal ends at once" in errors
+    assert "a second signal exits at once" in errors
     assert "Traceback" not in errors
     go_on(out)
     assert_same(out, train(quick(data_dir, tmp_path / "whole", epochs=3)).path)
@@ -75,7 +75,7 @@ def test_a_second_signal_ends_a_long_step_at_once(data_dir, tmp_path, fifo):
                 break
         os.kill(process.pid, signal.SIGINT)
         for line in said:
-            if "a second signal ends at once" in line:
+            if "a second signal exits at once" in line:
                 break
         os.kill(process.pid, signal.SIGTERM)
         began = perf_counter()
