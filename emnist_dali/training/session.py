@@ -86,8 +86,7 @@ def train(
             if not (state and state["log"]):
                 run.log({"kind": "compile", "seconds": compile_seconds})
             say(f"Compiled in {compile_seconds:.0f} s.")
-        say(_announcement(training, resumed=state is not None))
-        session.train()
+        session.train(resumed=state is not None)
         say(f"Run folder: {run.path}")
         return run
 
@@ -126,9 +125,10 @@ class Session:
         self._interrupt = Interrupt()
         self._saved = monotonic()
 
-    def train(self) -> None:
+    def train(self, resumed: bool = False) -> None:
         """To the end, the test included; an interrupted run saves a checkpoint and exits."""
         with self._interrupt, profiling.start(self.config, self.run.path) as self._profiler:
+            say(_announcement(self.training, resumed))  # from here on a signal is noted
             try:
                 while not self.trainer.done:
                     self._epoch()

@@ -139,7 +139,7 @@ def read_all(run: Path, name: str, other: Path) -> list[str]:
 def quick(monkeypatch):
     """Skips the comparison of exported models, and all training."""
     monkeypatch.setattr(exporting, "_compare", lambda *_: ["not compared"])
-    monkeypatch.setattr(Session, "train", lambda session: None)
+    monkeypatch.setattr(Session, "train", lambda session, resumed: None)
 
 
 def test_an_intact_run_is_accepted(run, trained_run):

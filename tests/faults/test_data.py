@@ -126,7 +126,7 @@ def test_a_shard_that_changes_during_a_run_ends_it_before_the_next_epoch(
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_a_run_does_not_start_or_resume_with_a_damaged_shard(damage, data, shard, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "train", lambda session: None)
+        patch.setattr(Session, "train", lambda session, resumed: None)
         path = train(quick(data, tmp_path / "run")).path
     before = kept(path)
     if damage == "truncated":

@@ -92,7 +92,7 @@ def test_a_run_that_could_not_start_blocks_no_folder(file, data_dir, tmp_path, m
         fails(patch, place, name, tmp_path / "run", nth)
         with pytest.raises(UserError, match=f"{file} could not be written"):
             train(config)
-    monkeypatch.setattr(Session, "train", lambda session: None)
+    monkeypatch.setattr(Session, "train", lambda session, resumed: None)
     assert train(config).config().training.steps == 1
 
 

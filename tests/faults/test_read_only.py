@@ -50,7 +50,7 @@ def test_a_run_cannot_start_in_a_read_only_folder(data_dir, tmp_path):
 
 
 def test_a_read_only_run_cannot_resume_and_stays_unchanged(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(Session, "train", lambda session: None)
+    monkeypatch.setattr(Session, "train", lambda session, resumed: None)
     path = train(quick(data_dir, tmp_path / "run")).path
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     with read_only(path, data_dir), pytest.raises(UserError) as caught:
