@@ -288,8 +288,8 @@ def test_any_setting_can_be_set(command, data_dir, tmp_path, monkeypatch):
         configs.append((config, arguments[-1]))
         raise UserError("Not trained.")
 
+    monkeypatch.setattr("emnist_dali.tools.sweep.sweep", no_training)  # first: the module imports `train`
     monkeypatch.setattr("emnist_dali.training.session.train", no_training)
-    monkeypatch.setattr("emnist_dali.tools.sweep.sweep", no_training)
     words = [word for setting in SETTINGS for word in ("--set", setting)]
     words += ["--set", "data.split=small", "--set", "run.device=cpu"]
     result = invoke(command, "--recipe", "cpu", "--lr", 1, "--epochs", 3, *words)

@@ -246,7 +246,7 @@ def test_force_takes_the_weight_decay_that_is_asked_for(run, monkeypatch):
     monkeypatch.setattr(
         Session,
         "train",
-        lambda session: decays.extend(g["weight_decay"] for g in session.trainer.optimizer.param_groups),
+        lambda session, **_: decays.extend(g["weight_decay"] for g in session.trainer.optimizer.param_groups),
     )
     go_on(run, force=True, weight_decay=0.5)
     assert sorted(decays) == [0, 0.5]
