@@ -29,6 +29,7 @@ from emnist_dali.core.files import write_atomic
 from emnist_dali.core.machine import environment
 from emnist_dali.data.manifest import MANIFEST
 from emnist_dali.data.prepare import prepare, split_folder
+from emnist_dali.options import with_flags
 from result_file import write_result_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,7 +99,7 @@ def main(data_dir: str, source: str | None, device: str, train_fully: bool, out:
         write_result_file(path, document)
         write_atomic(path.with_suffix(".md"), markdown(document).encode())
     except UserError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(with_flags(str(error))) from error
     click.echo(f"{path} and {path.with_suffix('.md').name}")
     if failed := [name for name, result in results.items() if result["exit_code"]]:
         raise click.ClickException(f"{', '.join(failed)} failed; the result file has the end of the output.")

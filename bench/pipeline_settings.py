@@ -30,6 +30,7 @@ from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.sources import Part, Source
 from emnist_dali.loading.backends import GATHERED_AHEAD, CpuBackend, DaliBackend, MakeBackend
+from emnist_dali.options import with_flags
 from emnist_dali.pipelines import dali
 from result_file import check_result_file, write_result_file
 from stage_timers import Setup, TrainingTimer
@@ -184,7 +185,7 @@ def _named_errors(group: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise click.ClickException(f"{group}: {error}") from error
+        raise click.ClickException(f"{group}: {with_flags(str(error))}") from error
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -23,6 +23,7 @@ from emnist_dali.config import Config
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.machine import environment
 from emnist_dali.data.shards import Shards
+from emnist_dali.data.stats import statistics
 from emnist_dali.evaluation.inference import predict
 from emnist_dali.evaluation.metrics import score
 from emnist_dali.loading.loader import Loader
@@ -67,6 +68,7 @@ def measure(config: Config, target: float, runs: int) -> dict[str, Any]:
     """The document of `runs` runs of a resolved config, with seeds from 0."""
     started = perf_counter()
     shards = training_shards(config)
+    statistics(shards.folder, config.data.image_size, config.data.equalize)
     document = {
         "benchmark": "time_to_accuracy",
         "machine": environment(),

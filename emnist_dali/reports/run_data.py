@@ -17,7 +17,6 @@ from ..evaluation.inference import evaluated_indices
 from ..runs.checkpoint import load_weights
 from ..runs.folder import METRICS, RunFolder, is_run
 from ..runs.predictions import read_predictions
-from ..runs.schema import read_env
 from .html import chart_text
 
 # Longer class names are cut in charts, which have no room for them.
@@ -69,7 +68,7 @@ def part_name(part: str) -> str:
 def read_run_data(path: Path, name: str) -> RunData:
     """Raises UserError if the folder holds no run, or the run has not finished an epoch."""
     if not is_run(path):
-        raise UserError(f"{path} holds no run; name a folder that emnist-dali train has written.")
+        raise UserError(f"{path} holds no run; choose a folder that `emnist-dali train` wrote.")
     run = RunFolder(path)
     config, entries = run.config(), run.entries()
     epochs = [entry for entry in entries if entry["kind"] == "epoch"]
@@ -89,7 +88,7 @@ def read_run_data(path: Path, name: str) -> RunData:
     return RunData(
         name=name,
         config=config,
-        env=read_env(path / "env.json"),
+        env=run.environment(),
         dataset=about["data"],
         classes=tuple(about["classes"]),
         epochs=epochs,

@@ -11,7 +11,7 @@ from ..core.errors import UserError
 from ..core.machine import keep_freed_memory
 from ..data.prepare import prepare
 from ..data.shards import Shards
-from ..data.stats import statistics
+from ..data.stats import Stats, statistics
 from ..evaluation.inference import evaluation_loader
 from ..loading import sampling
 from ..loading.loader import Loader
@@ -25,6 +25,7 @@ class Training:
 
     config: Config
     shards: Shards
+    stats: Stats
     loader: Loader
     validation: Loader | None
     trainer: Trainer
@@ -62,7 +63,8 @@ def build_training(
     labels, held_out = shards.labels(), None
     if indices is None:
         indices, held_out = sampling.holdout(labels, config.data.val_fraction, config.training.seed)
-    stats = statistics(shards.folder, config.data.image_size, config.data.equalize)
+    with distributed.local_main_first():
+        stats = statistics(shards.folder, config.data.image_size, config.data.equalize)
     loader = Loader.from_config(shards, config, indices=indices, stats=stats, threads=threads)
     validation = None
     if held_out is not None and len(held_out):
@@ -72,14 +74,13 @@ def build_training(
     model = replace(config.model, pretrained=False, weights=None) if from_checkpoint else config.model
     steps_per_epoch = len(loader) // config.training.accumulation
     trainer = Trainer(replace(config, model=model), classes, counts, steps_per_epoch)
-    return Training(config=config, shards=shards, loader=loader, validation=validation, trainer=trainer)
+    return Training(config=config, shards=shards, stats=stats, loader=loader, validation=validation, trainer=trainer)
 
 
 def training_shards(config: Config) -> Shards:
     """The train part of the config's split, prepared where it is missing; the same for every rank."""
     with distributed.local_main_first():
         folder = prepare(config.data.split, config.data.source, config.data.data_dir, check=config.data.verify_data)
-        statistics(folder, config.data.image_size, config.data.equalize)
     shards = Shards(folder, "train")
     if len(shards.manifest.classes) < 2:
         raise UserError(f"{folder} has one class, and a classifier needs two; prepare images of more.")

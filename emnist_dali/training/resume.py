@@ -75,10 +75,10 @@ def _version(path: Path) -> tuple[int, ...]:
 
 def facts(training: Training) -> dict[str, Any]:
     """What decides a result besides the settings."""
-    pixels, config = training.loader.pixels, training.config
+    config = training.config
     return {
         "data fingerprint": training.shards.manifest.fingerprint,
-        "statistics": (pixels.mean, pixels.std),
+        "statistics": (training.stats.mean, training.stats.std),
         "pipeline": engine(config.data.backend),
         "torch threads": torch.get_num_threads() if config.run.device == "cpu" else None,
         "ranks": distributed.world_size(),

@@ -16,7 +16,6 @@ from ..core.errors import UserError
 from ..core.files import reason
 from ..core.progress import say
 from ..core.signals import Interrupt, Stop
-from ..data.stats import Stats
 from ..evaluation.evaluate import predict_run, summary
 from ..evaluation.inference import predict
 from ..evaluation.metrics import score
@@ -130,18 +129,22 @@ class Session:
         with self._interrupt, profiling.start(self.config, self.run.path) as self._profiler:
             say(_announcement(self.training, resumed))  # from here on a signal is noted
             try:
-                while not self.trainer.done:
-                    self._epoch()
-                if self.test:
-                    self._test()
-            except Stop:
-                self._save()
-                self._exit()
-            except DivergedError as error:
+                self._train()
+            except DivergedError as error:  # also when an interrupted run is saved
                 raise DivergedError(
                     f"{error} {self.run.last} is from before: `emnist-dali train --resume {self.run.path} "
                     f"--resume-force --lr {self.config.training.lr / 3:.1g}` resumes from there."
                 ) from error
+
+    def _train(self) -> None:
+        try:
+            while not self.trainer.done:
+                self._epoch()
+            if self.test:
+                self._test()
+        except Stop:
+            self._save()
+            self._exit()
 
     def _exit(self) -> None:
         signum = self._interrupt.signum or signal.SIGTERM  # another rank's may be unknown here
@@ -222,11 +225,11 @@ class Session:
     def _save_best(self, entry: dict[str, Any]) -> None:
         if not distributed.is_main():
             return
-        manifest, pixels = self.training.shards.manifest, self.training.loader.pixels
+        manifest = self.training.shards.manifest
         about = {
             "model": self.config.model.model,
             "classes": self.classes,
-            "stats": astuple(Stats(pixels.mean, pixels.std, pixels.equalize)),
+            "stats": astuple(self.training.stats),
             "image_size": self.config.data.image_size,
             "data": str(manifest),
             "shape": manifest.shape,

@@ -14,7 +14,7 @@ from emnist_dali.runs.folder import RunFolder
 from emnist_dali.training.session import train
 from emnist_dali.training.trainer import Trainer
 
-from ..training_runs import kept, lines, quick
+from ..training_runs import kept, lines, quick, signalled
 
 WAY_OUT = re.compile(r"`emnist-dali (train --resume \S+ --resume-force --lr \S+)` resumes from there\.$")
 
@@ -62,6 +62,18 @@ def test_a_weight_that_is_no_number_reaches_no_file(step, checked, last, data_di
         assert result.exit_code == 0, result.output
         assert "Resuming with a different result: training.lr is 0.001 and was 0.004." in result.output
         assert [line["kind"] for line in lines(run)] == ["epoch", "epoch", "test", "unseen"]
+
+
+def test_a_run_that_is_stopped_with_such_a_weight_says_how_to_resume(data_dir, tmp_path, monkeypatch):
+    """SIGTERM right after the update that spoils it: the checkpoint that would hold it is not written."""
+    run = RunFolder(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        poisoned(patch, 11)
+        signalled(patch, "_after_step", lambda session: session.trainer.step == 11)
+        with pytest.raises(UserError, match="not finite at step 11") as caught:
+            train(quick(data_dir, run.path, checkpoint_every="5"))
+    assert load_state(run.last)["step"] == 10
+    assert WAY_OUT.search(str(caught.value)), caught.value
 
 
 def test_a_rate_that_is_far_too_high_stops_the_run(data_dir, tmp_path):
