@@ -1,4 +1,4 @@
-"""The input pipeline: one mathematics in two engines (`dali`, `fused`) and a plain `reference`.
+"""The input pipeline: one mathematics in three engines (`dali`, `fused`, `resident`) and a plain `reference`.
 
 Imports nothing of the rest of the project.
 """

@@ -1,6 +1,7 @@
 """Random affine augmentation: one matrix an image, for a warp that takes the place of the resize."""
 
 import numpy as np
+from numba import njit
 
 
 def matrices(
@@ -22,28 +23,27 @@ def matrices(
     drawn apart and added), `scale` about 1, `shear` as the tangent, `translation` as a share of the side;
     `flip` is the probability of a left-right flip.
     """
-
-    def uniform(limit: float) -> np.ndarray:
-        return generator.uniform(-limit, limit, samples)
-
-    angle = sum((uniform(limit) for limit in rotation), np.zeros(samples))
-    zoom, slant = 1 / (1 + uniform(scale)), uniform(shear)
-    mirror = np.where(generator.random(samples) < flip, -1.0, 1.0)
-    shift = np.stack([uniform(translation), uniform(translation)], axis=-1)
-
-    cosine, sine = np.cos(angle), np.sin(angle)
-    # Rotation · shear · zoom · mirror, about the centre, on a unit square.
-    linear = np.stack(
-        [
-            np.stack([cosine * mirror, cosine * slant - sine], axis=-1),
-            np.stack([sine * mirror, sine * slant + cosine], axis=-1),
-        ],
-        axis=-2,
-    )
-    linear *= zoom[:, None, None]
-    offset = 0.5 + shift - linear.sum(axis=-1) * 0.5
-    sides = np.array(shape[::-1], dtype=np.float64)
-    result = np.empty((samples, 2, 3), dtype=np.float32)
-    result[:, :, :2] = linear * (sides[:, None] / size)
-    result[:, :, 2] = offset * sides
+    angles, others = generator.random((len(rotation), samples)), generator.random((5, samples))
+    angle = sum((2 * limit * draws - limit for limit, draws in zip(rotation, angles, strict=True)), np.zeros(samples))
+    result = np.empty((samples, 2, 3), np.float32)
+    # numpy's sine and cosine: numba's could differ in the last bit.
+    _compose(np.cos(angle), np.sin(angle), others, scale, shear, flip, translation, *shape, size, result)
     return result
+
+
+@njit(nogil=True, cache=True)
+def _compose(cosines, sines, draws, scale, shear, flip, translation, height, width, size, out):
+    """Rotation · shear · zoom · mirror, about the centre, on a unit square; `draws` (5, samples) are 0 … 1."""
+    for i in range(out.shape[0]):
+        cosine, sine = cosines[i], sines[i]
+        zoom, slant = 1 / (1 + (2 * scale * draws[0, i] - scale)), 2 * shear * draws[1, i] - shear
+        mirror = -1.0 if draws[2, i] < flip else 1.0
+        xx, xy = cosine * mirror * zoom, (cosine * slant - sine) * zoom
+        yx, yy = sine * mirror * zoom, (sine * slant + cosine) * zoom
+        out[i, 0, 0] = xx * (width / size)
+        out[i, 0, 1] = xy * (width / size)
+        out[i, 1, 0] = yx * (height / size)
+        out[i, 1, 1] = yy * (height / size)
+        shift_x, shift_y = 2 * translation * draws[3, i] - translation, 2 * translation * draws[4, i] - translation
+        out[i, 0, 2] = (0.5 + shift_x - (xx + xy) * 0.5) * width
+        out[i, 1, 2] = (0.5 + shift_y - (yx + yy) * 0.5) * height

@@ -76,15 +76,14 @@ class Records:
             raise IndexError(f"samples are 0 to {len(self) - 1}")
         return out
 
-    def sizes(self, indices: np.ndarray) -> np.ndarray:
-        """(n,) int64, bytes of each record; -1 where its offsets lie outside its shard."""
-        out = np.empty(len(indices), np.int64)
-        _sizes(self.table, indices, out)
-        return out
+    def gather(self, indices: np.ndarray, sizes: np.ndarray, lowest: int, highest: int) -> tuple[int, np.ndarray]:
+        """The records of `indices` (blocks · F,) one after another, in a row for each block.
 
-    def gather(self, indices: np.ndarray, ends: np.ndarray, out: np.ndarray) -> None:
-        """Record indices[i] becomes out[ends[i - 1] : ends[i]]; `ends` (n,) are the running sums of `sizes`."""
-        _gather(self.table, indices, ends, out)
+        Fills `sizes` (blocks, F) int32 with the bytes of each record. Returns SOUND and (blocks, bytes) uint8, as
+        wide as the largest block, undefined after the end of the others; or the first i whose record lies outside
+        its shard or has not `lowest` to `highest` bytes.
+        """
+        return _gather(self.table, indices, sizes, lowest, highest)
 
 
 @intrinsic
@@ -199,25 +198,44 @@ def _labels(table, indices, out):
     return SOUND
 
 
-@njit(nogil=True, cache=True)
-def _sizes(table, indices, out):
-    for i in range(indices.size):
-        _, start, stop = _record(table, indices[i])
-        out[i] = stop - start if start >= 0 else -1
+@njit(nogil=True, cache=True, inline="always")
+def _copy(source, target, size):
+    """Copies bytes between two addresses."""
+    for k in range(0, size - 7, 8):
+        _copy_word(source + k, target + k)
+    if size >= 8:
+        _copy_word(source + size - 8, target + size - 8)
+    else:
+        short = carray(_pointer(source), (size,), np.uint8)
+        carray(_pointer(target), (size,), np.uint8)[:] = short
 
 
 @njit(nogil=True, cache=True)
-def _gather(table, indices, ends, out):
-    to = 0
-    for i in range(indices.size):
-        address, start, stop = _record(table, indices[i])
-        words = (ends[i] - to) // 8 * 8
-        for k in range(0, words, 8):  # 130 ns a record, 470 ns byte by byte
-            _copy_word(address + start + k, out.ctypes.data + to + k)
-        source = carray(_pointer(address), (stop,), np.uint8)
-        for k in range(words, ends[i] - to):
-            out[to + k] = source[start + k]
-        to = ends[i]
+def _gather(table, indices, sizes, lowest, highest):
+    blocks, frames = sizes.shape
+    sources = np.empty(indices.size, np.int64)
+    longest = 0
+    for block in range(blocks):
+        total = 0
+        for frame in range(frames):
+            i = block * frames + frame
+            address, start, stop = _record(table, indices[i])
+            if start < 0 or stop - start < lowest or stop - start > highest:
+                return i, np.empty((0, 0), np.uint8)
+            for k in range(start, stop, 64):  # 54 µs for 512 records, 194 µs if the copies wait for memory one by one
+                _prefetch_line(address + k)
+            sources[i] = address + start
+            sizes[block, frame] = stop - start
+            total += stop - start
+        longest = max(longest, total)
+    out = np.empty((blocks, longest), np.uint8)
+    for block in range(blocks):
+        target = out.ctypes.data + block * longest
+        for frame in range(frames):
+            size = np.int64(sizes[block, frame])
+            _copy(sources[block * frames + frame], target, size)
+            target += size
+    return SOUND, out
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -458,13 +476,21 @@ def _run(table, indices, compressed, equalize, height, width, scale, shift, axes
 
 
 @njit(nogil=True, cache=True)
-def _decode(table, indices, compressed, out):
+def _decode(table, indices, compressed, equalize, out):
     size = out.shape[1]
-    image = np.empty(size + SLACK, np.uint8)
+    padded_image = np.empty(size + SLACK, np.uint8)
+    image = padded_image[:size]
+    histograms = np.empty((4, 256), np.int32)
+    levels = np.empty(256, np.float32)
     for i in range(indices.size):
-        if not _read(table, indices[i], compressed, image, size):
+        if not _read(table, indices[i], compressed, padded_image, size):
             return i
-        out[i] = image[:size]
+        if equalize:
+            _equalized_levels(image, histograms, np.float32(1), np.float32(0), levels)
+            for k in range(size):
+                out[i, k] = np.uint8(levels[image[k]])
+        else:
+            out[i] = image
     return SOUND
 
 
@@ -510,6 +536,8 @@ class Preprocess:
         )
 
 
-def decode(records: Records, indices: np.ndarray, compressed: bool, out: np.ndarray) -> int:
-    """Record indices[i] becomes out[i]; out (N, H · W) uint8; the rest as in `Preprocess.run`."""
-    return _decode(records.table, indices, compressed, out)
+def decode(
+    records: Records, indices: np.ndarray, compressed: bool, out: np.ndarray, *, equalize: bool = False
+) -> int:
+    """Record indices[i] becomes out[i], equalized if asked; out (N, H · W) uint8; the rest as in `Preprocess.run`."""
+    return _decode(records.table, indices, compressed, equalize, out)

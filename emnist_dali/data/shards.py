@@ -77,11 +77,11 @@ class Shards:
             return np.concatenate(self._labels)
         return self._records.labels(np.asarray(indices, np.int64))
 
-    def images(self, indices: ArrayLike) -> np.ndarray:
-        """Images (n, H, W) uint8 of `indices` (n,); raises UserError for a damaged record."""
+    def images(self, indices: ArrayLike, *, equalize: bool = False) -> np.ndarray:
+        """Images (n, H, W) uint8 of `indices` (n,), as stored or equalized; raises UserError for a damaged record."""
         indices = np.asarray(indices, np.int64)
         out = np.empty((len(indices), self.shape[0] * self.shape[1]), np.uint8)
-        self._check_decoded(indices, fused.decode(self._records, indices, self.compressed, out))
+        self._check_decoded(indices, fused.decode(self._records, indices, self.compressed, out, equalize=equalize))
         return out.reshape(-1, *self.shape)
 
     def preprocess(
@@ -90,18 +90,19 @@ class Shards:
         """Record indices[i] becomes out[i] (S, S) float32 by the fused kernel; raises UserError as `images` does."""
         self._check_decoded(indices, preprocess.run(self._records, indices, matrices, out))
 
-    def records(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The concatenated records of `indices` (n,), uint8, and their sizes in bytes (n,) int64."""
-        sizes = self._records.sizes(indices)
+    def records(self, indices: np.ndarray, blocks: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """The records of `indices` (n,) as they are stored, concatenated in `blocks` of equally many.
+
+        Returns (blocks, bytes) uint8, undefined after a block's last record, and the records' sizes in bytes,
+        (blocks, n / blocks) int32. Raises UserError for a record whose size cannot be right; LZ4 is not decoded.
+        """
         pixels = self.shape[0] * self.shape[1]
         # LZ4's upper bound: LZ4_COMPRESSBOUND in lz4.h.
-        lowest, highest = (0, pixels + pixels // 255 + 16) if self.compressed else (pixels, pixels)
-        wrong = np.flatnonzero((sizes < lowest) | (sizes > highest))
-        self._check_decoded(indices, wrong[0] if len(wrong) else fused.SOUND)
-        ends = np.cumsum(sizes)
-        out = np.empty(ends[-1] if len(ends) else 0, np.uint8)
-        self._records.gather(indices, ends, out)
-        return out, sizes
+        lowest, highest = (1, pixels + pixels // 255 + 16) if self.compressed else (pixels, pixels)
+        sizes = np.empty((blocks, len(indices) // blocks), np.int32)
+        failed, records = self._records.gather(indices, sizes, lowest, highest)
+        self._check_decoded(indices, failed)
+        return records, sizes
 
     def _check_decoded(self, indices: np.ndarray, failed: int) -> None:
         if failed == fused.SOUND:

@@ -62,6 +62,7 @@ class BatchPlan:
     def __init__(self, shards: Shards, spec: BatchSpec, size: int, indices: np.ndarray | None = None) -> None:
         self.shards, self.spec, self.size, self.indices = shards, spec, size, indices
         self.samples = len(shards) if indices is None else len(indices)
+        self._affine = asdict(spec.affine) if spec.affine else None
         if spec.train:
             self.batches = sampling.batches_per_epoch(self.samples, spec.batch_size, spec.accumulation)
         else:
@@ -80,11 +81,11 @@ class BatchPlan:
         labels = np.full(n, -1, np.int64)
         labels[: len(indices)] = self.shards.labels(indices)
         matrices = _NO_WARP
-        if spec.affine:
+        if self._affine:
             # Drawn for all ranks, so that an image's warp does not depend on their number.
             generator = sampling.generator(spec.seed, sampling.Stream.AFFINE, epoch, batch)
             of_all_ranks = affine_matrices.matrices(
-                generator, spec.batch_size, self.shards.shape, self.size, **asdict(spec.affine)
+                generator, spec.batch_size, self.shards.shape, self.size, **self._affine
             )
             matrices = of_all_ranks[spec.rank * n : (spec.rank + 1) * n]
         return PlannedBatch(indices, labels, matrices)

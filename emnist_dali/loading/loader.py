@@ -9,6 +9,7 @@ A batch stays valid until the second `next()` after it.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,15 +22,15 @@ from ..data.shards import Shards
 from ..data.stats import Stats, statistics
 from ..pipelines.pixels import PixelSpec
 from ..runtime import half_images, resolve
-from .backends import BACKENDS, Backend, Batch, MakeBackend
+from .backends import BACKENDS, Backend, Batch, MakeBackend, automatic
 from .batch_plan import BatchPlan, BatchSpec
 
 
 class Loader:
     """Iterates the batches of one epoch; the next iteration is the next epoch.
 
-    `indices` (n,) are the samples of `shards` to take, None for all. `backend` is "dali", "cpu" or "synthetic" (one
-    random batch again and again), or makes a backend of your own.
+    `indices` (n,) are the samples of `shards` to take, None for all. `backend` is "dali", "resident", "cpu" or
+    "synthetic" (one random batch again and again), or makes a backend of your own.
 
     Raises UserError where the samples do not fill a step, a shard is damaged or has changed, or DALI is missing.
 
@@ -81,10 +82,10 @@ class Loader:
 
         `stats` are those of the split's train part by default.
         """
-        config = resolve(config)
+        config = with_backend(resolve(config), shards)
         data, backend = config.data, config.data.backend
         if backend == "synthetic" and not train:
-            backend = "dali" if config.run.device.startswith("cuda") else "cpu"
+            backend = automatic(shards, torch.device(config.run.device))
         stats = stats or statistics(shards.folder, data.image_size, data.equalize)
         return cls(
             shards,
@@ -138,3 +139,11 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def with_backend(config: Config, shards: Shards) -> Config:
+    """A resolved config, with `data.backend auto` decided for `shards`."""
+    if config.data.backend != "auto":
+        return config
+    backend = automatic(shards, torch.device(config.run.device))
+    return replace(config, data=replace(config.data, backend=backend))

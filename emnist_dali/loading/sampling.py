@@ -4,6 +4,7 @@ Nothing here has state, so that any batch of any epoch can be made by any rank a
 """
 
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 from numba import njit
@@ -37,8 +38,12 @@ def shuffled(samples: int, positions: range, seed: int, epoch: int) -> np.ndarra
     A Feistel network over the samples' bits, applied again while it leads outside (Black & Rogaway 2002, «Ciphers
     with Arbitrary Finite Domains»): any place costs the same, and no list is kept, however many samples there are.
     """
-    keys = generator(seed, Stream.ORDER, epoch).integers(0, 2**64, _ROUNDS, np.uint64)
-    return _shuffled(samples, positions.start, positions.stop, keys)
+    return _shuffled(samples, positions.start, positions.stop, _order_keys(seed, epoch))
+
+
+@lru_cache(maxsize=4)  # 20 µs, and every batch of an epoch has the same
+def _order_keys(seed: int, epoch: int) -> np.ndarray:
+    return generator(seed, Stream.ORDER, epoch).integers(0, 2**64, _ROUNDS, np.uint64)
 
 
 @njit(nogil=True, cache=True)

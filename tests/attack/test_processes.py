@@ -259,7 +259,7 @@ def test_a_disk_that_is_full_at_any_byte_costs_nothing_that_was_there(data_dir, 
 # ---- a mapped file that is cut
 
 
-@pytest.mark.parametrize("backend", ["cpu", "dali"])
+@pytest.mark.parametrize("backend", ["cpu", "dali", "resident"])
 def test_a_shard_that_is_cut_under_a_run_is_a_sentence(backend, data_dir, tmp_path):
     data = shutil.copytree(data_dir, tmp_path / "data")
     shard = data / "demo" / "small" / "train-00000.safetensors"

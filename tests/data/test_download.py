@@ -1,11 +1,8 @@
 """Downloads from a local server that behaves, refuses ranges, cuts transfers, sends wrong data or is absent."""
 
 import hashlib
-import http.server
 import io
-import re
 import socket
-import threading
 import zipfile
 from pathlib import Path
 
@@ -17,41 +14,13 @@ from emnist_dali.core.files import sha256
 from emnist_dali.data import download
 from emnist_dali.data.emnist import OfficialFile, file_name
 
+from ..archive_server import serving
+
 NO_DELAYS = (0, 0)
 NAMES = {
     split: [file_name(split, part, kind) for part in ("train", "test") for kind in ("images", "labels")]
     for split in ("mnist", "digits")
 }
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_HEAD(self):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.data)))
-        self.end_headers()
-
-    def do_GET(self):
-        server, data = self.server, self.server.data
-        requested = self.headers.get("Range")
-        server.ranges_requested.append(requested)
-        first, last = 0, len(data) - 1
-        if requested and server.ranges:
-            start, end = re.fullmatch(r"bytes=(\d*)-(\d+)", requested).groups()
-            first, last = (int(start), int(end)) if start else (max(0, len(data) - int(end)), last)
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first + server.shift}-{last}/{len(data)}")
-        else:
-            self.send_response(200)
-        if server.sends_length:
-            self.send_header("Content-Length", str(last + 1 - first))
-        self.end_headers()
-        body = data[first : last + 1]
-        if len(body) > 1_000 and server.cuts and not (requested or "").startswith("bytes=-"):
-            body = body[: server.cuts.pop(0)]
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture
@@ -67,16 +36,9 @@ def server(monkeypatch):
                 monkeypatch.setitem(download.OFFICIAL_FILES, name, official)
                 method = zipfile.ZIP_STORED if split == "mnist" else zipfile.ZIP_DEFLATED
                 archive.writestr(f"gzip/{name}", content, method)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.data = buffer.getvalue()
-        monkeypatch.setattr(download, "ARCHIVE_MD5", hashlib.md5(server.data).hexdigest())
-        server.url = f"http://127.0.0.1:{server.server_port}/gzip.zip"
-        server.ranges, server.sends_length, server.shift, server.cuts, server.ranges_requested = True, True, 0, [], []
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    monkeypatch.setattr(download, "ARCHIVE_MD5", hashlib.md5(buffer.getvalue()).hexdigest())
+    with serving(buffer.getvalue()) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def spoil(server, name: str) -> None:

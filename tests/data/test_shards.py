@@ -35,11 +35,11 @@ def test_many_shards_are_one_part(codec, drawn, tmp_path, monkeypatch):
     order = np.random.default_rng(0).permutation(len(shards))
     np.testing.assert_array_equal(shards.images(order), drawn.parts["train"].images[order])
     np.testing.assert_array_equal(shards.labels(order), drawn.parts["train"].labels[order])
-    records, sizes = shards.records(order[:50])
-    gathered = fused.Records([(records, np.cumsum([0, *sizes]), np.zeros(50, np.uint8))])
-    decoded = np.empty((50, 784), np.uint8)
-    assert fused.decode(gathered, np.arange(50), codec == "lz4", decoded) == fused.SOUND
-    np.testing.assert_array_equal(decoded.reshape(50, 28, 28), drawn.parts["train"].images[order[:50]])
+    for records, sizes, some in zip(*shards.records(order[:48], 4), order[:48].reshape(4, 12), strict=True):
+        gathered = fused.Records([(records, np.cumsum([0, *sizes]), np.zeros(12, np.uint8))])
+        decoded = np.empty((12, 784), np.uint8)
+        assert fused.decode(gathered, np.arange(12), codec == "lz4", decoded) == fused.SOUND
+        np.testing.assert_array_equal(decoded.reshape(12, 28, 28), drawn.parts["train"].images[some])
 
 
 def test_two_runs_give_the_same_bytes(drawn, folder, tmp_path):

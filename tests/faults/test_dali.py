@@ -1,5 +1,6 @@
 """DALI fails for real: its message has its own and our traces in it."""
 
+import shutil
 from itertools import islice
 
 import numpy as np
@@ -39,6 +40,19 @@ def test_what_dali_says_of_a_batch_is_one_sentence(cause, fault, folder, monkeyp
     assert cause in str(caught.value)
     for word in ("\n", "Critical error", "Stacktrace", "File "):
         assert word not in str(caught.value)
+
+
+def test_a_flipped_bit_is_refused_before_dali_sees_it(folder, tmp_path):
+    """On a GPU DALI decodes a damaged record to anything, without an error."""
+    copy = shutil.copytree(folder, tmp_path / "small")
+    assert batches(copy) == [64, 64, 64]  # verified
+    shard = copy / "train-00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    record = Shards(copy, "train").records(np.array([5]))[0].tobytes()
+    content[content.index(record) + len(record) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"train-00000\.safetensors is not the shard that was packed"):
+        Shards(copy, "train")
 
 
 def test_a_size_that_dali_cannot_make_is_one_sentence(folder):

@@ -17,7 +17,7 @@ from emnist_dali.training.session import Session, train
 
 from ..training_runs import go_on, kept, lines, quick
 
-backends = pytest.mark.parametrize("backend", ["cpu", "dali"])
+backends = pytest.mark.parametrize("backend", ["cpu", "dali", "resident"])
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def read(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         labels, images = shards.labels(indices), shards.images(indices)
         np.testing.assert_array_equal(shards.labels(), labels)
         records, sizes = shards.records(indices)
-        assert len(records) == sizes.sum()
+        assert records.size == sizes.sum()
         out = np.empty((len(shards), 8, 8), np.float32)
         preprocess = Preprocess(Stats(0.5, 0.5).pixel_spec(shards.shape, 8), compressed=shards.compressed)
         shards.preprocess(preprocess, indices, np.empty((0, 2, 3), np.float32), out)

@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,14 +11,17 @@ from emnist_dali.config import Affine
 from emnist_dali.core.errors import UserError
 from emnist_dali.data import pack as pack_module
 from emnist_dali.data.pack import pack
+from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import statistics
-from emnist_dali.loading import sampling
-from emnist_dali.loading.backends import Batch, engine, recorded_engine
+from emnist_dali.loading import backends, sampling
+from emnist_dali.loading.backends import Batch, automatic, engine, recorded_engine
+from emnist_dali.loading.batch_plan import BatchPlan, BatchSpec
+from emnist_dali.pipelines import dali, fused
 
-from ..loaders import STATS, make_loader
+from ..loaders import STATS, assert_within_a_level, batches_of_both, kept, make_loader
 
-BACKENDS = ("cpu", "dali")
+BACKENDS = ("cpu", "dali", "resident")
 AFFINE = Affine(rotation=(0.2,), scale=0.1, translation=0.1)
 
 
@@ -54,13 +58,97 @@ def test_batches_hold_the_images_of_the_order_with_their_labels(backend, shards)
                 np.testing.assert_allclose(images, in_order[chosen], atol=1e-3)
 
 
+@pytest.fixture(scope="module")
+def several_shards(drawn, tmp_path_factory) -> dict[str, Shards]:
+    """The drawn train part in shards of 250 images, by codec."""
+    folders = {codec: tmp_path_factory.mktemp("shards") / codec for codec in ("lz4", "raw")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack_module, "SHARD_SAMPLES", 250)
+        for codec, folder in folders.items():
+            pack(drawn, "small", folder, codec)
+    return {codec: Shards(folder, "train") for codec, folder in folders.items()}
+
+
 @pytest.mark.parametrize("affine", [None, AFFINE])
-def test_dali_and_cpu_give_the_same_batches(affine, shards):
-    with make_loader(shards, "cpu", affine=affine) as cpu, make_loader(shards, "dali", affine=affine) as dali:
-        for (images, labels), (dali_images, dali_labels) in zip(collect(cpu), collect(dali), strict=True):
-            np.testing.assert_array_equal(labels, dali_labels)
-            # One grey level.
-            assert np.abs(images - dali_images).max() <= 1 / 255 / STATS.std
+@pytest.mark.parametrize("size", [28, 32, 112])
+@pytest.mark.parametrize("codec", ["lz4", "raw"])
+def test_all_backends_give_the_same_batches(codec, size, affine, several_shards):
+    shards = several_shards[codec]
+    assert len(shards.manifest.shards["train"]) == 3
+    made = {}
+    for backend in BACKENDS:
+        with make_loader(
+            shards, backend, size=size, affine=affine, indices=np.arange(3, 600, 2), world_size=2, rank=1
+        ) as loader:
+            made[backend] = collect(loader)
+    for backend in BACKENDS:
+        assert_close(made["cpu"], made[backend])
+
+
+def assert_close(one, other) -> None:
+    """The same labels, and images within a grey level."""
+    assert len(one) == len(other)
+    for (images, labels), (other_images, other_labels) in zip(one, other, strict=True):
+        np.testing.assert_array_equal(labels, other_labels)
+        assert np.abs(images - other_images).max() <= 1 / 255 / STATS.std
+
+
+@pytest.mark.parametrize("affine", [None, AFFINE])
+def test_the_comparison_of_a_gpu_with_the_cpu_compares(affine, shards):
+    """What tests/gpu does, with DALI on the CPU: equal batches pass, others do not."""
+    found, cpu = batches_of_both(shards, 32, "cpu", affine=affine)
+    assert_within_a_level(found, cpu)
+    for batch in range(4):
+        other = cpu.clone()
+        other[128 * batch : 128 * (batch + 1)] = cpu[128 * (batch - 1) % 512 :][:128]
+        with pytest.raises(AssertionError):
+            assert_within_a_level(found, other)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batches_that_are_kept_are_those_that_were_given(backend, shards):
+    with make_loader(shards, backend, seed=3, threads=1) as loader:
+        images, labels = kept(loader)
+    order = sampling.shuffled(600, range(576), 3, 0)
+    np.testing.assert_array_equal(labels, shards.labels(order))
+    with make_loader(shards, train=False) as straight:
+        torch.testing.assert_close(images, kept(straight)[0][order], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_what_a_gpu_gets_are_the_records_of_the_plan(train, several_shards, monkeypatch):
+    """DALI decodes LZ4 on a GPU only: here the fused kernel decodes what DALI would get."""
+    shards, given = several_shards["lz4"], []
+    monkeypatch.setattr(dali, "build", lambda source, *arguments, **options: given.append(source))
+    spec = BatchSpec(batch_size=96, train=train, affine=AFFINE if train else None)
+    plan = BatchPlan(shards, spec, 32)
+    backend = backends.DaliBackend(plan, 0, STATS.pixel_spec(shards.shape, 32), torch.device("cuda"), 2)
+    for i in range(plan.batches):
+        planned = plan.batch(i)
+        labels, records, chunks, *matrices = (np.asarray(part.as_tensor()) for part in given[0](i))
+        np.testing.assert_array_equal(labels, planned.labels.reshape(3, 32))
+        np.testing.assert_array_equal(np.reshape(matrices, (-1, 2, 3)), planned.matrices)
+        rows = [
+            (row, np.cumsum([0, *sizes]), np.zeros(32, np.uint8)) for row, sizes in zip(records, chunks, strict=True)
+        ]
+        decoded = np.empty((96, 784), np.uint8)
+        assert fused.decode(fused.Records(rows), np.arange(96), True, decoded) == fused.SOUND
+        expected = shards.images(np.resize(planned.indices, 96))
+        np.testing.assert_array_equal(decoded.reshape(-1, 28, 28), expected)
+    backend.close()
+
+
+@pytest.mark.parametrize("affine", [None, AFFINE])
+def test_all_backends_give_the_same_batches_of_real_images(affine, real_folder, tmp_path):
+    shards = Shards(prepare("balanced", str(real_folder / "balanced"), tmp_path), "test")
+    made = []
+    for backend in BACKENDS:
+        with make_loader(
+            shards, backend, affine=affine, batch_size=512, indices=np.arange(0, len(shards), 7)
+        ) as loader:
+            made.append(collect(loader))
+    for batches in made[1:]:
+        assert_close(made[0], batches)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -93,6 +181,19 @@ def test_breaking_out_and_starting_anywhere(backend, shards):
         loader.start(1)
         assert_equal(collect(loader), epochs[1])
     assert_equal(epochs[0], collect(make_loader(shards, backend, affine=AFFINE)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_samples_that_come_several_times(backend, shards):
+    indices = np.array([7, 3, 7, 599, 0, 3] * 16)
+    with (
+        make_loader(shards, backend, train=False) as whole,
+        make_loader(shards, backend, train=False, indices=indices) as loader,
+    ):
+        images, labels = (np.concatenate(parts) for parts in zip(*collect(loader), strict=True))
+        in_order = np.concatenate([images for images, _ in collect(whole)])
+    np.testing.assert_array_equal(labels[:96], shards.labels(indices))
+    np.testing.assert_allclose(images[:96], in_order[indices], atol=1e-3)
 
 
 def test_steps_count_their_micro_batches(shards):
@@ -213,6 +314,18 @@ def test_dali_that_is_missing_is_an_error(shards, monkeypatch):
         next(iter(loader))
 
 
+def test_images_that_do_not_fit_the_memory_are_an_error(shards, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with (
+        make_loader(shards, "resident") as loader,
+        pytest.raises(UserError, match=r"600 images of 28 × 28 do not fit"),
+    ):
+        next(iter(loader))
+
+
 def test_statistics_are_those_of_the_loaders_images(shards, folder):
     stats = statistics(folder, 32)
     with make_loader(shards, batch_size=60, stats=stats, train=False) as loader:
@@ -246,6 +359,27 @@ def test_a_batch_of_another_dtype(shards):
     with make_loader(shards, half=True) as halves, make_loader(shards) as floats:
         for half, whole in zip(halves, floats, strict=True):
             assert torch.equal(half.images, whole.images.half())
+
+
+def test_auto_is_resident_where_a_quarter_of_the_gpu_holds_the_images(shards, monkeypatch):
+    quarter = 600 * 28 * 28
+    for memory, backend in ((4 * quarter, "resident"), (4 * quarter - 1, "dali")):
+        properties = SimpleNamespace(total_memory=memory)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
+        assert automatic(shards, torch.device("cuda:0")) == backend
+    assert automatic(shards, torch.device("cpu")) == "cpu"
+
+
+@pytest.mark.parametrize("affine", [None, AFFINE])
+def test_plans_that_are_shorter_than_an_epoch_change_nothing(affine, shards, monkeypatch):
+    with make_loader(shards, "resident", affine=affine) as loader:
+        loader.start(0, step=2)
+        whole = collect(loader) + collect(loader)
+    monkeypatch.setattr(backends, "PLANNED", 4 * 64)
+    monkeypatch.setattr(backends, "DECODED", 100)
+    with make_loader(shards, "resident", affine=affine) as loader:
+        loader.start(0, step=2)
+        assert_equal(collect(loader) + collect(loader), whole)
 
 
 def test_what_makes_the_pixels_is_named():

@@ -1,9 +1,10 @@
-"""Both engines against the reference, and the reference against OpenCV."""
+"""The engines against the reference, and the reference against OpenCV."""
 
 import cv2
 import lz4.block
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,8 +14,10 @@ from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import Stats, statistics
 from emnist_dali.loading.batch_plan import BatchSpec
 from emnist_dali.loading.loader import Loader
-from emnist_dali.pipelines import affine, dali, fused, reference
+from emnist_dali.pipelines import affine, dali, fused, reference, resident
 from emnist_dali.pipelines.pixels import PixelSpec
+
+from .. import dali_equalize
 
 RESIZE = np.empty((0, 2, 3), np.float32)
 AUGMENT = {"rotation": (0.3, 0.1), "scale": 0.2, "shear": 0.2, "translation": 0.15, "flip": 0.5}
@@ -73,12 +76,28 @@ def run_dali(
     return result[:, 0].numpy().copy()
 
 
+def run_resident(
+    images: np.ndarray, size: int, mean: float, std: float, matrices: np.ndarray = RESIZE, equalize: bool = True
+) -> np.ndarray:
+    decoded = np.empty((len(images), images[0].size), np.uint8)
+    indices = np.arange(len(images))
+    records = fused.Records([packed(images)])
+    assert fused.decode(records, indices, True, decoded, equalize=equalize) == fused.SOUND
+    pixels = PixelSpec(shape=images.shape[1:], size=size, mean=mean, std=std, equalize=equalize)
+    warps = torch.from_numpy(matrices) if len(matrices) else None
+    held = torch.from_numpy(decoded.reshape(images.shape))
+    return resident.preprocess(held, torch.from_numpy(indices), warps, pixels)[:, 0].numpy()
+
+
 def run_reference(
     images: np.ndarray, size: int, mean: float, std: float, matrices: np.ndarray = RESIZE, equalize: bool = True
 ) -> np.ndarray:
     warps = matrices if len(matrices) else [None] * len(images)
     made = [reference.preprocess(i, size, mean, std, m, equalize) for i, m in zip(images, warps, strict=True)]
     return np.stack(made)
+
+
+ENGINES = (run_fused, run_dali, run_resident)
 
 
 def draw_matrices(n: int, size: int, shape: tuple[int, int] = (28, 28)) -> np.ndarray:
@@ -107,16 +126,41 @@ def equalized(images: np.ndarray) -> np.ndarray:
     return np.stack([cv2.equalizeHist(image) for image in images])
 
 
-@pytest.mark.parametrize("run", [run_fused, run_dali])
+@pytest.mark.parametrize("run", ENGINES)
 def test_equalize_equals_opencv_on_odd_images(run, odd_images):
     # With this std a level is normalized to itself; 28×28 leaves the resize nothing to do.
     np.testing.assert_array_equal(run(odd_images, 28, 0, 1 / 255), equalized(odd_images))
 
 
-@pytest.mark.parametrize("run", [run_fused, run_dali])
+@pytest.mark.parametrize("run", ENGINES)
 def test_equalize_equals_opencv_on_real_images(run, real_images):
     images = real_images[:10_240]
     np.testing.assert_array_equal(run(images, 28, 0, 1 / 255), equalized(images))
+
+
+def test_dalis_table_on_a_gpu_is_at_most_a_level_from_opencvs():
+    """Of every count and total in an image of 28×28."""
+    total, count = np.meshgrid(np.arange(1, 784), np.arange(1, 784), indexing="ij")
+    inside = count <= total
+    count, total = count[inside], total[inside]
+    opencvs = np.rint(count.astype(np.float32) * (np.float32(255) / total.astype(np.float32)))
+    apart = np.abs(dali_equalize.level(count, total) - opencvs)
+    assert apart.max() == 1
+    assert (np.count_nonzero(apart), len(apart)) == (119, 306_936)
+
+
+def test_equalize_on_a_gpu_is_at_most_a_level_from_opencvs(images, odd_images):
+    for some in (images, odd_images):
+        apart = dali_equalize.equalize(some) - equalized(some).astype(int)
+        assert np.abs(apart).max() <= 1
+        assert (apart != 0).mean() < 0.001
+
+
+def test_real_images_that_a_gpu_equalizes_otherwise(real_images):
+    images = real_images[:10_240]
+    apart = dali_equalize.equalize(images) != equalized(images)
+    assert apart.any(axis=(1, 2)).sum() == 538
+    assert apart.mean() < 0.0002
 
 
 @settings(max_examples=50, deadline=None)
@@ -128,13 +172,13 @@ def test_equalize_equals_opencv_on_any_levels(seed, levels):
 
 
 @pytest.mark.parametrize("size", [8, 27, 28, 32, 112])
-@pytest.mark.parametrize("run", [run_fused, run_dali, run_reference])
+@pytest.mark.parametrize("run", [*ENGINES, run_reference])
 def test_resize_is_opencvs_bilinear_within_a_level(run, size, images):
     expected = np.stack([cv2.resize(i, (size, size), interpolation=cv2.INTER_LINEAR) for i in equalized(images)])
     assert np.abs(run(images, size, 0, 1) - expected / 255).max() <= LEVEL
 
 
-@pytest.mark.parametrize("run", [run_fused, run_dali])
+@pytest.mark.parametrize("run", ENGINES)
 @pytest.mark.parametrize("equalize", [True, False])
 def test_normalize_is_exact(run, equalize, odd_images):
     mean, std = 0.1736, 0.3317
@@ -143,7 +187,7 @@ def test_normalize_is_exact(run, equalize, odd_images):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("run", [run_fused, run_dali])
+@pytest.mark.parametrize("run", ENGINES)
 def test_grey_levels_stay_where_they_are_not_equalized(run, odd_images):
     plain = run(odd_images, 28, 0, 1 / 255, equalize=False)
     np.testing.assert_allclose(plain, odd_images, rtol=0, atol=1e-4)
@@ -156,7 +200,7 @@ def test_grey_levels_stay_where_they_are_not_equalized(run, odd_images):
 def test_engines_agree_with_the_reference(size, warped, equalize, images):
     matrices = draw_matrices(len(images), size) if warped else RESIZE
     expected = run_reference(images, size, 0.2, 0.35, matrices, equalize)
-    for run in (run_fused, run_dali):
+    for run in ENGINES:
         found = run(images, size, 0.2, 0.35, matrices, equalize=equalize)
         assert np.abs(found - expected).max() <= LEVEL / 0.35
 
@@ -165,7 +209,7 @@ def test_engines_agree_on_images_that_are_not_square():
     images = np.random.default_rng(2).integers(0, 256, (16, 20, 36), dtype=np.uint8)
     for matrices in (RESIZE, draw_matrices(16, 48, (20, 36))):
         expected = run_reference(images, 48, 0, 1, matrices)
-        for run in (run_fused, run_dali):
+        for run in ENGINES:
             assert np.abs(run(images, 48, 0, 1, matrices) - expected).max() <= LEVEL
 
 
@@ -209,19 +253,38 @@ def test_samples_of_many_shards_in_any_order(compressed, odd_images):
     assert fused.decode(records, indices, compressed, out) == fused.SOUND
     np.testing.assert_array_equal(out.reshape(-1, 28, 28), odd_images[indices])
     assert records.labels(indices).tolist() == [4, 0, 1, 1, 3, 3, 4, 3]
-    ends = np.cumsum(records.sizes(indices))
-    gathered = np.empty(ends[-1], np.uint8)
-    records.gather(indices, ends, gathered)
-    again = fused.Records([one_shard(gathered.tobytes(), [0, *ends.tolist()])])
-    assert fused.decode(again, np.arange(8), compressed, out) == fused.SOUND
-    np.testing.assert_array_equal(out.reshape(-1, 28, 28), odd_images[indices])
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("blocks", [1, 2, 8])
+def test_gathered_blocks_hold_their_records_one_after_another(blocks, compressed, odd_images):
+    records = fused.Records([packed(part, compressed) for part in np.split(odd_images, [1, 7, 40])])
+    indices, out = np.array([63, 0, 1, 6, 7, 39, 40, 39]), np.empty((8 // blocks, 784), np.uint8)
+    sizes = np.full((blocks, 8 // blocks), -1, np.int32)
+    outcome, gathered = records.gather(indices, sizes, 1, 1000)
+    assert outcome == fused.SOUND
+    assert gathered.shape == (blocks, sizes.sum(axis=1).max())
+    for row, row_sizes, images in zip(gathered, sizes, np.split(odd_images[indices], blocks), strict=True):
+        again = fused.Records([one_shard(row.tobytes(), np.cumsum([0, *row_sizes]).tolist())])
+        assert fused.decode(again, np.arange(8 // blocks), compressed, out) == fused.SOUND
+        np.testing.assert_array_equal(out.reshape(-1, 28, 28), images)
+
+
+@pytest.mark.parametrize("size", range(1, 40))
+def test_records_of_any_size_are_gathered_whole(size):
+    record = np.arange(1, size + 1, dtype=np.uint8).tobytes()
+    records, sizes = fused.Records([one_shard(record * 2, [0, size, 2 * size])]), np.empty((1, 2), np.int32)
+    outcome, gathered = records.gather(np.array([1, 0]), sizes, 1, 40)
+    assert (outcome, gathered.tobytes(), sizes.tolist()) == (fused.SOUND, record * 2, [[size, size]])
+    for limits in ((1, size - 1), (size + 1, 40)):
+        assert records.gather(np.array([1, 0]), sizes, *limits)[0] == 0
 
 
 def test_samples_that_are_not_there(odd_images):
     records, out = fused.Records([packed(odd_images)]), np.empty((2, 784), np.uint8)
     for index in (-1, 64):
         assert fused.decode(records, np.array([5, index]), True, out) == 1
-        assert records.sizes(np.array([index])) == [-1]
+        assert records.gather(np.array([5, index]), np.empty((1, 2), np.int32), 0, 1000)[0] == 1
         with pytest.raises(IndexError, match="0 to 63"):
             records.labels(np.array([index]))
 
@@ -319,6 +382,29 @@ def test_matrices_stay_within_their_limits():
     np.testing.assert_allclose(draw(rotation=(0.3,), scale=0.2, shear=0.3) @ centre, 14, atol=1e-4)
 
 
+@pytest.mark.parametrize("rotation", [(), (0.2,), (0.3, 0.1)])
+@pytest.mark.parametrize("flip", [0.0, 0.5])
+def test_matrices_are_those_of_one_draw_after_another(rotation, flip):
+    """Bit for bit, because a run that goes on must see the images that it would have seen."""
+    n, generator = 1000, np.random.default_rng(5)
+    limits = {"scale": 0.2, "shear": 0.1, "translation": 0.15}
+    angle = sum((generator.uniform(-limit, limit, n) for limit in rotation), np.zeros(n))
+    zoom, slant = (generator.uniform(-limits[name], limits[name], n) for name in ("scale", "shear"))
+    mirror = np.where(generator.random(n) < flip, -1.0, 1.0)
+    shift = [generator.uniform(-0.15, 0.15, n) for _ in "xy"]
+    rows = [
+        (np.cos(angle) * mirror, np.cos(angle) * slant - np.sin(angle)),
+        (np.sin(angle) * mirror, np.sin(angle) * slant + np.cos(angle)),
+    ]
+    expected = np.empty((n, 2, 3), np.float32)
+    for row, side in enumerate((36, 20)):
+        along, across = (part * (1 / (1 + zoom)) for part in rows[row])
+        expected[:, row, 0], expected[:, row, 1] = along * (side / 112), across * (side / 112)
+        expected[:, row, 2] = (0.5 + shift[row] - (along + across) * 0.5) * side
+    found = affine.matrices(np.random.default_rng(5), n, (20, 36), 112, rotation=rotation, flip=flip, **limits)
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("compressed", [True, False])
 @pytest.mark.parametrize("warped", [True, False])
 @pytest.mark.parametrize("equalize", [True, False])
@@ -383,7 +469,7 @@ def test_statistics_of_the_other_kind_are_one_sentence(fresh_folder):
             statistics(fresh_folder, 20, equalize)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "dali"])
+@pytest.mark.parametrize("backend", ["cpu", "dali", "resident"])
 def test_a_loader_equalizes_where_its_statistics_were_made_so(backend, folder, drawn):
     shards, images = Shards(folder, "test"), drawn.parts["test"].images[:64]
     for equalize in (True, False):
