@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get
 from .core.errors import UserError
 from .core.files import MAX_NAME, is_folder_name, is_plain
 
-Backend = Literal["auto", "dali", "cpu", "synthetic"]
+Backend = Literal["auto", "dali", "resident", "cpu", "synthetic"]
 Amp = Literal["auto", "native", "bf16", "fp16", "off"]
-Compile = Literal["auto", "on", "off"]
+Compile = Literal["auto", "on", "off", "graph"]
 Optimizer = Literal["lion", "adamw", "adam", "sgd", "muon"]
 Schedule = Literal["cosine", "restarts"]
 Wandb = Literal["disabled", "offline", "online"]
@@ -75,7 +75,9 @@ class Data(_Part, path="data"):
     )
     image_size: int = setting(112, "Side of the model's input, in pixels.", ge=8, le=1024)
     batch_size: int = setting(512, "Global micro-batch size: images of all ranks together.", ge=1, le=2**20)
-    backend: Backend = setting("auto", "Input pipeline; auto is dali with a GPU, cpu without.")
+    backend: Backend = setting(
+        "auto", "Input pipeline; auto is resident on a GPU that holds the images, dali on one too small, cpu without."
+    )
     verify_data: bool = setting(
         False, "Hash every shard first, even those unchanged since the last check.", affects_result=False
     )
@@ -143,7 +145,11 @@ class Run(_Part, path="run"):
         "Mixed precision; auto: bf16 if the GPU supports it, else fp16, and off on a CPU; native: bf16 if the "
         "processor has instructions for it, else off.",
     )
-    compile: Compile = setting("auto", "torch.compile for training and evaluation; auto is on with a GPU.")
+    compile: Compile = setting(
+        "auto",
+        "on: torch.compile for training and validation; graph: each step as one CUDA graph where one can hold it, "
+        "without compiling; auto is on with a GPU.",
+    )
     profile: bool = setting(
         False, "Write a Perfetto trace of ten steps and print the ten costliest operators.", affects_result=False
     )

@@ -10,6 +10,7 @@ from .config import Config
 from .core import distributed
 from .core.errors import UserError
 from .core.machine import has_native_bf16
+from .core.progress import say
 
 # EfficientNet-B2 at 112×112 needs 17 GB for a batch of 512 on a CPU, and is no faster than with a batch of 64.
 CPU_PIXELS = 64 * 112 * 112
@@ -19,7 +20,9 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def resolve(config: Config) -> Config:
     """`config` with every `auto` decided; on a CPU, large batches are split into micro-batches that fit.
 
-    Raises UserError for a device that is not available.
+    Only data.backend may stay `auto`, on a GPU: `loading.loader.with_backend` decides it by the size of the data.
+
+    A GPU becomes the current one of this process. Raises UserError for a device that is not available.
     """
     default = "cuda" if torch.cuda.is_available() else "cpu"
     device = default if config.run.device == "auto" else config.run.device
@@ -37,6 +40,9 @@ def resolve(config: Config) -> Config:
         )
     if kind == "cpu":
         config = replace(config, run=replace(config.run, device="cpu"))  # cpu:0, cpu:1, …
+    else:
+        torch.cuda.set_device(parsed.index or 0)
+        torch.set_float32_matmul_precision("high")  # TF32 for what is not autocast, which `amp off` is all of
     if config.training.sync_bn and kind == "cpu":
         raise UserError("training.sync_bn needs GPUs: torch has no SyncBatchNorm for CPUs; turn it off.")
     device, amp, data, training = config.run.device, config.run.amp, config.data, config.training
@@ -48,8 +54,11 @@ def resolve(config: Config) -> Config:
         amp = "bf16" if kind == "cuda" or has_native_bf16() else "off"
     # On a CPU, compiling takes a minute for a tenth more speed.
     compile = ("on" if kind == "cuda" else "off") if config.run.compile == "auto" else config.run.compile
-    if data.backend == "auto":
-        data = replace(data, backend="dali" if kind == "cuda" else "cpu")
+    if compile == "graph" and (why := _why_not_captured(kind, amp, training.accumulation)):
+        say(f"A step is not captured as a CUDA graph: {why}.")
+        compile = "off"
+    if data.backend == "auto" and kind == "cpu":
+        data = replace(data, backend="cpu")
     if kind == "cpu":
         splits = _splits(data.batch_size, CPU_PIXELS // data.image_size**2)
         data = replace(data, batch_size=data.batch_size // splits)
@@ -57,6 +66,17 @@ def resolve(config: Config) -> Config:
     return replace(
         config, data=data, training=training, run=replace(config.run, device=device, amp=amp, compile=compile)
     )
+
+
+def _why_not_captured(kind: str, amp: str, accumulation: int) -> str | None:
+    """Why no CUDA graph can hold a step, if none can."""
+    if kind == "cpu":
+        return "there is no GPU"
+    if distributed.world_size() > 1:
+        return "there are several ranks"
+    if accumulation > 1:
+        return "it has several micro-batches"
+    return "the scaler of fp16 is read by the host" if amp == "fp16" else None
 
 
 def with_local_device(config: Config) -> Config:

@@ -6,6 +6,7 @@ They are forked from one process that has loaded torch and timm, which takes a p
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch._dynamo.utils import counters
 from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
@@ -112,11 +114,13 @@ def checks(data_dir: Path) -> dict[str, Any]:
     with distributed.process_group():
         return {
             "cpu": _batches(data_dir, "cpu"),
+            "resident": _batches(data_dir, "resident"),
             "dali": _batches(data_dir, "dali") if distributed.world_size() < 4 else None,
             "evaluation": {images: _evaluation(data_dir, images) for images in (108, 37, 3)},
             "steps": {accumulation: _steps(data_dir, accumulation) for accumulation in (1, 2)},
             "epoch": _epoch(data_dir),
             "targets": _targets(data_dir),
+            "compiled": _compiled(data_dir) if distributed.world_size() == 2 else None,
         }
 
 
@@ -201,3 +205,25 @@ def _targets(data_dir: Path) -> torch.Tensor:
     for loop.micro in range(20):
         targets.append(loop._mix(batch)[1])
     return torch.stack(targets)
+
+
+def _compiled(data_dir: Path) -> dict[str, Any]:
+    """Weights after 9 steps, eager and compiled, and the graphs that were compiled after the warm-up.
+
+    `aot_eager` traces the graphs of torch's own compiler, which would take a minute, and runs them as they are.
+    """
+    real, torch.compile = torch.compile, partial(torch.compile, backend="aot_eager")
+    found: dict[str, Any] = {}
+    try:
+        for compile in ("off", "on"):
+            training = make_training(data_dir, model="test_efficientnet_gn", compile=compile, batch_size=64)
+            loop = training.trainer
+            loop.warm_up()
+            compiled = counters["stats"]["unique_graphs"]
+            with training:
+                loop.train_epoch(training.loader)
+            found[compile] = loop.model.state_dict()
+            found["graphs"] = compiled, counters["stats"]["unique_graphs"] - compiled
+    finally:
+        torch.compile = real
+    return found

@@ -79,7 +79,8 @@ def process_group() -> Iterator[None]:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if _num_nodes() == 1 else "0"
         store = distributed.PrefixStore(attempt, next(distributed.rendezvous("env://"))[0])
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-        distributed.init_process_group(backend, store=store, rank=rank(), world_size=world_size())
+        device = torch.device("cuda", local_rank()) if gpu else None  # NCCL connects at once, not in the first step
+        distributed.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), device_id=device)
         yield
     except RuntimeError as error:
         if is_peer_failure(error):

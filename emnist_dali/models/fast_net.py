@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
+from torch.nn import functional
 
 
 class FastNet(nn.Module):
@@ -24,7 +25,7 @@ class FastNet(nn.Module):
         # Validation accuracy of the small network on Balanced after 3 epochs: this stem 90.7 %; one of stride 1, at
         # three quarters of the speed, 90.6 %; this one with weights that whiten patches of the images 90.5 %.
         self.stem = nn.Sequential(
-            nn.Conv2d(in_chans, stem, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)
+            nn.Conv2d(in_chans, stem, 5, stride=2, padding=2, bias=False), _BatchNorm(stem), nn.ReLU(inplace=True)
         )
         self.groups = nn.Sequential(*map(_group, (stem, *widths), widths))
         self.head = nn.Linear(widths[-1], num_classes)
@@ -33,14 +34,22 @@ class FastNet(nn.Module):
         return self.head(self.groups(self.stem(images)).mean((2, 3)))
 
 
+class _BatchNorm(nn.BatchNorm2d):
+    """Does not count its batches: a kernel a layer, for a number that only cumulative averages need."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        statistics = self.running_mean, self.running_var
+        return functional.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+
 def _group(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, width, 3, padding=1, bias=False),
         nn.MaxPool2d(2, ceil_mode=True),  # 7×7 becomes 4×4, so no border is dropped
-        nn.BatchNorm2d(width),
+        _BatchNorm(width),
         nn.ReLU(inplace=True),
         nn.Conv2d(width, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
+        _BatchNorm(width),
         nn.ReLU(inplace=True),
     )
 

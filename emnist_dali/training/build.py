@@ -14,7 +14,7 @@ from ..data.shards import Shards
 from ..data.stats import Stats, statistics
 from ..evaluation.inference import evaluation_loader
 from ..loading import sampling
-from ..loading.loader import Loader
+from ..loading.loader import Loader, with_backend
 from ..runtime import resolve
 from .trainer import Trainer
 
@@ -60,6 +60,7 @@ def build_training(
     config = resolve(config)
     _tune_device(config)
     shards = shards or training_shards(config)
+    config = with_backend(config, shards)
     labels, held_out = shards.labels(), None
     if indices is None:
         indices, held_out = sampling.holdout(labels, config.data.val_fraction, config.training.seed)

@@ -1,39 +1,77 @@
 """Optimizers and learning-rate schedules."""
 
+from collections.abc import Sequence
 from math import ceil, cos, pi
 
 import torch
+from lion_pytorch.foreach import Lion as PlainLion
 from timm.optim import param_groups_weight_decay
 
 from ..config import Training
+from .muon import Muon
 
 
 def build_optimizer(model: torch.nn.Module, training: Training) -> torch.optim.Optimizer:
     """Applies weight decay to matrices and kernels only, as timm does: not to norms and biases.
 
-    Every update but Muon's is fused or foreach: a few calls for all tensors, and the host reads none of them.
+    Every update is fused or foreach: a few kernels for all tensors, of which the host reads none, so that a CUDA
+    graph can hold it. On a GPU the learning rate is therefore a tensor, the same in all groups.
     """
     groups = param_groups_weight_decay(model, training.weight_decay)
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    lr = torch.tensor(training.lr, device=device) if on_gpu else training.lr
     match training.optimizer:
         case "lion":
-            # The foreach update is bit-identical to lion-pytorch's plain one and 2.5 times as fast on a CPU.
-            from lion_pytorch.foreach import Lion
-
-            return Lion(groups, lr=training.lr)
+            return Lion(groups, lr=lr)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=training.lr, fused=True)
+            return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=on_gpu)
         case "adam":
-            return torch.optim.Adam(groups, lr=training.lr, fused=True)
+            return torch.optim.Adam(groups, lr=lr, fused=True, capturable=on_gpu)
         case "sgd":
-            return torch.optim.SGD(groups, lr=training.lr, momentum=0.9, nesterov=True, fused=True)
+            return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
         case "muon":
-            # timm's: Muon for hidden kernels and matrices; NAdamW for the 1-channel stem, norms and biases, at a
-            # fifth of the rate, which is by how much a step of Muon changes a weight.
-            from timm.optim import Muon
-
-            return Muon(groups, lr=training.lr, nesterov=True, fallback_lr_scale=0.2)
+            return Muon(groups, lr)
         case unknown:
             raise ValueError(f"unknown optimizer {unknown!r}")
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+class Lion(PlainLion):
+    """lion-pytorch's, bit for bit, with a learning rate that may be a tensor.
+
+    2.5 times as fast on a CPU as its plain update; its foreach update clones the averages one by one.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            lr, decay, (beta1, beta2) = group["lr"], group["weight_decay"], group["betas"]
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            gradients = [p.grad for p in parameters]
+            averages = self._averages(parameters)
+            if decay:
+                torch._foreach_mul_(parameters, 1 - lr * decay)
+            updates = torch._foreach_lerp(averages, gradients, 1 - beta1)
+            torch._foreach_sign_(updates)
+            torch._foreach_mul_(updates, lr)
+            torch._foreach_sub_(parameters, updates)
+            torch._foreach_lerp_(averages, gradients, 1 - beta2)
+
+    def _averages(self, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
+        return [self.state[parameter]["exp_avg"] for parameter in parameters]
 
 
 def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:

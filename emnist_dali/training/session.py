@@ -61,7 +61,7 @@ def train(
         else:
             distributed.broadcast_from_main(lambda: check_can_create(config.run.out))
         training = stack.enter_context(build_training(config, from_checkpoint=state is not None))
-        facts = resume.facts(training)
+        config, facts = training.config, resume.facts(training)
         if state:
             _restore(training, state, facts, force)
             if training.trainer.done and any(entry["kind"] == "test" for entry in state["log"]):

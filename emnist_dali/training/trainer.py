@@ -26,7 +26,8 @@ from ..models.build import build_model, channels_last
 from ..runtime import autocast, compiled, half_images
 from . import mixing
 from .loss import class_weights, kl_divergence
-from .optim import build_optimizer, learning_rate
+from .optim import build_optimizer, learning_rate, set_learning_rate
+from .step_graph import StepGraph
 
 # Steps between two readings of the loss, the only moments at which the host waits for the device.
 LOG_EVERY = 50
@@ -77,11 +78,14 @@ class Trainer:
                 self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False)
         self.loss = compiled(self._loss, config)
         self.ema = ModelEmaV3(self.model, decay=training.ema, use_warmup=True) if training.ema else None
+        self._averages = _pairs_by_dtype(self.ema.module, self.model) if self.ema else []
         self.evaluated = compiled(self.trained, config)
         self.optimizer = build_optimizer(self.model, training)
         # Only fp16 scales its gradients; the scaler's check for infinities makes the host wait at each step.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.run.amp == "fp16")
         self.weights = class_weights(counts, classes).to(self.device) if training.class_weights else None
+        self.loss_sum = torch.zeros((), device=self.device)
+        self._graph: StepGraph | None = None
         self.step = 0
         self.begin(0)
 
@@ -97,42 +101,60 @@ class Trainer:
         return self.ema.module if self.ema else self.model
 
     def warm_up(self) -> float:
-        """Takes one step that leaves no trace, and compiles; returns the seconds it took.
+        """Takes steps that leave no trace, and compiles or captures; returns the seconds it took.
 
-        Raises UserError if the model cannot take these images, or cannot be compiled here.
+        Raises UserError if the model cannot take these images, or cannot be compiled or captured here.
         """
         started = time.perf_counter()
-        kept = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         size, n = self.config.data.image_size, self.config.data.batch_size // distributed.world_size()
-        dtype = torch.float16 if half_images(self.config) else torch.float32
+        shape, dtype = (n, 1, size, size), torch.float16 if half_images(self.config) else torch.float32
         try:
-            images = channels_last(torch.zeros((n, 1, size, size), dtype=dtype, device=self.device))
+            images = torch.zeros(shape, dtype=dtype, device=self.device)
             targets = torch.full((n, self.classes), 1 / self.classes, device=self.device)
             self.model.train()
-            with self.autocast():
-                loss = self.loss(images, targets)
-            loss.backward()
-            self.optimizer.zero_grad()
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(kept[name])
+            with self._unchanged():
+                if self.config.run.compile == "graph":
+                    self._graph = StepGraph(self._step, images, targets)
+                else:
+                    self._backward(images, targets)
+                    self.optimizer.zero_grad()
             with torch.inference_mode(), self.autocast():
-                self.evaluated.eval()(images)
+                # Made here, because compiled code asks whether its images are inference tensors.
+                self.evaluated.eval()(channels_last(torch.zeros(shape, dtype=dtype, device=self.device)))
         except Exception as error:  # any of timm's models, or a compiler, may raise anything
             if is_out_of_memory(error) or distributed.is_peer_failure(error):
                 raise
-            compiled = self.config.run.compile == "on"
+            how = {"on": "compiled", "graph": "captured"}.get(self.config.run.compile)
             raise UserError(
                 f"{self.config.model.model} cannot be trained on images of {size}×{size}"
-                f"{', or cannot be compiled here' if compiled else ''} ({reason(error)}); "
-                f"change model.model or data.image_size{', or set run.compile off' if compiled else ''}."
+                f"{f', or cannot be {how} here' if how else ''} ({reason(error)}); "
+                f"change model.model or data.image_size{', or set run.compile off' if how else ''}."
             ) from error
         return time.perf_counter() - started
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Undoes what the block trains, in place; an optimizer's state that it creates becomes zeros."""
+        tensors = [*self.model.state_dict().values(), self.loss_sum, *self._optimizer_tensors()]
+        kept = [tensor.clone() for tensor in tensors]
+        yield
+        known = {id(tensor) for tensor in tensors}
+        with torch.no_grad():
+            for tensor, before in zip(tensors, kept, strict=True):
+                tensor.copy_(before)
+            for tensor in self._optimizer_tensors():
+                if id(tensor) not in known:
+                    tensor.zero_()
+
+    def _optimizer_tensors(self) -> list[torch.Tensor]:
+        values = (value for state in self.optimizer.state.values() for value in state.values())
+        return [value for value in values if isinstance(value, torch.Tensor)]
 
     def begin(self, epoch: int) -> None:
         """Moves to the start of `epoch`."""
         self.epoch, self.micro = epoch, 0
         self.seconds = self.waited = 0.0
-        self.loss_sum = torch.zeros((), device=self.device)
+        self.loss_sum.zero_()  # in place: a graph holds its address
 
     @_without_garbage_collection()
     def train_epoch(self, loader: Loader, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -150,19 +172,21 @@ class Trainer:
         batch = self._fetch(batches) if left else None
         bar = progress(range(left), description=f"epoch {self.epoch + 1}", unit=" steps")
         for i in bar:
-            _seed_torch(training.seed, self.step, distributed.rank())
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(training, self.step, self.steps_per_epoch)
+            _seed_torch(self.device, training.seed, self.step, distributed.rank())
+            set_learning_rate(self.optimizer, learning_rate(training, self.step, self.steps_per_epoch))
             for k in reversed(range(training.accumulation)):
                 images, targets = self._mix(batch)
-                with self._all_reduce(k == 0):
-                    with self.autocast():
-                        loss = self.loss(channels_last(images), targets)
-                    self.scaler.scale(loss / training.accumulation).backward()
-                self.loss_sum += loss.detach()
+                if self._graph:
+                    self._graph(images, targets)
+                else:
+                    with self._all_reduce(k == 0):
+                        self._backward(images, targets)
                 self.micro += 1
                 batch = self._fetch(batches)  # while the device works
-            self._update()
+            if not self._graph:
+                self._update()
+            self.step += 1
+            self._average()
             self._clock()
             if self.step % LOG_EVERY == 0:
                 bar.set_postfix(loss=f"{self._mean_loss():.3f}")
@@ -187,6 +211,18 @@ class Trainer:
     def _all_reduce(self, now: bool) -> AbstractContextManager:
         """Gradients are all-reduced once a step, in its last micro-batch."""
         return nullcontext() if now or distributed.world_size() == 1 else self.parallel.no_sync()
+
+    def _step(self, images: torch.Tensor, targets: torch.Tensor) -> None:
+        """All that the device does for a step of one micro-batch, but the averaging of weights."""
+        self._backward(images, targets)
+        self._update()
+
+    def _backward(self, images: torch.Tensor, targets: torch.Tensor) -> None:
+        with self.autocast():
+            loss = self.loss(channels_last(images), targets)
+        accumulation = self.config.training.accumulation
+        self.scaler.scale(loss / accumulation if accumulation > 1 else loss).backward()
+        self.loss_sum += loss.detach()
 
     def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return kl_divergence(self.parallel(images), targets, self.weights)
@@ -216,9 +252,15 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        self.step += 1
-        if self.ema:
-            self.ema.update(self.model, self.step)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        for averages, tensors in self._averages:
+            if averages[0].is_floating_point():
+                # The decay of this step is the host's: outside of a graph.
+                torch._foreach_lerp_(averages, tensors, 1 - self.ema.get_decay(self.step))
+            else:
+                torch._foreach_copy_(averages, tensors)
 
     def _mean_loss(self) -> float:
         """The epoch's mean loss so far, of all ranks; waits for the device."""
@@ -268,8 +310,9 @@ class Trainer:
         groups = [{**group} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, configured in zip(self.optimizer.param_groups, groups, strict=True):
-            # The config's settings; the learning rate is set at each step.
             group.update({name: value for name, value in configured.items() if name not in ("params", "lr")})
+            if isinstance(configured["lr"], torch.Tensor):  # one for all groups, which a graph reads
+                group["lr"] = configured["lr"].fill_(float(group["lr"]))
         for parameter, state_of_parameter in self.optimizer.state.items():
             for name, tensor in state_of_parameter.items():
                 if isinstance(tensor, torch.Tensor) and tensor.shape not in ((), parameter.shape):
@@ -299,6 +342,21 @@ def _mean(ranks: list[Any]) -> Any:
     return torch.stack(ranks).mean(0) if first.is_floating_point() else first
 
 
-def _seed_torch(seed: int, step: int, rank: int) -> None:
-    """Dropout and drop-path of a step depend only on (seed, step, rank)."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
+def _pairs_by_dtype(model: torch.nn.Module, other: torch.nn.Module) -> list[tuple[list[torch.Tensor], ...]]:
+    """The tensors of a model and those of its copy, in lists for one foreach a dtype; they stay the models' own."""
+    pairs: dict[torch.dtype, tuple[list[torch.Tensor], ...]] = {}
+    for tensor, of_other in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        for into, value in zip(pairs.setdefault(tensor.dtype, ([], [])), (tensor, of_other), strict=True):
+            into.append(value)
+    return list(pairs.values())
+
+
+def _seed_torch(device: torch.device, seed: int, step: int, rank: int) -> None:
+    """Dropout and drop-path of a step depend only on (seed, step, rank).
+
+    Seeds the two generators that they use: `torch.manual_seed` takes 140 µs for all.
+    """
+    number = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(number)

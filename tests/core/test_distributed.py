@@ -43,7 +43,7 @@ def seen(data_dir, tmp_path_factory) -> dict[int, list[dict]]:
     return results
 
 
-@pytest.mark.parametrize(("backend", "world"), [("cpu", 2), ("cpu", 4), ("dali", 2)])
+@pytest.mark.parametrize(("backend", "world"), [("cpu", 2), ("cpu", 4), ("resident", 4), ("dali", 2)])
 def test_ranks_together_have_the_batches_of_one(seen, backend, world):
     (one,), several = seen[1], seen[world]
     parts = [rank[backend]["batches"] for rank in several]
@@ -117,6 +117,16 @@ def test_statistics_of_batchnorm_become_the_mean_of_the_ranks(seen, world):
             assert not torch.equal(before[0], before[1])
             for epoch in epochs:
                 assert torch.equal(epoch["after"][which][name], after)
+
+
+def test_compiled_ranks_train_to_the_weights_of_eager_ones_and_compile_once(seen):
+    for rank in seen[2]:
+        found = rank["compiled"]
+        compiled, later = found["graphs"]
+        assert compiled > 0
+        assert later == 0
+        assert distance(found["on"], found["off"]) < TOLERANCE
+        assert_same(found["on"], seen[2][0]["compiled"]["on"])
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -21,14 +21,14 @@ WAY_OUT = re.compile(r"`emnist-dali (train --resume \S+ --resume-force --lr \S+)
 
 def poisoned(patch: pytest.MonkeyPatch, step: int) -> None:
     """A weight is no number after `step` steps."""
-    real = Trainer._update
+    real = Trainer._average
 
-    def update(trainer: Trainer) -> None:
+    def average(trainer: Trainer) -> None:
         real(trainer)
         if trainer.step == step:
             next(trainer.model.parameters()).data.view(-1)[0] = torch.nan
 
-    patch.setattr(Trainer, "_update", update)
+    patch.setattr(Trainer, "_average", average)
 
 
 @pytest.mark.parametrize(

@@ -13,61 +13,61 @@ from emnist_dali import recipes
 from emnist_dali.config import Affine
 from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
-from emnist_dali.data.stats import Stats
-from emnist_dali.runtime import resolve
+from emnist_dali.loading.loader import with_backend
+from emnist_dali.pipelines import resident
 from emnist_dali.training import resume
 from emnist_dali.training.build import Training
 from emnist_dali.training.session import train
 from emnist_dali.training.trainer import Trainer
 
-from ..loaders import make_loader, whole_training
+from .. import dali_equalize
+from ..loaders import LEVELS, assert_within_a_level, batches_of_both, kept, make_loader, whole_training
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 AFFINE = Affine(rotation=(0.2,), scale=0.1, shear=0.1, translation=0.1)
-# With this std a grey level is 1 in the batch.
-LEVELS = Stats(0.0, 1 / 255)
 
 
 def both(shards: Shards, size: int, **changes) -> tuple[torch.Tensor, torch.Tensor]:
-    batches = []
-    for backend, device in (("dali", "cuda"), ("cpu", "cpu")):
-        with make_loader(
-            shards, backend, batch_size=128, size=size, stats=LEVELS, device=device, **changes
-        ) as loader:
-            batches.append([(images.float().cpu(), labels.cpu()) for images, labels in loader])
-    for (_, labels), (_, cpu_labels) in zip(*batches, strict=True):
-        assert torch.equal(labels, cpu_labels)
-    return tuple(torch.cat([images for images, _ in batch]) for batch in batches)
+    return batches_of_both(shards, size, "cuda", **changes)
+
+
+def assert_equalized(shards: Shards, images: np.ndarray) -> None:
+    with make_loader(
+        shards,
+        "dali",
+        batch_size=128,
+        size=28,
+        stats=LEVELS,
+        device="cuda",
+        train=False,
+        indices=np.arange(len(images)),
+    ) as loader:
+        found = kept(loader)[0][: len(images), 0].numpy()
+    np.testing.assert_array_equal(found.round(), dali_equalize.equalize(images))
+    np.testing.assert_allclose(found, found.round(), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("codec", ["lz4", "raw"])
-def test_decode_and_equalize_are_bit_equal(codec, drawn, tmp_path):
+def test_decode_and_equalize_are_exact(codec, drawn, tmp_path):
     pack(drawn, "small", tmp_path / "small", codec)
-    gpu, cpu = both(Shards(tmp_path / "small", "train"), 28)
-    assert torch.equal(gpu, cpu)
+    assert_equalized(Shards(tmp_path / "small", "train"), drawn.parts["train"].images)
 
 
-def test_decode_and_equalize_are_bit_equal_on_real_images(real_folder, tmp_path):
+def test_decode_and_equalize_are_exact_on_real_images(real_folder, real_images, tmp_path):
     from emnist_dali.data.prepare import prepare
 
     folder = prepare("balanced", str(real_folder / "balanced"), tmp_path)
-    shards = Shards(folder, "test")
-    gpu, cpu = both(shards, 28, train=False, indices=np.arange(10_240))
-    assert torch.equal(gpu, cpu)
+    assert_equalized(Shards(folder, "test"), real_images[:10_240])
 
 
 @pytest.mark.parametrize("size", [32, 112])
 @pytest.mark.parametrize("affine", [None, AFFINE])
 def test_images_agree_within_a_grey_level(size, affine, folder):
-    gpu, cpu = both(Shards(folder, "train"), size, affine=affine)
-    assert (gpu - cpu).abs().max() <= 1
+    assert_within_a_level(*both(Shards(folder, "train"), size, affine=affine))
 
 
 def test_half_images_are_the_rounded_float_images(folder):
-    shards = Shards(folder, "train")
-    gpu, cpu = both(shards, 112, half=True)
-    # float16 has 11 bits: a level below 256 is off by at most 1/16.
-    assert (gpu - cpu).abs().max() <= 1.0625
+    assert_within_a_level(*both(Shards(folder, "train"), 112, half=True))
 
 
 def test_the_last_evaluation_batch_is_padded(folder):
@@ -98,8 +98,8 @@ def test_a_run_trains_and_evaluates(amp, data_dir, tmp_path):
         "device": "cuda",
     }
     config = recipes.cpu("small").override({**options, "batch_size": 64, "epochs": 2})
-    assert resolve(config).data.backend == "dali"
     run = train(config)
+    assert run.config().data.backend == "resident"
     assert run.best.exists()
 
 
@@ -110,7 +110,7 @@ def make_training(folder, **options) -> Training:
     return whole_training(config, Shards(folder, "train"))
 
 
-@pytest.mark.parametrize("backend", ["dali", "cpu", "synthetic"])
+@pytest.mark.parametrize("backend", ["dali", "resident", "cpu", "synthetic"])
 @pytest.mark.parametrize("optimizer", ["lion", "adamw", "muon"])
 def test_the_host_waits_for_the_device_on_logging_steps_only(backend, optimizer, folder, monkeypatch):
     training = make_training(folder, backend=backend, optimizer=optimizer, compile="off")
@@ -148,6 +148,21 @@ def test_compiled_training_is_the_same_training(folder):
     assert np.isclose(*losses, rtol=0.02)
 
 
+@pytest.mark.parametrize("optimizer", ["lion", "adamw", "adam", "sgd", "muon"])
+@pytest.mark.parametrize("backend", ["dali", "resident"])
+def test_a_captured_training_is_the_same_training(optimizer, backend, folder):
+    losses = []
+    for compile in ("off", "graph"):
+        training = make_training(folder, optimizer=optimizer, backend=backend, compile=compile, accumulation=1)
+        loop = training.trainer
+        loop.warm_up()
+        with training:
+            for epoch in range(2):
+                loop.begin(epoch)
+                losses.append(loop.train_epoch(training.loader)["loss"])
+    np.testing.assert_allclose(losses[2:], losses[:2], rtol=0.02)
+
+
 def test_a_profile_names_what_ran_on_the_gpu(data_dir, tmp_path, capsys):
     options = {"source": "glyphs", "data_dir": str(data_dir), "out": str(tmp_path / "run"), "device": "cuda"}
     run = train(recipes.cpu("small").override({**options, "batch_size": 32, "epochs": 1, "profile": True}))
@@ -183,3 +198,27 @@ def test_a_stopped_run_goes_on(data_dir, tmp_path):
     part = train(*resume.load(checkpoints / "last.pt", None, {}))
     # Kernels that add in any order, and bf16's 8 bits.
     np.testing.assert_allclose(losses(part.path), losses(whole.path), rtol=0.02)
+
+
+@pytest.mark.parametrize("engine", ["Triton", "torch"])
+@pytest.mark.parametrize("size", [28, 32, 112])
+@pytest.mark.parametrize("affine", [None, AFFINE])
+@pytest.mark.parametrize("half", [False, True])
+def test_batches_of_resident_images_are_the_cpus(engine, size, affine, half, folder, monkeypatch):
+    if engine == "torch":
+        monkeypatch.setattr(resident, "_has_triton", lambda: False)
+    shards = Shards(folder, "train")
+    common = {"batch_size": 128, "size": size, "stats": LEVELS, "affine": affine}
+    with (
+        make_loader(shards, "resident", device="cuda", half=half, **common) as on_gpu,
+        make_loader(shards, **common) as on_cpu,
+    ):
+        for (images, labels), (cpu_images, cpu_labels) in zip(on_gpu, on_cpu, strict=True):
+            assert torch.equal(labels.cpu(), cpu_labels)
+            # float16 has 11 bits: a level below 256 is off by at most 1/16.
+            assert (images.float().cpu() - cpu_images).abs().max() <= (0.07 if half else 0.01)
+
+
+def test_auto_keeps_images_on_a_gpu_that_is_large_enough(folder):
+    config = recipes.cpu("small").override({"device": "cuda"})
+    assert with_backend(config, Shards(folder, "train")).data.backend == "resident"

@@ -17,7 +17,7 @@ from emnist_dali.data.sources import Part
 from emnist_dali.loading import backends
 from emnist_dali.runs.checkpoint import load_state
 from emnist_dali.runs.folder import RunFolder
-from emnist_dali.training import resume
+from emnist_dali.training import build, resume
 from emnist_dali.training.session import Session, train
 
 from ..training_runs import assert_same, at_step, flags, go_on, kept, lines, quick, stopped, untimed
@@ -197,6 +197,19 @@ def test_another_pipeline_is_named(run, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"data\.backend is dali and was cpu; pipeline is"):
         go_on(run, backend="dali")
+
+
+def test_the_backend_that_auto_took_is_the_runs(data_dir, tmp_path, monkeypatch):
+    """A GPU's `auto` depends on the data: what is saved, and compared on resuming, is what it took."""
+    monkeypatch.setattr(build, "with_backend", lambda config, shards: config.override({"backend": "resident"}))
+    whole = train(quick(data_dir, tmp_path / "whole")).path
+    assert RunFolder(whole).config().data.backend == "resident"
+    part = stopped(monkeypatch, quick(data_dir, tmp_path / "part"), *at_step(11))
+    go_on(part)
+    assert_same(part, whole)
+    monkeypatch.setattr(build, "with_backend", lambda config, shards: config)
+    with pytest.raises(UserError, match=r"data\.backend is cpu and was resident; pipeline is"):
+        go_on(part)
 
 
 def test_another_number_of_torch_threads_is_named(run):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import ops
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import MetricCollection
 
@@ -28,6 +29,7 @@ from emnist_dali.runtime import autocast, resolve
 from emnist_dali.training import trainer
 from emnist_dali.training.build import Training
 from emnist_dali.training.session import train
+from emnist_dali.training.trainer import Trainer
 
 from ..loaders import whole_training
 from ..training_runs import lines, small
@@ -129,8 +131,7 @@ def make_training(data_dir, **options) -> Training:
     return whole_training(small(data_dir, "unused", **options), Shards(data_dir / "demo" / "small", "train"))
 
 
-# Muon reads its step counters, which lie on the CPU on any device: tests/gpu shows that it waits for nothing.
-@pytest.mark.parametrize("optimizer", ["lion", "adamw", "adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["lion", "adamw", "adam", "sgd", "muon"])
 @pytest.mark.parametrize("recipe", ["cpu", "published"])
 def test_the_host_waits_for_the_device_on_logging_steps_only(recipe, optimizer, data_dir, monkeypatch):
     monkeypatch.setattr(trainer, "LOG_EVERY", 4)
@@ -198,6 +199,104 @@ def test_compiled_training_is_the_same_training(data_dir, monkeypatch):
         with training:
             losses.append(loop.train_epoch(training.loader)["loss"])
     assert np.isclose(*losses, rtol=1e-4)
+
+
+def test_nothing_is_compiled_after_the_warm_up(data_dir, tmp_path, monkeypatch):
+    """Not in two epochs, their validation and the test."""
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    compiled, real = [], Trainer.warm_up
+
+    def warm_up(self):
+        real(self)
+        compiled.append(counters["stats"]["unique_graphs"])
+        return 0.0
+
+    monkeypatch.setattr(Trainer, "warm_up", warm_up)
+    train(small(data_dir, tmp_path / "run", model="test_efficientnet", compile="on"))
+    assert compiled[0] > 0
+    assert compiled == [counters["stats"]["unique_graphs"]]
+
+
+class EagerGraph:
+    """Stands in for `StepGraph` where there is no GPU: the same steps, one by one."""
+
+    def __init__(self, step, images, targets):
+        self.step = step
+        for _ in range(3):
+            step(images, targets)
+
+    def __call__(self, images, targets):
+        self.step(images, targets)
+
+
+@pytest.mark.parametrize("optimizer", ["lion", "adamw", "adam", "sgd", "muon"])
+def test_a_captured_step_is_the_ordinary_step(optimizer, data_dir, monkeypatch):
+    """And neither the capture nor its warm-up leaves a trace."""
+    monkeypatch.setattr(trainer, "StepGraph", EagerGraph)
+    states = []
+    for compile in ("off", "graph"):
+        training = make_training(data_dir, optimizer=optimizer, model="test_efficientnet")
+        loop = training.trainer
+        loop.config = replace(loop.config, run=replace(loop.config.run, compile=compile))
+        loop.warm_up()
+        with training:
+            for epoch in range(2):
+                loop.begin(epoch)
+                entry = loop.train_epoch(training.loader)
+        state = loop.state()
+        states.append({"loss": torch.tensor(entry["loss"]), **state["model"], **_named(state["ema"], "ema")})
+        states[-1] |= {str(key): value for key, value in tensors(state["optimizer"]["state"])}
+    eager, captured = states
+    assert eager.keys() == captured.keys()
+    for name, tensor in eager.items():
+        assert torch.equal(tensor, captured[name]), name
+
+
+def _named(state, prefix):
+    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
+
+
+def tensors(state):
+    """(parameter, name) and tensor of an optimizer's state."""
+    for parameter, values in state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                yield (parameter, name), value
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"device": "cpu"}, "there is no GPU"),
+        ({"amp": "fp16"}, "the scaler of fp16"),
+        ({"accumulation": 2}, "it has several micro-batches"),
+        ({}, None),
+    ],
+)
+def test_what_no_graph_can_hold_is_not_captured_and_said(changes, said, gpus, capsys):
+    config = resolve(recipes.cpu("balanced").override({"device": "cuda", "compile": "graph", **changes}))
+    assert config.run.compile == ("off" if said else "graph")
+    printed = capsys.readouterr().out
+    assert f"A step is not captured as a CUDA graph: {said}" in printed if said else not printed
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Two GPUs, as far as torch tells; the index of the current one."""
+    current = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
+    monkeypatch.setattr("torch.set_float32_matmul_precision", lambda precision: None)
+    return current
+
+
+@pytest.mark.parametrize(("device", "index"), [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
+def test_the_gpu_that_is_named_becomes_the_current_one(device, index, gpus):
+    config = resolve(recipes.cpu("balanced").override({"device": device}))
+    assert config.run.device == ("cuda" if device == "auto" else device)
+    assert gpus == [index]
 
 
 def test_a_profile_is_written_and_its_costliest_operators_printed(data_dir, tmp_path, capsys):
