@@ -173,8 +173,9 @@ def inspect(split: str, character: str | None, augment: bool, recipe: str, out: 
     "it there.",
 )
 @click.option("--resume-force", is_flag=True, help="Resume even if the result will differ.")
+@click.option("--dry-run", is_flag=True, help="Only say what is chosen, and how much of a GPU's memory it takes.")
 @config_options()
-def train(recipe: str | None, resume: str | None, resume_force: bool, values: dict[str, Any]) -> None:
+def train(recipe: str | None, resume: str | None, resume_force: bool, dry_run: bool, values: dict[str, Any]) -> None:
     """Train, validate after each epoch, test once at the end.
 
     \b
@@ -183,9 +184,10 @@ def train(recipe: str | None, resume: str | None, resume_force: bool, values: di
     emnist-dali train --resume runs/balanced-cpu-20261122-160000
     torchrun --nproc-per-node 8 -m emnist_dali train --split balanced
     """
-    from .core import distributed
+    from .core import distributed, machine
     from .core.progress import say
     from .reports.run_report import write_report
+    from .training import memory
     from .training.resume import find, load
     from .training.session import train
 
@@ -199,6 +201,9 @@ def train(recipe: str | None, resume: str | None, resume_force: bool, values: di
             config, why = chosen(recipe or "auto", values.get("data.split"), values.get("run.device"))
             config, state = config.override(values), None
             say(why)
+        if dry_run:
+            say(with_flags(memory.describe(config, machine.gpu_memory(), distributed.world_size())))
+            return
         run = train(config, state, resume_force)
         if distributed.is_main():
             try:

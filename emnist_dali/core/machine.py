@@ -3,15 +3,26 @@
 import ctypes
 import os
 import platform
+import subprocess
 import sys
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from .files import masked, printable
 
 PACKAGES = ("emnist-dali", "torch", "timm", "nvidia-dali-cuda120", "lion-pytorch", "torchmetrics", "numba", "numpy")
+# What nvidia-smi --query-gpu calls each field of `gpu_state`.
+_GPU_FIELDS = {
+    "gpu_driver": "driver_version",
+    "gpu_power_limit_watts": "power.limit",
+    "gpu_sm_mhz": "clocks.sm",
+    "gpu_sm_max_mhz": "clocks.max.sm",
+    "gpu_memory_mhz": "clocks.mem",
+    "gpu_memory_max_mhz": "clocks.max.mem",
+}
 
 
 def available_cpus() -> int:
@@ -53,9 +64,42 @@ def reachable(url: str) -> bool:
     return True
 
 
+def gpu_memory() -> int | None:
+    """Bytes of the current GPU's memory; None without a GPU."""
+    import torch
+
+    return torch.cuda.get_device_properties().total_memory if torch.cuda.is_available() else None
+
+
+def gpu_state(uuid: str) -> dict[str, str | float | None]:
+    """Driver, power limit and this moment's clocks of a GPU, from nvidia-smi; what it does not tell is None."""
+    query = [f"--id={uuid}", f"--query-gpu={','.join(_GPU_FIELDS.values())}", "--format=csv,noheader,nounits"]
+    unknown = dict.fromkeys(_GPU_FIELDS)
+    try:
+        answer = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return unknown
+    cells = [cell.strip() for cell in answer.stdout.strip().split(",")]
+    if len(cells) != len(_GPU_FIELDS):
+        return unknown
+    driver, *numbers = cells
+    return {**dict(zip(_GPU_FIELDS, [None, *map(_number, numbers)], strict=True)), "gpu_driver": printable(driver)}
+
+
+def _number(text: str) -> float | None:
+    """None for what a GPU does not support: `[N/A]`."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if isfinite(value) else None
+
+
 def environment() -> dict[str, Any]:
     """This process's command, machine and package versions, for `env.json` and result files."""
     import torch
+
+    has_gpu = torch.cuda.is_available()
 
     return {
         "command": printable(masked(" ".join(sys.argv))),
@@ -65,7 +109,8 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpus": available_cpus(),
         "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if has_gpu else None,
+        **(gpu_state(f"GPU-{torch.cuda.get_device_properties().uuid}") if has_gpu else dict.fromkeys(_GPU_FIELDS)),
         "packages": {name: _version(name) for name in PACKAGES},
     }
 

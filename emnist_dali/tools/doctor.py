@@ -17,7 +17,7 @@ from huggingface_hub.constants import ENDPOINT
 
 from ..core.errors import UserError
 from ..core.files import reason
-from ..core.machine import environment, reachable
+from ..core.machine import environment, gpu_memory, reachable
 from ..data.emnist import ARCHIVE_URL
 from ..data.manifest import MANIFEST, read_manifest, verify
 from ..data.pack import pack
@@ -28,6 +28,8 @@ from ..data.stats import Stats
 from ..loading.batch_plan import BatchSpec
 from ..loading.loader import Loader
 from ..pipelines import kernel_cache
+from ..recipes import RECIPES
+from ..training.memory import describe, fitting_batch_size
 
 STATS = Stats(0.17, 0.33)  # about EMNIST's
 EXTRAS = {
@@ -53,6 +55,7 @@ def examine(data_dir: Path) -> dict[str, Any]:
     """The machine, and each check with what was found; hashes every shard in `data_dir` and asks two servers."""
     checks = [
         _gpu(),
+        *_memory(),
         *_engines(),
         *_extras(),
         *_data(data_dir),
@@ -80,6 +83,17 @@ def _gpu() -> Check:
     return Check("GPU", "none; recipe cpu trains in minutes without")
 
 
+def _memory() -> Iterator[Check]:
+    """What the recipes take of the GPU's memory; nothing without a GPU."""
+    if (has := gpu_memory()) is None:
+        return
+    for name, make in RECIPES.items():
+        config = make("balanced")
+        fitting = fitting_batch_size(config, has)
+        advice = None if fitting == config.data.batch_size else f"Train with --batch-size {fitting}."
+        yield Check(f"memory for recipe {name}", describe(config, None), advice)
+
+
 def _driver() -> str | None:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
@@ -102,20 +116,23 @@ def _engines() -> list[Check]:
             advice = "Reinstall numba; where its cache cannot be written, set NUMBA_CACHE_DIR."
             return [Check("the CPU kernel", f"fails ({reason(error)})", advice)]
         checks = [Check("the CPU kernel", f"works{_kept_where()}")]
-        for name, device in (("DALI on the CPU", "cpu"), ("DALI on the GPU", "cuda")):
+        for name, backend, device in (
+            ("DALI on the CPU", "dali", "cpu"),
+            ("DALI on the GPU", "dali", "cuda"),
+            ("images kept on the GPU", "resident", "cuda"),
+        ):
             if device == "cuda" and not torch.cuda.is_available():
                 checks.append(Check(name, "not tried: torch sees no GPU"))
                 continue
             try:
-                apart = (_batch(shards, "dali", device) - expected).abs().max().item()
+                apart = (_batch(shards, backend, device) - expected).abs() * 255 * STATS.std
             except UserError as error:
                 checks.append(Check(name, str(error), "Train with --backend cpu meanwhile."))
                 continue
-            # One grey level, in units of these statistics.
-            agrees = apart <= 1 / 255 / STATS.std
+            # DALI's equalize on a GPU rounds 1 in 1,500 of these pixels to the next level, which the resize spreads.
+            agrees = apart.max() <= 1.1 and (apart > 0.1).float().mean() <= 0.01
             advice = None if agrees else "Train with --backend cpu, and report this: the engines must agree."
-            levels = 255 * STATS.std * apart
-            checks.append(Check(name, f"works, {levels:.2g} grey levels from the CPU kernel", advice))
+            checks.append(Check(name, f"works, {apart.max():.2g} grey levels from the CPU kernel", advice))
     return checks
 
 

@@ -91,6 +91,15 @@ def test_a_driver_that_torch_cannot_use_is_told(monkeypatch):
     assert doctor._gpu().advice is None
 
 
+def test_recipes_that_do_not_fit_the_gpu_are_told(monkeypatch):
+    monkeypatch.setattr(doctor, "gpu_memory", lambda: 8 * 2**30)
+    advice = {check.name: check.advice for check in doctor._memory()}
+    assert advice["memory for recipe published"] == "Train with --batch-size 256."
+    assert advice["memory for recipe fast"] is None
+    monkeypatch.setattr(doctor, "gpu_memory", lambda: None)
+    assert list(doctor._memory()) == []
+
+
 def test_the_command_prints_a_line_a_check_or_json(data_dir):
     lines = CliRunner().invoke(main, ["doctor", "--data-dir", str(data_dir)]).output.splitlines()
     document = json.loads(CliRunner().invoke(main, ["doctor", "--data-dir", str(data_dir), "--json"]).output)
