@@ -5,7 +5,7 @@ BIN := .venv/bin
 # A GPU machine without network has no .venv: it runs its own Python, in which the project is importable.
 GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test test-docs fuzz faults attack bench gpu-check lint clean
+.PHONY: demo test test-docs fuzz faults attack bench gpu-check reproduce lint clean
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -33,6 +33,9 @@ bench: .venv/installed  ## where the time goes on this machine; options in ARGS
 
 gpu-check:  ## all that only a GPU can show, in ten minutes; ARGS="--source FOLDER" names idx files
 	$(GPU_PYTHON) bench/gpu_check.py $(ARGS)
+
+reproduce: .venv/installed  ## NIST's files, gpu-check, the GPU recipes on Balanced and ByClass with three seeds; can be stopped and repeated
+	$(BIN)/python bench/reproduce.py $(ARGS)
 
 test-docs: .venv/installed  ## every command and every piece of Python that README and docs/ show
 	$(BIN)/python -m pytest docs

@@ -4,19 +4,25 @@
 python bench/gpu_check.py --source ../shared/emnist/balanced    idx files, if the split is not prepared yet
 python bench/gpu_check.py --device cpu                          the same on a CPU, as a rehearsal
 
-Runs tests/gpu, the benchmark with its peers, the pipeline's settings, a short profiled run of `published`, and
-`fast`; needs no network. Writes the result as a JSON and a Markdown file to bench/records/. A part that fails is
-reported there with the end of its output, and the others still run.
+The most important comes first: tests/gpu, the pipeline's speed, `fast`, the training step's, a short profiled run of
+`published`, and then the peers and the values of each setting; needs no network. The JSON and the Markdown file in
+bench/records/ are rewritten while a part runs and after it, so that they hold what was measured whenever it is cut
+off. A part that fails is reported there with the end of its output, and the others still run.
 """
 
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import date
+from functools import partial
 from pathlib import Path
+from threading import Event, Thread, Timer
 from time import perf_counter
 from typing import Any
 
@@ -33,34 +39,36 @@ from emnist_dali.options import with_flags
 from result_file import write_result_file
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT = 420  # seconds, after which a part is considered stuck
+# Seconds, after which a part is considered stuck: a cold start imports torch and DALI from a slow disk, compiles the
+# CPU kernels, and then EfficientNet-B2 for training and for evaluation.
+LIMIT = 1200
+SAVE_EVERY = 1  # seconds between two writes of the record while a part runs
+END_WITHIN = 20  # seconds in which a part may write its checkpoint when it is ended
 TAIL = 4000  # characters
+TIMED_OUT, INTERRUPTED = 124, 130  # exit codes, as of timeout(1) and of a shell after Ctrl-C
+PIPELINE_GROUPS = ("block", "queue", "ahead", "threads", "gathering", "codec", "warp")
+DOCUMENT = '{"benchmark"'  # the beginning of the line that has one
 
 
-def parts(data: list[str], device: str, scratch: Path) -> dict[str, list[str]]:
-    """Each part's command."""
+def parts(data: list[str], device: str, scratch: Path, seconds: float = 0.5) -> dict[str, list[str]]:
+    """Each part's command, the most important first."""
     python, bench = sys.executable, str(ROOT / "bench")
     on_gpu = device.startswith("cuda")
     recipe = "published" if on_gpu else "cpu"
     train = [python, "-m", "emnist_dali", "train", "--recipe", recipe, "--no-pretrained"]
     common = ["--device", device, *data]
+    throughput = [python, f"{bench}/throughput.py", "--seconds", str(seconds)]
+    settings = [python, f"{bench}/pipeline_settings.py", "--seconds", str(seconds)]
+    fast = [python, f"{bench}/time_to_accuracy.py", "--recipe", "fast", "--runs", "3"]
     return {
-        "tests": [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "gpu")],
-        "throughput": [python, f"{bench}/throughput.py", "--seconds", "1", *common],
+        "tests": [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", str(ROOT / "tests" / "gpu")],
+        "pipeline": [*throughput, "--stage", "read", "--stage", "pipeline", "--stage", "mix", *common],
+        "fast": [*fast, *([] if on_gpu else ["--epochs", "1"]), *common],
+        "training step": [*throughput, "--stage", "model", "--stage", "train", *common],
         "train": [*train, "--steps", "200" if on_gpu else "20", "--profile", "--out", str(scratch / "run"), *common],
-        "fast": [python, f"{bench}/time_to_accuracy.py", "--recipe", "fast", "--runs", "3", *common],
-        "pipeline settings": [python, f"{bench}/pipeline_settings.py", "--seconds", "0.5", *common],
-    }
-
-
-def accuracy(data: list[str], device: str) -> dict[str, list[str]]:
-    """`published` against `improved`, trained completely; the run folders are kept, so that it can be resumed."""
-    command = [sys.executable, str(ROOT / "bench" / "ablation.py"), "--recipe", "published", "--recipe", "improved"]
-    command += ["--no-pretrained", "--device", device, *data]
-    out, out_byclass = str(ROOT / "runs" / "accuracy"), str(ROOT / "runs" / "accuracy-byclass")
-    return {
-        "accuracy": [*command, "--seeds", "2", "--out", out],
-        "accuracy on ByClass": [*command, "--split", "byclass", "--seeds", "1", "--out", out_byclass],
+        "step settings": [*settings, "--group", "step", "--group", "output", *common],
+        "peers": [*throughput, "--stage", "peers", *common],
+        "pipeline settings": [*settings, *(f"--group={name}" for name in PIPELINE_GROUPS), *common],
     }
 
 
@@ -68,19 +76,16 @@ def accuracy(data: list[str], device: str) -> dict[str, list[str]]:
 @click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
 @click.option("--source", help="Source of Balanced, if it is not prepared.  [default: glyphs]")
 @click.option("--device", default="cuda", show_default=True)
-@click.option(
-    "--accuracy",
-    "train_fully",
-    is_flag=True,
-    help="Also train `published` and `improved` on Balanced and on ByClass, which must be prepared; takes hours.",
-)
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=0.5, show_default=True,
+              help="Per repetition of a measurement.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "bench" / "records",
               help="Folder of the result files.  [default: bench/records]")  # fmt: skip
-def main(data_dir: str, source: str | None, device: str, train_fully: bool, out: Path) -> None:
+def main(data_dir: str, source: str | None, device: str, seconds: float, out: Path) -> None:
     """Tests, benchmark and short trainings on this machine's GPU, with a JSON and a Markdown file of the results."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise click.ClickException("torch sees no GPU here; rehearse on the CPU with --device cpu.")
-    data = ["--data-dir", data_dir]
+    raise_on_sigterm()
+    data = ["--data-dir", os.path.abspath(data_dir)]  # the parts run in ROOT
     try:
         if source:
             prepare("balanced", source, data_dir)
@@ -88,16 +93,9 @@ def main(data_dir: str, source: str | None, device: str, train_fully: bool, out:
             prepare("balanced", "glyphs", data_dir)
             data += ["--source", "glyphs"]
         out.mkdir(parents=True, exist_ok=True)
+        path = result_path(out)
         with tempfile.TemporaryDirectory(prefix="emnist-dali-check-") as scratch:
-            results = {name: run(name, command) for name, command in parts(data, device, Path(scratch)).items()}
-        if train_fully:
-            results |= {name: run(name, command, None) for name, command in accuracy(data, device).items()}
-        machine = environment()
-        document = {"benchmark": "gpu_check", "machine": machine, "parts": results}
-        name = re.sub(r"[^a-z0-9]+", "-", (machine["gpu"] or machine["cpu"]).lower()).strip("-")
-        path = out / f"check-{name}-{date.today():%Y%m%d}.json"
-        write_result_file(path, document)
-        write_atomic(path.with_suffix(".md"), markdown(document).encode())
+            results = check(parts(data, device, Path(scratch), seconds), path)
     except UserError as error:
         raise click.ClickException(with_flags(str(error))) from error
     click.echo(f"{path} and {path.with_suffix('.md').name}")
@@ -105,30 +103,102 @@ def main(data_dir: str, source: str | None, device: str, train_fully: bool, out:
         raise click.ClickException(f"{', '.join(failed)} failed; the result file has the end of the output.")
 
 
-def run(name: str, command: list[str], limit: float | None = LIMIT) -> dict[str, Any]:
-    """Runs a part: its exit code (124 after `limit`), seconds, the end of its output, and the document it printed."""
+def raise_on_sigterm() -> None:
+    """Makes SIGTERM what Ctrl-C is: the part is ended, and the record written."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def result_path(out: Path) -> Path:
+    """The file in `out` of this machine's check of today."""
+    machine = environment()
+    name = re.sub(r"[^a-z0-9]+", "-", (machine["gpu"] or machine["cpu"]).lower()).strip("-")
+    return out / f"check-{name}-{date.today():%Y%m%d}.json"
+
+
+def check(commands: dict[str, list[str]], path: Path) -> dict[str, dict[str, Any]]:
+    """Runs the parts and returns their results, which are also written to `path` and beside it as they come.
+
+    A part that was never reached is not in the files, and the exit code of one that runs is None there.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    machine = environment()
+
+    def save(name: str, result: dict[str, Any]) -> None:
+        results[name] = result
+        document = {"benchmark": "gpu_check", "machine": machine, "parts": results}
+        write_result_file(path, document)
+        write_atomic(path.with_suffix(".md"), markdown(document).encode())
+
+    for name, command in commands.items():
+        run(name, command, save=partial(save, name))
+    return results
+
+
+def run(
+    name: str,
+    command: list[str],
+    limit: float = LIMIT,
+    save: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Runs a part: its exit code (124 after `limit`), seconds, the end of its output, and the document it printed.
+
+    `save` gets the result so far while the part runs, and the whole one at its end, also at that by Ctrl-C.
+    """
     click.echo(f"… {name}: {' '.join(command)}", err=True)
     started = perf_counter()
-    try:
-        # In one stream, so that an error is where it happened.
-        done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"}, timeout=limit, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        code, output = done.returncode, done.stdout
-    except subprocess.TimeoutExpired as timeout:
-        code, output = 124, (timeout.stdout or b"").decode(errors="replace")
-    lines = output.rstrip().splitlines()
+    lines: list[str] = []
     document = None
-    if lines and lines[-1].startswith('{"benchmark"'):
-        document = json.loads(lines.pop())
-    return {
-        "command": " ".join(command),
-        "exit_code": code,
-        "seconds": perf_counter() - started,
-        "output": "\n".join(lines)[-TAIL:],
-        "document": document,
-    }
+
+    def result(code: int | None) -> dict[str, Any]:
+        return {
+            "command": " ".join(command),
+            "exit_code": code,
+            "seconds": perf_counter() - started,
+            "output": "\n".join(lines).rstrip()[-TAIL:],
+            "document": document,
+        }
+
+    def keep_saved() -> None:
+        while not ended.wait(SAVE_EVERY):
+            save(result(None))
+
+    save(result(None))
+    # In one stream, so that an error is where it happened.
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"}, text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    ended, saver, expired = Event(), Thread(target=keep_saved), []
+    timer = Timer(limit, lambda: (expired.append(True), _end(process)))
+    code = INTERRUPTED
+    try:
+        timer.start()
+        saver.start()
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith(DOCUMENT):
+                document = json.loads(line)
+            else:
+                lines.append(line.rstrip("\n"))
+        code = TIMED_OUT if process.wait() and expired else process.returncode
+    except KeyboardInterrupt:
+        _end(process)
+        raise
+    finally:
+        timer.cancel()
+        ended.set()
+        saver.join()
+        save(result(code))
+    return result(code)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ends a part and the processes that it started, which would otherwise hold its output open and the GPU busy."""
+    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(END_WITHIN)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -138,15 +208,28 @@ def markdown(document: dict[str, Any]) -> str:
     text = [
         f"# {machine['gpu'] or machine['cpu']}, {machine['time'][:10]}",
         f"{machine['cpus']} CPUs ({machine['cpu']}), Python {machine['python']}, {packages}.",
+        *([_gpu_line(machine)] if machine["gpu"] else []),
         f"`{machine['command']}`",
     ]
     for name, part in document["parts"].items():
-        failure = f", failed with exit code {part['exit_code']}" if part["exit_code"] else ""
-        text.append(f"## {name} ({part['seconds']:.0f} s{failure})\n\n`{part['command']}`")
+        code = part["exit_code"]
+        end = ", not at its end" if code is None else f", failed with exit code {code}" if code else ""
+        text.append(f"## {name} ({part['seconds']:.0f} s{end})\n\n`{part['command']}`")
         result = part["document"]
         body = throughput.table(result) if result and result["benchmark"] == "throughput" else part["output"]
         text.append(f"```\n{body}\n```")
     return "\n\n".join(text) + "\n"
+
+
+def _gpu_line(machine: dict[str, Any]) -> str:
+    def known(name: str) -> str:
+        return "?" if machine[name] is None else f"{machine[name]:g}"
+
+    return (
+        f"Driver {machine['gpu_driver'] or '?'}, power limit {known('gpu_power_limit_watts')} W; clocks before the "
+        f"first part: SM {known('gpu_sm_mhz')} of {known('gpu_sm_max_mhz')} MHz, memory {known('gpu_memory_mhz')} of "
+        f"{known('gpu_memory_max_mhz')} MHz."
+    )
 
 
 if __name__ == "__main__":

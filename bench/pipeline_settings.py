@@ -5,22 +5,24 @@ python bench/pipeline_settings.py                 on this machine's device; the 
 python bench/pipeline_settings.py --group block   one group only
 
 A group tries the values of one setting, with all others at their defaults; the measurements are interleaved. The
-default is marked with *. The last line is a JSON document.
+default is marked with *. A value that fails is reported and the others are measured; the result file is written after
+each group. The last line is a JSON document.
 """
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from itertools import product
+from math import nan
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import click
 import numpy as np
-import torch
 
 import stage_timers
 from emnist_dali.config import Affine
@@ -56,20 +58,20 @@ def ahead(setup: Setup) -> dict[str, Measure]:
 
 
 def threads(setup: Setup) -> dict[str, Measure]:
-    """Threads of each backend."""
+    """Threads of each backend; resident needs them only at the start."""
     default = f"{setup.config.data.backend}, {setup.threads}"
+    numbers = sorted({1, 2, 4, 8, setup.threads, 2 * setup.threads})
     return {
         _mark(f"{backend}, {n}", default): _timer(replace(setup, threads=n), backend)
-        for backend in ("cpu", "dali")
-        for n in sorted({1, 2, 4, 8, setup.threads, 2 * setup.threads})
+        for backend, n in [*product(("cpu", "dali"), numbers), ("resident", setup.threads)]
     }
 
 
 def gathering(setup: Setup) -> dict[str, Measure]:
     """The records of a batch in one kernel call, or slice by slice."""
     shards, generator = setup.shards, np.random.default_rng(0)
-    all_records, sizes = shards.records(np.arange(len(shards)))
-    ends = np.cumsum(sizes)
+    (all_records,), (sizes,) = shards.records(np.arange(len(shards)))
+    ends = np.cumsum(sizes, dtype=np.int64)
 
     def random_indices() -> np.ndarray:
         return generator.integers(0, len(shards), setup.batch_size)
@@ -113,6 +115,8 @@ def warp(setup: Setup) -> dict[str, Measure]:
         _mark("dali, one warp", default): _timer(setup, "dali", affine),
         "dali, resize and warp": _timer(setup, _two_passes, affine),
         "dali, resize only": _timer(setup, "dali"),
+        _mark("resident, one warp", default): _timer(setup, "resident", affine),
+        "resident, resize only": _timer(setup, "resident"),
     }
 
 
@@ -134,34 +138,38 @@ def _two_passes(*arguments: Any) -> DaliBackend:
 
 
 def output(setup: Setup) -> dict[str, Measure]:
-    """On a GPU: float16 or float32 batches from DALI, and pinned or pageable memory of the cpu backend."""
+    """On a GPU: float16 or float32 batches, and pinned or pageable memory of the cpu backend."""
     if setup.device.type != "cuda":
         return {}
     return {
         "dali, float16 *": _timer(setup, "dali", half=True),
         "dali, float32": _timer(setup, "dali", half=False),
+        "resident, float16 *": _timer(setup, "resident", half=True),
+        "resident, float32": _timer(setup, "resident", half=False),
         "cpu, pinned *": _timer(setup, "cpu"),
         "cpu, pageable": _timer(setup, partial(CpuBackend, pinned=False)),
     }
 
 
 def step(setup: Setup) -> dict[str, Measure]:
-    """On a GPU: the training step eager, compiled, and compiled with CUDA graphs."""
+    """On a GPU: the training step eager, compiled, and as one CUDA graph; each an optimizer step a batch."""
     if setup.device.type != "cuda":
         return {}
 
-    def training(compile: str, mode: str | None = None) -> Measure:
-        compiled = replace(setup, config=setup.config.override({"compile": compile}))
-        with mock.patch.object(torch, "compile", partial(torch.compile, mode=mode)):
-            timer = TrainingTimer(compiled)
-        _cleanup.callback(timer.close)
-        return timer.model
+    def training(compile: str) -> Measure:
+        config = setup.config.override({"compile": compile, "accumulation": 1})
 
-    return {
-        "eager": training("off"),
-        "compiled *": training("on"),
-        "compiled, CUDA graphs": training("on", "reduce-overhead"),
-    }
+        @cache  # made by the first measurement, so that one that fails leaves the others
+        def timer() -> TrainingTimer:
+            timer = TrainingTimer(replace(setup, config=config))
+            _cleanup.callback(timer.close)
+            return timer
+
+        return lambda: timer().model()
+
+    names = {"off": "eager", "on": "compiled", "graph": "CUDA graph"}
+    default = setup.config.run.compile
+    return {_mark(name, names[default]): training(compile) for compile, name in names.items()}
 
 
 GROUPS: dict[str, Callable[[Setup], dict[str, Measure]]] = {
@@ -180,12 +188,25 @@ def _mark(value: Any, default: Any) -> str:
     return f"{value} *" if value == default else str(value)
 
 
-@contextmanager
-def _named_errors(group: str) -> Iterator[None]:
+def measure(group: Callable[[Setup], dict[str, Measure]], setup: Setup) -> tuple[dict[str, Rate], dict[str, str]]:
+    """The rate of each value of a group, and the error of each that failed; of "all" if the group could not begin."""
+    failures: dict[str, str] = {}
+
+    def guarded(value: str, measure: Measure) -> float:
+        if value in failures:
+            return nan
+        try:
+            return measure()
+        except Exception as error:  # whatever a library raises on a machine that no one has tried
+            failures[value] = with_flags(f"{type(error).__name__}: {error}")
+            return nan
+
     try:
-        yield
-    except UserError as error:
-        raise click.ClickException(f"{group}: {with_flags(str(error))}") from error
+        measures = group(setup)
+    except Exception as error:
+        return {}, {"all": with_flags(f"{type(error).__name__}: {error}")}
+    rates = measure_interleaved({value: partial(guarded, value, one) for value, one in measures.items()})
+    return {value: measured for value, measured in rates.items() if value not in failures}, failures
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -204,33 +225,42 @@ def main(
     **options: Any,
 ) -> None:  # fmt: skip
     """Images/s of the pipeline with each value of each of its settings."""
-    rates: dict[str, dict[str, Rate]] = {}
-    with _cleanup, _named_errors("setup"):
+    document: dict[str, Any] = {"benchmark": "pipeline_settings", "machine": environment()}
+    try:
         check_result_file(json_file, "pipeline_settings")
         setup = load(split, data_dir, source, None, seconds, options)
+    except UserError as error:
+        raise click.ClickException(with_flags(str(error))) from error
+    document |= {
+        "image_size": setup.config.data.image_size,
+        "batch_size": setup.batch_size,
+        "device": str(setup.device),
+        "groups": {},
+        "failures": {},
+    }
+    with _cleanup:
         for name in groups or GROUPS:
-            with _named_errors(name):
-                rates[name] = measure_interleaved(GROUPS[name](setup))
-            if not rates[name]:
-                continue
-            click.echo(f"{name}: {GROUPS[name].__doc__}")
-            for value, measured in rates[name].items():
-                low, high = min(measured.values), max(measured.values)
-                click.echo(f"  {value:<24}{measured.median:>12,.0f} img/s  ({low:,.0f}–{high:,.0f})")
-        document = {
-            "benchmark": "pipeline_settings",
-            "machine": environment(),
-            "image_size": setup.config.data.image_size,
-            "batch_size": setup.batch_size,
-            "device": str(setup.device),
-            "groups": {
-                name: {value: measured.to_dict() for value, measured in group.items()}
-                for name, group in rates.items()
-            },
-        }
-        if json_file:
-            write_result_file(json_file, document)
+            rates, failures = measure(GROUPS[name], setup)
+            _show(name, rates, failures)
+            if rates:
+                document["groups"][name] = {value: measured.to_dict() for value, measured in rates.items()}
+            if failures:
+                document["failures"][name] = failures
+            if json_file:
+                write_result_file(json_file, document)
     click.echo(json.dumps(document, ensure_ascii=False))
+    if document["failures"]:
+        raise click.ClickException(f"a value of {', '.join(document['failures'])} failed; the others were measured.")
+
+
+def _show(group: str, rates: dict[str, Rate], failures: dict[str, str]) -> None:
+    if rates or failures:
+        click.echo(f"{group}: {GROUPS[group].__doc__}")
+    for value, measured in rates.items():
+        low, high = min(measured.values), max(measured.values)
+        click.echo(f"  {value:<24}{measured.median:>12,.0f} img/s  ({low:,.0f}–{high:,.0f})")
+    for value, error in failures.items():
+        click.echo(f"  {value:<24}failed: {error}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import cycle
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -122,7 +122,9 @@ def pipeline(setup: Setup, loader: Loader) -> float:
 
 def pipeline_cost(setup: Setup) -> Cost:
     pixel_bytes = 2 if half_images(setup.config) else 4
-    return Cost(bytes=read_cost(setup).bytes / 2 + setup.config.data.image_size**2 * pixel_bytes)
+    # Resident images are read as they are, one byte a pixel; the other backends read records.
+    source = prod(setup.shards.shape) if setup.config.data.backend == "resident" else read_cost(setup).bytes / 2
+    return Cost(bytes=source + setup.config.data.image_size**2 * pixel_bytes)
 
 
 def mix(setup: Setup) -> float:
@@ -178,7 +180,7 @@ class TrainingTimer:
         steps = max(_MIN_STEPS, ceil(setup.seconds / (entry["seconds"] / _MIN_STEPS)))
         self._training = training_of_steps(config, shards, steps, setup.threads)
         self.trainer, self._loader = self._training.trainer, self._training.loader
-        self.compile_seconds = self.trainer.warm_up() if config.run.compile == "on" else 0.0
+        self.compile_seconds = self.trainer.warm_up() if config.run.compile != "off" else 0.0
         self._resident = Loader(
             shards,
             self._loader.batches,

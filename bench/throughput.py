@@ -32,6 +32,7 @@ from emnist_dali.data.manifest import MANIFEST
 from emnist_dali.data.prepare import prepare, split_folder
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import statistics
+from emnist_dali.loading.loader import with_backend
 from emnist_dali.options import with_flags
 from emnist_dali.recipes import choose
 from emnist_dali.runtime import AMP_DTYPES, half_images, resolve
@@ -106,9 +107,10 @@ def load(
     if not source and not (split_folder(data_dir, split, None) / MANIFEST).exists():
         source = "glyphs"
     folder = prepare(split, source, data_dir)
+    shards = Shards(folder, "train")
     return Setup(
-        config=resolve(requested),
-        shards=Shards(folder, "train"),
+        config=with_backend(resolve(requested), shards),
+        shards=shards,
         stats=statistics(folder, requested.data.image_size),
         batch_size=requested.data.batch_size,
         threads=threads or available_cpus(),

@@ -26,7 +26,7 @@ from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import statistics
 from emnist_dali.evaluation.inference import predict
 from emnist_dali.evaluation.metrics import score
-from emnist_dali.loading.loader import Loader
+from emnist_dali.loading.loader import Loader, with_backend
 from emnist_dali.options import with_flags
 from emnist_dali.recipes import RECIPES, choose
 from emnist_dali.runtime import autocast, resolve
@@ -68,6 +68,7 @@ def measure(config: Config, target: float, runs: int) -> dict[str, Any]:
     """The document of `runs` runs of a resolved config, with seeds from 0."""
     started = perf_counter()
     shards = training_shards(config)
+    config = with_backend(config, shards)
     statistics(shards.folder, config.data.image_size, config.data.equalize)
     document = {
         "benchmark": "time_to_accuracy",

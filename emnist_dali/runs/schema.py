@@ -102,7 +102,15 @@ _ENVIRONMENT = {
     "command": _is_text, "time": is_plain, "packages": _dict_of(_optional(is_plain)), "cpu": is_plain,
     "cpus": _COUNT, "gpu": _optional(is_plain),
 }  # fmt: skip
-_ENVIRONMENT_OPTIONAL = {"python": is_plain, "platform": is_plain, "torch_threads": _COUNT}
+_ENVIRONMENT_OPTIONAL = {
+    "python": is_plain, "platform": is_plain, "torch_threads": _COUNT, "gpu_driver": _optional(is_plain),
+    **dict.fromkeys(
+        (
+            "gpu_power_limit_watts", "gpu_sm_mhz", "gpu_sm_max_mhz", "gpu_memory_mhz", "gpu_memory_max_mhz",
+        ),
+        _optional(_NONNEGATIVE),
+    ),
+}  # fmt: skip
 
 
 def _is_resumed(value: Any) -> bool:

@@ -1,7 +1,11 @@
 """The benchmarks measure what they say and write what they measured; no test here checks a speed."""
 
 import json
+import multiprocessing
+import os
+import signal
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +22,7 @@ import limits
 import peers
 import pipeline_settings
 import plot
+import reproduce
 import result_file
 import stage_timers
 import throughput
@@ -231,6 +236,58 @@ def test_each_group_of_settings_runs_and_marks_its_default(group, setup):
     assert all(measure() > 0 for measure in measures.values())
 
 
+def test_a_value_that_fails_leaves_the_others(setup, monkeypatch, tmp_path):
+    def broken() -> float:
+        calls.append(1)
+        raise RuntimeError("CUDA error: no")
+
+    def not_begun(_: stage_timers.Setup) -> dict[str, pipeline_settings.Measure]:
+        raise UserError("The data.backend is missing.")
+
+    calls = []
+    groups = {
+        "a": lambda _: {"good": lambda: 1.0, "bad": broken},
+        "b": not_begun,
+        "c": lambda _: {"fine": lambda: 2.0},
+    }
+    for name, group in groups.items():
+        group.__doc__ = name
+    monkeypatch.setattr(pipeline_settings, "GROUPS", groups)
+    monkeypatch.setattr(pipeline_settings, "load", lambda *_: setup)
+    result = CliRunner().invoke(pipeline_settings.main, ["--json", str(tmp_path / "r.json")])
+    assert (result.exit_code, len(calls)) == (1, 1)
+    document = json.loads((tmp_path / "r.json").read_text())
+    assert document == json.loads(next(line for line in result.stdout.splitlines() if line.startswith("{")))
+    assert {name: [*group] for name, group in document["groups"].items()} == {"a": ["good"], "c": ["fine"]}
+    assert document["failures"] == {
+        "a": {"bad": "RuntimeError: CUDA error: no"},
+        "b": {"all": "UserError: The --backend is missing."},
+    }
+
+
+def test_the_step_groups_variants_are_of_one_step_a_batch(setup, monkeypatch):
+    class Timer:
+        def __init__(self, setup: stage_timers.Setup) -> None:
+            made.append((setup.config.run.compile, setup.config.training.accumulation))
+            if setup.config.run.compile == "graph":
+                raise RuntimeError("out of memory")
+
+        def model(self) -> float:
+            return 1.0
+
+        def close(self) -> None:
+            pass
+
+    made = []
+    monkeypatch.setattr(pipeline_settings, "TrainingTimer", Timer)
+    config = setup.config.override({"device": "cuda", "compile": "on", "accumulation": 4})
+    gpu = replace(setup, config=config)
+    rates, failures = pipeline_settings.measure(pipeline_settings.step, gpu)
+    assert [*rates] == ["eager", "compiled *"]
+    assert failures == {"CUDA graph": "RuntimeError: out of memory"}
+    assert made == [("off", 1), ("on", 1), ("graph", 1)]  # each is made once, and one that fails is not tried again
+
+
 def test_resize_and_warp_are_two_passes_in_one_graph_only(setup):
     affine, one_pass = setup.config.data.affine, pipeline_settings.dali.preprocess
     images = {}
@@ -442,8 +499,18 @@ def test_gpu_check_reports_failures_and_documents():
     assert (good["exit_code"], good["output"], good["document"]) == (0, "a", {"benchmark": "x"})
     failed = gpu_check.run("bad", [sys.executable, "-c", "print('b'); raise SystemExit(3)"])
     assert (failed["exit_code"], failed["output"], failed["document"]) == (3, "b", None)
+    late = "print('{\"benchmark\": \"x\"}'); raise SystemExit('Error: a value failed')"
+    partly = gpu_check.run("partly", [sys.executable, "-c", late])
+    assert (partly["exit_code"], partly["output"], partly["document"]) == (
+        1,
+        "Error: a value failed",
+        {"benchmark": "x"},
+    )
     machine = {
-        "gpu": None,
+        "gpu": "GPU",
+        "gpu_driver": "570",
+        "gpu_power_limit_watts": 700.0,
+        **dict.fromkeys(("gpu_sm_mhz", "gpu_sm_max_mhz", "gpu_memory_mhz", "gpu_memory_max_mhz")),
         "cpu": "CPU",
         "cpus": 2,
         "time": "2026-01-01T",
@@ -454,12 +521,54 @@ def test_gpu_check_reports_failures_and_documents():
     text = gpu_check.markdown({"machine": machine, "parts": {"good": good, "bad": failed}})
     assert "## good (" in text
     assert "failed with exit code 3" in text
+    assert "Driver 570, power limit 700 W; clocks before the first part: SM ? of ? MHz" in text
+
+
+def test_a_stuck_part_ends_with_all_its_processes():
+    body = "import subprocess; print('begun', flush=True); subprocess.run(['sleep', '60'])"
+    stuck = gpu_check.run("stuck", [sys.executable, "-c", body], limit=1)
+    assert (stuck["exit_code"], stuck["output"]) == (gpu_check.TIMED_OUT, "begun")
+    assert stuck["seconds"] < 30
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_check_that_is_cut_off_leaves_what_it_measured(tmp_path, monkeypatch, signal_number):
+    path, gate = tmp_path / "check-x.json", tmp_path / "gate"
+    os.mkfifo(gate)  # the second part waits for someone to open it
+    commands = {
+        "first": [sys.executable, "-c", 'print(\'{"benchmark": "x"}\')'],
+        "broken": [sys.executable, "-c", "raise SystemExit(3)"],
+        "second": [sys.executable, "-c", f"print('half', flush=True); open({str(gate)!r})"],
+        "third": [],
+    }
+    monkeypatch.setattr(gpu_check, "SAVE_EVERY", 0.01)
+
+    def check() -> None:
+        gpu_check.raise_on_sigterm()
+        gpu_check.check(commands, path)
+
+    process = multiprocessing.get_context("fork").Process(target=check)
+    process.start()
+    while not path.exists() or json.loads(path.read_text())["parts"].get("second", {}).get("output") != "half":
+        process.join(0.05)
+        assert process.exitcode is None
+    os.kill(process.pid, signal_number)
+    process.join()
+    with suppress(OSError):  # no reader: the part has ended
+        os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+    parts = json.loads(path.read_text())["parts"]
+    assert parts.keys() == {"first", "broken", "second"}
+    assert parts["broken"]["exit_code"] == 3
+    assert (parts["first"]["exit_code"], parts["first"]["document"]) == (0, {"benchmark": "x"})
+    assert parts["second"]["output"] == "half"
+    assert parts["second"]["exit_code"] == (None if signal_number == signal.SIGKILL else gpu_check.INTERRUPTED)
+    assert "## second (" in path.with_suffix(".md").read_text()
 
 
 def test_gpu_check_names_commands_that_exist(tmp_path):
     for device in ("cpu", "cuda"):
         data = ["--data-dir", "data"]
-        for command in (gpu_check.parts(data, device, tmp_path) | gpu_check.accuracy(data, device)).values():
+        for command in gpu_check.parts(data, device, tmp_path).values():
             files = [word for word in command if word.endswith(".py")]
             assert all(Path(file).is_file() for file in files)
             assert all(word.startswith(("-", "/")) or "/" not in word for word in command)
@@ -473,7 +582,7 @@ def test_without_a_gpu_gpu_check_says_so():
     assert "rehearse on the CPU with --device cpu" in result.output
 
 
-SCRIPTS = (ablation, ddp_scaling, gpu_check, pipeline_settings, throughput, time_to_accuracy)
+SCRIPTS = (ablation, ddp_scaling, gpu_check, pipeline_settings, reproduce, throughput, time_to_accuracy)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
