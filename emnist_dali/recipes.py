@@ -74,8 +74,9 @@ def improved(split: str) -> Config:
 def fast(split: str) -> Config:
     """The shortest way to a good accuracy on a GPU: a small net of dense convolutions at native size, with Muon.
 
-    Not run on a GPU; this plan, on a CPU: RESULTS.md. The figures here and in `fast_cpu` are on README's Balanced
-    data: validation accuracy, and in parentheses balanced accuracy, which is what the balanced test split calls for.
+    Not run on a GPU: its accuracy is that of a CPU (RESULTS.md). The figures here and in `fast_cpu` are on README's
+    Balanced data: validation accuracy, and in parentheses balanced accuracy, which is what the balanced test split
+    calls for.
     """
     return Config(
         recipe="fast",
@@ -88,7 +89,7 @@ def fast(split: str) -> Config:
         ),
         model=Model(model="emnist_fast", pretrained=False),
         training=Training(
-            epochs=16,  # 1,504 steps on README's Balanced, 1,760 on the official split
+            epochs=16,  # test accuracy 90.21 % (sd 0.03, 3 seeds) in 1,504 steps; 1,760 on the official split
             optimizer="muon",  # 3 epochs of the small net: 90.4 % (89.8 %); AdamW 90.2 % (89.6 %), 4 % faster
             lr=0.04,  # twice the small net's, for batches four times as large
             weight_decay=0.05,

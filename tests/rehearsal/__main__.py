@@ -5,7 +5,6 @@ python -m tests.rehearsal bench/gpu_check.py
 """
 
 import os
-import runpy
 import sys
 from pathlib import Path
 
@@ -13,18 +12,9 @@ from . import null_gpu
 
 
 def main() -> None:
-    if not null_gpu.is_seen():
-        command = [sys.executable, "-m", "tests.rehearsal", *sys.argv[1:]]
-        os.execve(sys.executable, command, null_gpu.environment(Path("build", "rehearsal").resolve()))
-    from .libraries import install
-
-    replaced = install(null_gpu.Log())  # noqa: F841  (for as long as it lives)
-    sys.argv = sys.argv[1:]
-    if sys.argv[0].endswith(".py"):
-        sys.path.insert(0, str(Path(sys.argv[0]).parent))  # as Python does
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    else:
-        runpy.run_module(sys.argv[0], run_name="__main__")
+    target = sys.argv[1:] if sys.argv[1].endswith(".py") else ["-m", *sys.argv[1:]]
+    variables = null_gpu.for_programs(Path("build", "rehearsal").resolve())
+    os.execve(sys.executable, [sys.executable, *target], variables)
 
 
 if __name__ == "__main__":

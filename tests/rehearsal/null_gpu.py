@@ -8,6 +8,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from enum import IntEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,15 +87,17 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def is_seen() -> bool:
-    """Whether this process sees the stand-in."""
-    return _RUNTIME in os.environ.get("LD_PRELOAD", "")
+def for_programs(folder: Path) -> dict[str, str]:
+    """The variables for a program that knows nothing of this: Python replaces cuDNN and cuBLAS as it starts."""
+    return environment(folder) | {"PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], HERE / "site")))}
 
 
-def run(module: str, *arguments: str, folder: Path) -> None:
+def run(
+    module: str, *arguments: str, folder: Path, variables: Callable[[Path], dict[str, str]] = environment
+) -> None:
     """`python -m module arguments` in a process that sees the stand-in; raises AssertionError with its last words."""
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, cwd=HERE.parents[1], env=environment(folder), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=HERE.parents[1], env=variables(folder), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
 
 

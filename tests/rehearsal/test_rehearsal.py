@@ -132,7 +132,7 @@ def test_a_whole_training_runs(backend: str, compile: str, folder: Path, data_di
     options = {"recipe": "fast", "split": "small", "source": "glyphs", "data-dir": data_dir, "out": run}
     options |= {"device": "cuda:0", "backend": backend, "compile": compile, "batch-size": 64, "epochs": 2}
     arguments = [f"--{name}={value}" for name, value in options.items()]
-    null_gpu.run("tests.rehearsal", "emnist_dali", "train", *arguments, folder=folder)
+    null_gpu.run("emnist_dali", "train", *arguments, folder=folder, variables=null_gpu.for_programs)
     kinds = [json.loads(line)["kind"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert kinds.count("epoch") == 2
     assert "test" in kinds
