@@ -91,7 +91,7 @@ def run(config: Config, shards: Shards) -> dict[str, Any]:
     started = perf_counter()
     with build_training(config, shards) as training:
         trainer, loader = training.trainer, training.loader
-        loader.prefetch()
+        training.prefetch()
         trainer.warm_up()
         warm_up_seconds = perf_counter() - started
         started = perf_counter()

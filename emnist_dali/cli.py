@@ -202,7 +202,7 @@ def train(recipe: str | None, resume: str | None, resume_force: bool, dry_run: b
             config, state = config.override(values), None
             say(why)
         if dry_run:
-            say(with_flags(memory.describe(config, machine.gpu_memory(), distributed.world_size())))
+            say(with_flags(memory.describe(config, machine.gpu_memory(config.run.device), distributed.world_size())))
             return
         run = train(config, state, resume_force)
         if distributed.is_main():

@@ -101,7 +101,7 @@ def fast(split: str) -> Config:
             class_weights=split == "balanced",
             ema=0.99,
         ),
-        # Some hundred kernels of a few µs each: one call starts them all, and there is no compiler to wait for.
+        # 160 kernels of a few µs each: one call starts them all, and there is no compiler to wait for.
         run=Run(compile="graph"),
     )
 

@@ -10,7 +10,6 @@ from .config import Config
 from .core import distributed
 from .core.errors import UserError
 from .core.machine import has_native_bf16
-from .core.progress import say
 
 # EfficientNet-B2 at 112×112 needs 17 GB for a batch of 512 on a CPU, and is no faster than with a batch of 64.
 CPU_PIXELS = 64 * 112 * 112
@@ -22,7 +21,7 @@ def resolve(config: Config) -> Config:
 
     Only data.backend may stay `auto`, on a GPU: `loading.loader.with_backend` decides it by the size of the data.
 
-    A GPU becomes the current one of this process. Raises UserError for a device that is not available.
+    Raises UserError for a device that is not available.
     """
     default = "cuda" if torch.cuda.is_available() else "cpu"
     device = default if config.run.device == "auto" else config.run.device
@@ -40,9 +39,6 @@ def resolve(config: Config) -> Config:
         )
     if kind == "cpu":
         config = replace(config, run=replace(config.run, device="cpu"))  # cpu:0, cpu:1, …
-    else:
-        torch.cuda.set_device(parsed.index or 0)
-        torch.set_float32_matmul_precision("high")  # TF32 for what is not autocast, which `amp off` is all of
     if config.training.sync_bn and kind == "cpu":
         raise UserError("training.sync_bn needs GPUs: torch has no SyncBatchNorm for CPUs; turn it off.")
     device, amp, data, training = config.run.device, config.run.amp, config.data, config.training
@@ -54,8 +50,8 @@ def resolve(config: Config) -> Config:
         amp = "bf16" if kind == "cuda" or has_native_bf16() else "off"
     # On a CPU, compiling takes a minute for a tenth more speed.
     compile = ("on" if kind == "cuda" else "off") if config.run.compile == "auto" else config.run.compile
-    if compile == "graph" and (why := _why_not_captured(kind, amp, training.accumulation)):
-        say(f"A step is not captured as a CUDA graph: {why}.")
+    captured = kind == "cuda" and distributed.world_size() == 1 and training.accumulation == 1 and amp != "fp16"
+    if compile == "graph" and not captured:
         compile = "off"
     if data.backend == "auto" and kind == "cpu":
         data = replace(data, backend="cpu")
@@ -68,15 +64,15 @@ def resolve(config: Config) -> Config:
     )
 
 
-def _why_not_captured(kind: str, amp: str, accumulation: int) -> str | None:
-    """Why no CUDA graph can hold a step, if none can."""
-    if kind == "cpu":
-        return "there is no GPU"
-    if distributed.world_size() > 1:
-        return "there are several ranks"
-    if accumulation > 1:
-        return "it has several micro-batches"
-    return "the scaler of fp16 is read by the host" if amp == "fp16" else None
+def use_device(config: Config) -> None:
+    """Makes a resolved config's GPU the current one of this process, and allows TF32 on it.
+
+    TF32 is for what is not autocast; with run.amp off that is everything.
+    """
+    device = torch.device(config.run.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)
+        torch.set_float32_matmul_precision("high")
 
 
 def with_local_device(config: Config) -> Config:

@@ -21,7 +21,7 @@ BLOCK = 64
 # Images that `fn.resize` takes at once on a GPU. DALI's default of 32 counts images, not blocks, and would set up and
 # launch its kernels 16 times for a batch of 512 (`resize_op_impl_gpu.h`). Each needs scratch for one pass: 12.5 kB
 # from 28×28 to 112×112. Not measured on a GPU.
-RESIZED = 4096
+RESIZE_MINIBATCH = 4096
 # Batches that DALI makes ahead.
 QUEUE = 2
 
@@ -49,7 +49,7 @@ def preprocess(records: DataNode, chunks: DataNode | None, matrices: DataNode | 
             size=size,
             interp_type=types.INTERP_LINEAR,
             antialias=False,
-            minibatch_size=RESIZED,
+            minibatch_size=RESIZE_MINIBATCH,
             dtype=types.FLOAT,
         )
     else:

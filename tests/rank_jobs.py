@@ -92,7 +92,7 @@ def _rank(folder: Path, rank: int, world: int, port: int, function: Callable, ar
         with (folder / f"{rank}.{name}").open("w") as file:
             os.dup2(file.fileno(), number)
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
     os.environ |= {name: str(value) for name, value in names.items()}
     torch.set_num_threads(1)
     torch.save(function(*arguments), folder / f"{rank}.pt")

@@ -70,7 +70,8 @@ def process_group() -> Iterator[None]:
 
     _in_group = True
     _die_with_torchrun()
-    gpu = torch.cuda.is_available() and local_rank() < torch.cuda.device_count()
+    # NCCL waits for every rank: one without a GPU is told so by `runtime.resolve`.
+    gpu = torch.cuda.is_available() and local_world_size() <= torch.cuda.device_count()
     if gpu:
         torch.cuda.set_device(local_rank())
     try:

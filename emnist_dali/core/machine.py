@@ -64,11 +64,14 @@ def reachable(url: str) -> bool:
     return True
 
 
-def gpu_memory() -> int | None:
-    """Bytes of the current GPU's memory; None without a GPU."""
+def gpu_memory(device: str | None = None) -> int | None:
+    """Bytes of a GPU's memory, by default of the current one; None without a GPU and for `cpu`."""
     import torch
 
-    return torch.cuda.get_device_properties().total_memory if torch.cuda.is_available() else None
+    gpu = device if device and device.startswith("cuda") else None
+    if device == "cpu" or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(gpu).total_memory
 
 
 def gpu_state(uuid: str) -> dict[str, str | float | None]:
@@ -95,12 +98,15 @@ def _number(text: str) -> float | None:
     return value if isfinite(value) else None
 
 
-def environment() -> dict[str, Any]:
-    """This process's command, machine and package versions, for `env.json` and result files."""
+def environment(device: str | None = None) -> dict[str, Any]:
+    """This process's command, machine and package versions, for `env.json` and result files.
+
+    `device` names the GPU that is described, by default the current one.
+    """
     import torch
 
+    gpu = device if device and device.startswith("cuda") else None
     has_gpu = torch.cuda.is_available()
-
     return {
         "command": printable(masked(" ".join(sys.argv))),
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -109,8 +115,8 @@ def environment() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpus": available_cpus(),
         "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if has_gpu else None,
-        **(gpu_state(f"GPU-{torch.cuda.get_device_properties().uuid}") if has_gpu else dict.fromkeys(_GPU_FIELDS)),
+        "gpu": torch.cuda.get_device_name(gpu) if has_gpu else None,
+        **(gpu_state(f"GPU-{torch.cuda.get_device_properties(gpu).uuid}") if has_gpu else dict.fromkeys(_GPU_FIELDS)),
         "packages": {name: _version(name) for name in PACKAGES},
     }
 

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from .. import pipelines
-from ..core.errors import UserError
+from ..core.errors import UserError, is_out_of_memory
+from ..core.files import reason
+from ..core.progress import say
 from ..data.shards import Shards
 from ..pipelines import resident
 from ..pipelines.fused import Preprocess
@@ -21,8 +23,8 @@ from .batch_plan import BatchPlan
 # Batches gathered before DALI asks for them, besides those in its own queue.
 GATHERED_AHEAD = 2
 # Images that the resident backend decodes in one call, and plans at once. The first batch waits for a plan: on one
-# core of an EPYC 27 ms with a warp, 8 without.
-DECODED, PLANNED = 2**13, 2**16
+# core of a Xeon 27 ms with a warp, 8 without.
+DECODE_CHUNK, PLANNED_IMAGES = 2**13, 2**16
 # `auto` takes the resident backend for a part of up to this share of a GPU's memory; the rest is the model's.
 RESIDENT_SHARE = 0.25
 
@@ -123,9 +125,9 @@ class DaliBackend:
     `block` is the number of images in one DALI sample, `queue` the batches that DALI makes ahead, `gathered_ahead`
     those gathered before DALI asks for them; None takes the pipeline's default.
 
-    On a GPU nobody sees that an LZ4 record does not decode. Against that `Shards` hashes a shard before its first use
-    and whenever its size or time has changed, and `Shards.check` looks again at each epoch. What is left, a disk
-    that changes bytes under an old time, only `data.verify_data` finds.
+    On a GPU a record that does not decode goes unnoticed. Therefore `Shards` hashes a shard before its first use and
+    whenever its size or time has changed, and `Shards.check` looks again at each epoch. What is left, a disk that
+    changes bytes under an old time, only `data.verify_data` finds.
     """
 
     def __init__(
@@ -236,11 +238,25 @@ class ResidentBackend:
         self._rows[self._samples] = np.arange(len(self._samples))
         self._images = self._allocated()
         with ThreadPoolExecutor(threads, thread_name_prefix="loader") as pool:
-            list(pool.map(self._decode, range(0, len(self._samples), DECODED)))
-        self._batches_a_plan = min(max(PLANNED // plan.spec.local_batch_size, 1), plan.batches)
+            list(pool.map(self._decode, range(0, len(self._samples), DECODE_CHUNK)))
+        self._batches_a_plan = min(max(PLANNED_IMAGES // plan.spec.local_batch_size, 1), plan.batches)
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._next_plan = self._submit()
         self._planned: deque[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = deque()
+        self._preprocess = self._engine()
+
+    def _engine(self) -> Callable:
+        """What makes a batch; on a GPU it is compiled now, instead of while the first batch is waited for."""
+        if self._device.type == "cpu":
+            return resident.batched
+        rows = torch.zeros(1, dtype=torch.int64, device=self._device)
+        matrices = torch.zeros((1, 2, 3), device=self._device) if self._plan.spec.affine else None
+        try:
+            resident.preprocess(self._images, rows, matrices, self._pixels)
+        except Exception as error:  # Triton's own: it needs a C compiler, Python's headers and a GPU that it knows
+            say(f"Triton does not run here ({reason(error)}): torch makes the batches, which takes more kernels.")
+            return resident.batched
+        return resident.preprocess
 
     def _allocated(self) -> torch.Tensor:
         shape = (len(self._samples), *self._pixels.shape)
@@ -248,14 +264,16 @@ class ResidentBackend:
             with torch.inference_mode(False):  # that mode is one thread's, and others write the images
                 return torch.empty(shape, dtype=torch.uint8, device=self._device)
         except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise UserError(
                 f"{shape[0]:,} images of {shape[1]} × {shape[2]} do not fit the memory of {self._device}; take "
                 f"data.backend {'dali' if self._device.type == 'cuda' else 'cpu'}."
             ) from error
 
     def _decode(self, start: int) -> None:
-        images = self._plan.shards.images(self._samples[start : start + DECODED], equalize=self._pixels.equalize)
-        self._images[start : start + DECODED].copy_(torch.from_numpy(images))
+        images = self._plan.shards.images(self._samples[start : start + DECODE_CHUNK], equalize=self._pixels.equalize)
+        self._images[start : start + DECODE_CHUNK].copy_(torch.from_numpy(images))
 
     def _submit(self) -> Future:
         first, self._ahead = self._ahead, self._ahead + self._batches_a_plan
@@ -288,7 +306,7 @@ class ResidentBackend:
             self._receive()
         rows, labels, matrices = self._planned.popleft()
         self.position += 1
-        return Batch(resident.preprocess(self._images, rows, matrices, self._pixels), labels)
+        return Batch(self._preprocess(self._images, rows, matrices, self._pixels), labels)
 
     def close(self) -> None:
         self._planner.shutdown(cancel_futures=True)

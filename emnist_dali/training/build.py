@@ -15,7 +15,7 @@ from ..data.stats import Stats, statistics
 from ..evaluation.inference import evaluation_loader
 from ..loading import sampling
 from ..loading.loader import Loader, with_backend
-from ..runtime import resolve
+from ..runtime import resolve, use_device
 from .trainer import Trainer
 
 
@@ -29,6 +29,12 @@ class Training:
     loader: Loader
     validation: Loader | None
     trainer: Trainer
+
+    def prefetch(self) -> None:
+        """Begins with the batches that the trainer needs next."""
+        if not self.trainer.done:
+            self.loader.start(self.trainer.epoch, self.trainer.micro // self.config.training.accumulation)
+            self.loader.prefetch()
 
     def close(self) -> None:
         """Ends the prefetching of both loaders."""
@@ -60,7 +66,9 @@ def build_training(
     config = resolve(config)
     _tune_device(config)
     shards = shards or training_shards(config)
-    config = with_backend(config, shards)
+    # The first rank's, because their GPUs may differ.
+    backend = distributed.broadcast_from_main(lambda: with_backend(config, shards).data.backend)
+    config = replace(config, data=replace(config.data, backend=backend))
     labels, held_out = shards.labels(), None
     if indices is None:
         indices, held_out = sampling.holdout(labels, config.data.val_fraction, config.training.seed)
@@ -91,7 +99,8 @@ def training_shards(config: Config) -> Shards:
 
 
 def _tune_device(config: Config) -> None:
-    """Settings of this process that make a resolved config's device faster."""
+    """Settings of this process for a resolved config's device, which make it faster."""
+    use_device(config)
     if config.run.device == "cpu":
         keep_freed_memory()
     else:

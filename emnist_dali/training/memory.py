@@ -50,4 +50,6 @@ def describe(config: Config, memory: int | None, world_size: int = 1) -> str:
         return f"{takes}."
     fitting = fitting_batch_size(config, memory, world_size)
     takes += f"; this one has {memory / 2**30:.0f}"
-    return f"{takes}." if fitting == data.batch_size else f"{takes}: set data.batch_size {fitting}."
+    if fitting == data.batch_size:
+        return f"{takes}."
+    return f"{takes}: set data.batch_size {fitting}." if fitting else f"{takes}: choose another model or image size."

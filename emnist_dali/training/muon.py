@@ -38,11 +38,12 @@ class Muon(timm.optim.Muon):
         matrices, others = [], []
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            for kind, scale in ((matrices, 1.0), (others, RMS)):
-                chosen = [p for p in parameters if _is_matrix(p) == (kind is matrices)]
-                if chosen and group["weight_decay"]:
-                    torch._foreach_mul_(chosen, 1 - group["lr"] * (scale * group["weight_decay"]))
-                kind += chosen
+            of_group = [p for p in parameters if _is_matrix(p)]
+            rest = [p for p in parameters if not _is_matrix(p)]
+            _decay(of_group, group["lr"], group["weight_decay"])
+            _decay(rest, group["lr"], RMS * group["weight_decay"])
+            matrices += of_group
+            others += rest
         group = self.param_groups[0]  # they differ in their weight decay only
         if matrices:
             self._step_matrices(matrices, group["lr"], group["momentum"], group["eps"])
@@ -95,6 +96,11 @@ class Muon(timm.optim.Muon):
             if "step" not in self.state[parameter]:
                 self.state[parameter]["step"] = torch.zeros((), device=parameter.device)
         return [self.state[parameter]["step"] for parameter in parameters]
+
+
+def _decay(parameters: list[torch.Tensor], lr: float | torch.Tensor, weight_decay: float) -> None:
+    if parameters and weight_decay:
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
 
 
 def _is_matrix(parameter: torch.Tensor) -> bool:

@@ -37,11 +37,13 @@ def build_optimizer(model: torch.nn.Module, training: Training) -> torch.optim.O
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Of all groups; on a GPU they share one tensor."""
+    shared = optimizer.param_groups[0]["lr"]
+    if isinstance(shared, torch.Tensor):
+        shared.fill_(rate)
+        return
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        group["lr"] = rate
 
 
 class Lion(PlainLion):

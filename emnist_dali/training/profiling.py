@@ -44,7 +44,8 @@ def start(config: Config, folder: Path) -> AbstractContextManager[profile | None
             raise UserError(
                 f"{path} could not be written ({reason(error)}); free space there and in {gettempdir()}."
             ) from error
-        say(_table(profiler, on_gpu) + f"\nTrace: {printable(str(path))}; open it at https://ui.perfetto.dev.")
+        table = _table(profiler, on_gpu, captured=config.run.compile == "graph")
+        say(f"{table}\nTrace: {printable(str(path))}; open it at https://ui.perfetto.dev.")
 
     return profile(
         activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])],
@@ -53,14 +54,15 @@ def start(config: Config, folder: Path) -> AbstractContextManager[profile | None
     )
 
 
-def _table(profiler: profile, on_gpu: bool) -> str:
-    """The costliest operators, by self time on the device."""
+def _table(profiler: profile, on_gpu: bool, captured: bool) -> str:
+    """The costliest operators by self time on the device; of captured steps, whose kernels have none, the kernels."""
     time_of = (lambda event: event.self_device_time_total) if on_gpu else (lambda event: event.self_cpu_time_total)
     # Kernels are listed again on their own; a profiler step and the optimizer's step are not operators.
+    listed = "CUDA" if captured else "CPU"
     operators = [
         event
         for event in profiler.key_averages()
-        if event.device_type.name == "CPU" and not event.key.startswith(("ProfilerStep", "Optimizer."))
+        if event.device_type.name == listed and not event.key.startswith(("ProfilerStep", "Optimizer."))
     ]
     events = sorted(operators, key=time_of, reverse=True)
     total = sum(map(time_of, events)) or 1

@@ -67,6 +67,9 @@ def train(
             if training.trainer.done and any(entry["kind"] == "test" for entry in state["log"]):
                 say(f"{run.path} is complete.")
                 return run
+        if requested.run.compile == "graph" and config.run.compile == "off":
+            say("A step is not captured as a CUDA graph: that takes one GPU, one micro-batch a step, and no fp16.")
+        training.prefetch()
         compile_seconds = training.trainer.warm_up()
         best = -math.inf
         if state:

@@ -27,7 +27,7 @@ class StepGraph:
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         # Only this thread's calls count: the loader's threads go on allocating memory.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             step(*self._inputs)
 
     def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> None:

@@ -81,7 +81,7 @@ class Trainer:
         self._averages = _pairs_by_dtype(self.ema.module, self.model) if self.ema else []
         self.evaluated = compiled(self.trained, config)
         self.optimizer = build_optimizer(self.model, training)
-        # Only fp16 scales its gradients; the scaler's check for infinities makes the host wait at each step.
+        # Only fp16 scales its gradients; for Lion and Muon the host waits for the check for infinities at each step.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.run.amp == "fp16")
         self.weights = class_weights(counts, classes).to(self.device) if training.class_weights else None
         self.loss_sum = torch.zeros((), device=self.device)
@@ -112,7 +112,7 @@ class Trainer:
             images = torch.zeros(shape, dtype=dtype, device=self.device)
             targets = torch.full((n, self.classes), 1 / self.classes, device=self.device)
             self.model.train()
-            with self._unchanged():
+            with _without_garbage_collection(), self._unchanged():  # it would free memory in a capture
                 if self.config.run.compile == "graph":
                     self._graph = StepGraph(self._step, images, targets)
                 else:
@@ -125,9 +125,11 @@ class Trainer:
             if is_out_of_memory(error) or distributed.is_peer_failure(error):
                 raise
             how = {"on": "compiled", "graph": "captured"}.get(self.config.run.compile)
+            # What fails in a capture fails again when that ends.
+            cause = (error.__context__ if how == "captured" else None) or error
             raise UserError(
                 f"{self.config.model.model} cannot be trained on images of {size}×{size}"
-                f"{f', or cannot be {how} here' if how else ''} ({reason(error)}); "
+                f"{f', or cannot be {how} here' if how else ''} ({reason(cause)}); "
                 f"change model.model or data.image_size{', or set run.compile off' if how else ''}."
             ) from error
         return time.perf_counter() - started
@@ -296,14 +298,14 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": _with_plain_rate(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
             "ranks": distributed.all_gather(local),
             **{name: getattr(self, name) for name in _POSITION},
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`; with another number of ranks, what differed between them is averaged."""
+        """The inverse of `state`, before `warm_up`; with other ranks, what differed between them is averaged."""
         self.model.load_state_dict(state["model"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
@@ -317,6 +319,8 @@ class Trainer:
             for name, tensor in state_of_parameter.items():
                 if isinstance(tensor, torch.Tensor) and tensor.shape not in ((), parameter.shape):
                     raise ValueError(f"{name} of the optimizer has the shape {tuple(tensor.shape)}")
+                if isinstance(tensor, torch.Tensor):  # step counters: earlier versions had them on the host
+                    state_of_parameter[name] = tensor.to(parameter.device)
         self.scaler.load_state_dict(state["scaler"])
         for name in _POSITION:
             setattr(self, name, state[name])
@@ -340,6 +344,12 @@ def _mean(ranks: list[Any]) -> Any:
     if isinstance(first, dict):
         return {name: _mean([rank[name] for rank in ranks]) for name in first}
     return torch.stack(ranks).mean(0) if first.is_floating_point() else first
+
+
+def _with_plain_rate(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state dict, with numbers for learning rates that are tensors."""
+    groups = [{**group, "lr": float(group["lr"])} for group in optimizer["param_groups"]]
+    return {**optimizer, "param_groups": groups}
 
 
 def _pairs_by_dtype(model: torch.nn.Module, other: torch.nn.Module) -> list[tuple[list[torch.Tensor], ...]]:

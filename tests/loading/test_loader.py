@@ -375,8 +375,8 @@ def test_plans_that_are_shorter_than_an_epoch_change_nothing(affine, shards, mon
     with make_loader(shards, "resident", affine=affine) as loader:
         loader.start(0, step=2)
         whole = collect(loader) + collect(loader)
-    monkeypatch.setattr(backends, "PLANNED", 4 * 64)
-    monkeypatch.setattr(backends, "DECODED", 100)
+    monkeypatch.setattr(backends, "PLANNED_IMAGES", 4 * 64)
+    monkeypatch.setattr(backends, "DECODE_CHUNK", 100)
     with make_loader(shards, "resident", affine=affine) as loader:
         loader.start(0, step=2)
         assert_equal(collect(loader) + collect(loader), whole)

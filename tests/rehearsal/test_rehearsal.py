@@ -137,6 +137,8 @@ def test_a_whole_training_runs(backend: str, compile: str, folder: Path, data_di
     assert kinds.count("epoch") == 2
     assert "test" in kinds
     assert (run / "report.html").exists()
+    # Its checkpoint is read, and found to be that of a complete run.
+    null_gpu.run("emnist_dali", "train", "--resume", str(run), folder=folder, variables=null_gpu.for_programs)
 
 
 def test_a_resident_batch_is_one_kernel(folder: Path, data_dir: Path, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def test_what_was_not_rehearsed_is_not_guessed() -> None:
 
 
 def test_a_sentence_says_what_to_set() -> None:
+    assert describe(recipe("published"), GIB // 4).endswith("this one has 0: choose another model or image size.")
     assert describe(recipe("published"), 8 * GIB).endswith("this one has 8: set data.batch_size 256.")
     assert describe(recipe("published"), None).endswith("computed and not measured.")
 

@@ -25,7 +25,8 @@ from emnist_dali.evaluation.metrics import score
 from emnist_dali.loading.backends import Batch
 from emnist_dali.loading.batch_plan import BatchPlan
 from emnist_dali.runs.checkpoint import load_state, load_weights
-from emnist_dali.runtime import autocast, resolve
+from emnist_dali.runs.schema import check_state
+from emnist_dali.runtime import autocast, resolve, use_device
 from emnist_dali.training import trainer
 from emnist_dali.training.build import Training
 from emnist_dali.training.session import train
@@ -217,6 +218,25 @@ def test_nothing_is_compiled_after_the_warm_up(data_dir, tmp_path, monkeypatch):
     assert compiled == [counters["stats"]["unique_graphs"]]
 
 
+@pytest.mark.parametrize("optimizer", ["lion", "adamw", "adam", "sgd", "muon"])
+def test_a_rate_that_is_a_tensor_is_saved_as_a_number_and_stays_one_tensor(optimizer, data_dir):
+    """As on a GPU."""
+    training = make_training(data_dir, optimizer=optimizer, model="test_efficientnet")
+    loop, rate = training.trainer, torch.tensor(0.5)
+    for group in loop.optimizer.param_groups:
+        group["lr"] = rate
+    with training:
+        loop.train_epoch(training.loader)
+    state = loop.state()
+    saved = {group["lr"] for group in state["optimizer"]["param_groups"]}
+    assert saved == {rate.item()}
+    check_state(state)
+    rate.fill_(7)
+    loop.load(state)
+    assert {id(group["lr"]) for group in loop.optimizer.param_groups} == {id(rate)}
+    assert rate.item() in saved
+
+
 class EagerGraph:
     """Stands in for `StepGraph` where there is no GPU: the same steps, one by one."""
 
@@ -265,19 +285,17 @@ def tensors(state):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"device": "cpu"}, "there is no GPU"),
-        ({"amp": "fp16"}, "the scaler of fp16"),
-        ({"accumulation": 2}, "it has several micro-batches"),
-        ({}, None),
-    ],
+    ("changes", "compile"),
+    [({"device": "cpu"}, "off"), ({"amp": "fp16"}, "off"), ({"accumulation": 2}, "off"), ({}, "graph")],
 )
-def test_what_no_graph_can_hold_is_not_captured_and_said(changes, said, gpus, capsys):
+def test_what_no_graph_can_hold_is_not_captured(changes, compile, gpus):
     config = resolve(recipes.cpu("balanced").override({"device": "cuda", "compile": "graph", **changes}))
-    assert config.run.compile == ("off" if said else "graph")
-    printed = capsys.readouterr().out
-    assert f"A step is not captured as a CUDA graph: {said}" in printed if said else not printed
+    assert config.run.compile == compile
+
+
+def test_a_training_that_is_not_captured_says_so(data_dir, tmp_path, capsys):
+    train(small(data_dir, tmp_path / "run", epochs=1, compile="graph"))
+    assert "A step is not captured as a CUDA graph: that takes one GPU" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -296,6 +314,8 @@ def gpus(monkeypatch):
 def test_the_gpu_that_is_named_becomes_the_current_one(device, index, gpus):
     config = resolve(recipes.cpu("balanced").override({"device": device}))
     assert config.run.device == ("cuda" if device == "auto" else device)
+    assert not gpus
+    use_device(config)
     assert gpus == [index]
 
 
