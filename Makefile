@@ -31,7 +31,7 @@ attack: .venv/installed  ## a user's folders, files, machine and habits against 
 bench: .venv/installed  ## where the time goes on this machine; options in ARGS
 	$(BIN)/python bench/throughput.py $(ARGS)
 
-gpu-check:  ## all that only a GPU can show, in ten minutes; ARGS="--source FOLDER" names idx files
+gpu-check:  ## parity and speed on a GPU, planned for ten minutes and not run; ARGS="--source FOLDER" names idx files
 	$(GPU_PYTHON) bench/gpu_check.py $(ARGS)
 
 reproduce: .venv/installed  ## NIST's files, gpu-check, the GPU recipes on Balanced and ByClass with three seeds; can be stopped and repeated

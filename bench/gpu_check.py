@@ -1,18 +1,22 @@
 #!/usr/bin/env python
-"""Everything that only a GPU can show, in about ten minutes: `make gpu-check`.
+"""What only a GPU can show, planned for ten minutes and not run on one yet: `make gpu-check`.
 
 python bench/gpu_check.py --source ../shared/emnist/balanced    idx files, if the split is not prepared yet
 python bench/gpu_check.py --device cpu                          the same on a CPU, as a rehearsal
 
-The most important comes first: tests/gpu, the pipeline's speed, `fast`, the training step's, a short profiled run of
-`published`, and then the peers and the values of each setting; needs no network. The JSON and the Markdown file in
-bench/records/ are rewritten while a part runs and after it, so that they hold what was measured whenever it is cut
-off. A part that fails is reported there with the end of its output, and the others still run.
+The most important comes first: the batches of tests/gpu against the CPU's, the speed of each backend, `fast`, the
+training step's speed, the rest of tests/gpu, a short profiled run of `published`, and then the peers and the values
+of each setting; needs no network. The JSON and the Markdown file in bench/records/ are rewritten while a part runs
+and after it, so that they hold what was measured whenever it is cut off. A part that fails is reported there with the
+end of its output, and the others still run.
+
+A second check on the same day goes on with its files: parts that succeeded are kept, the others run again, and what a
+failed one had measured stays beside its new result. To measure all again, name another --out.
 """
 
-import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -31,22 +35,26 @@ import torch
 
 import throughput
 from emnist_dali.core.errors import UserError
-from emnist_dali.core.files import write_atomic
+from emnist_dali.core.files import parse_json, read_json, write_atomic
 from emnist_dali.core.machine import environment
 from emnist_dali.data.manifest import MANIFEST
 from emnist_dali.data.prepare import prepare, split_folder
 from emnist_dali.options import with_flags
-from result_file import write_result_file
+from result_file import check_result_file, write_result_file
 
 ROOT = Path(__file__).resolve().parent.parent
 # Seconds, after which a part is considered stuck: a cold start imports torch and DALI from a slow disk, compiles the
 # CPU kernels, and then EfficientNet-B2 for training and for evaluation.
 LIMIT = 1200
+LIMITS = {"parity": 300}  # it comes first and compiles little: if it is stuck, the others must still have time
 SAVE_EVERY = 1  # seconds between two writes of the record while a part runs
 END_WITHIN = 20  # seconds in which a part may write its checkpoint when it is ended
 TAIL = 4000  # characters
 TIMED_OUT, INTERRUPTED = 124, 130  # exit codes, as of timeout(1) and of a shell after Ctrl-C
-PIPELINE_GROUPS = ("block", "queue", "ahead", "threads", "gathering", "codec", "warp")
+# In the names of those of tests/gpu that compare batches with the CPU's, as pytest's -k takes it.
+PARITY = "equalize or grey_level or half_images or padded or reach_the_gpu_whole or are_the_cpus"
+PIPELINE_GROUPS = ("block", "queue", "ahead", "threads", "gathering", "codec")
+SCRATCH = "emnist-dali-check-"  # the scratch folder's name begins so
 DOCUMENT = '{"benchmark"'  # the beginning of the line that has one
 
 
@@ -60,11 +68,16 @@ def parts(data: list[str], device: str, scratch: Path, seconds: float = 0.5) -> 
     throughput = [python, f"{bench}/throughput.py", "--seconds", str(seconds)]
     settings = [python, f"{bench}/pipeline_settings.py", "--seconds", str(seconds)]
     fast = [python, f"{bench}/time_to_accuracy.py", "--recipe", "fast", "--runs", "3"]
+    tests = [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", str(ROOT / "tests" / "gpu"), "-k"]
+    stages = [*throughput, "--stage", "read", "--stage", "pipeline", "--stage", "mix"]
     return {
-        "tests": [python, "-m", "pytest", "-v", "-p", "no:cacheprovider", str(ROOT / "tests" / "gpu")],
-        "pipeline": [*throughput, "--stage", "read", "--stage", "pipeline", "--stage", "mix", *common],
+        "parity": [*tests, PARITY],
+        "pipeline": [*stages, "--backend", "resident" if on_gpu else "cpu", *common],
+        "pipeline, dali": [*throughput, "--stage", "pipeline", "--backend", "dali", *common],
+        "backends": [*settings, "--group", "warp", *common],
         "fast": [*fast, *([] if on_gpu else ["--epochs", "1"]), *common],
         "training step": [*throughput, "--stage", "model", "--stage", "train", *common],
+        "tests": [*tests, f"not ({PARITY})"],
         "train": [*train, "--steps", "200" if on_gpu else "20", "--profile", "--out", str(scratch / "run"), *common],
         "step settings": [*settings, "--group", "step", "--group", "output", *common],
         "peers": [*throughput, "--stage", "peers", *common],
@@ -84,7 +97,8 @@ def main(data_dir: str, source: str | None, device: str, seconds: float, out: Pa
     """Tests, benchmark and short trainings on this machine's GPU, with a JSON and a Markdown file of the results."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise click.ClickException("torch sees no GPU here; rehearse on the CPU with --device cpu.")
-    raise_on_sigterm()
+    raise_on_signals()
+    machine = environment(device)
     data = ["--data-dir", os.path.abspath(data_dir)]  # the parts run in ROOT
     try:
         if source:
@@ -93,9 +107,9 @@ def main(data_dir: str, source: str | None, device: str, seconds: float, out: Pa
             prepare("balanced", "glyphs", data_dir)
             data += ["--source", "glyphs"]
         out.mkdir(parents=True, exist_ok=True)
-        path = result_path(out)
-        with tempfile.TemporaryDirectory(prefix="emnist-dali-check-") as scratch:
-            results = check(parts(data, device, Path(scratch), seconds), path)
+        path = out / f"{file_prefix(machine, device)}{date.today():%Y%m%d}.json"
+        with tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch:
+            results = check(parts(data, device, Path(scratch), seconds), path, machine)
     except UserError as error:
         raise click.ClickException(with_flags(str(error))) from error
     click.echo(f"{path} and {path.with_suffix('.md').name}")
@@ -103,35 +117,68 @@ def main(data_dir: str, source: str | None, device: str, seconds: float, out: Pa
         raise click.ClickException(f"{', '.join(failed)} failed; the result file has the end of the output.")
 
 
-def raise_on_sigterm() -> None:
-    """Makes SIGTERM what Ctrl-C is: the part is ended, and the record written."""
+def raise_on_signals() -> None:
+    """Makes SIGTERM and SIGHUP what Ctrl-C is: the part is ended, and the record written."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
 
 
-def result_path(out: Path) -> Path:
-    """The file in `out` of this machine's check of today."""
-    machine = environment()
-    name = re.sub(r"[^a-z0-9]+", "-", (machine["gpu"] or machine["cpu"]).lower()).strip("-")
-    return out / f"check-{name}-{date.today():%Y%m%d}.json"
+def file_prefix(machine: dict[str, Any], device: str) -> str:
+    """What the name of a record of checks of `device` on `machine` begins with; the date follows."""
+    name = machine["gpu"] if device.startswith("cuda") else machine["cpu"]
+    return f"check-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-"
 
 
-def check(commands: dict[str, list[str]], path: Path) -> dict[str, dict[str, Any]]:
+def check(commands: dict[str, list[str]], path: Path, machine: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Runs the parts and returns their results, which are also written to `path` and beside it as they come.
 
-    A part that was never reached is not in the files, and the exit code of one that runs is None there.
+    The exit code of a part that runs or was never reached is None in the files. Parts that succeeded in an earlier
+    check in `path` are not run again; raises UserError if those had other commands or package versions.
     """
-    results: dict[str, dict[str, Any]] = {}
-    machine = environment()
+    before = _parts_before(path, commands, machine)
+    results = {name: before.get(name) or _result(command) for name, command in commands.items()}
 
     def save(name: str, result: dict[str, Any]) -> None:
-        results[name] = result
+        had = before.get(name)
+        results[name] = {**result, "earlier": had} if had and (had["output"] or had["document"]) else result
         document = {"benchmark": "gpu_check", "machine": machine, "parts": results}
         write_result_file(path, document)
         write_atomic(path.with_suffix(".md"), markdown(document).encode())
 
     for name, command in commands.items():
-        run(name, command, save=partial(save, name))
+        if results[name]["exit_code"] == 0:
+            click.echo(f"… {name}: kept from {path}", err=True)
+        else:
+            run(name, command, LIMITS.get(name, LIMIT), partial(save, name))
     return results
+
+
+def _parts_before(path: Path, commands: dict[str, list[str]], machine: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The results in `path`; raises UserError if one that succeeded is not what `commands` would measure."""
+    check_result_file(path, "gpu_check")
+    if not path.exists():
+        return {}
+    before = read_json(path, "choose another --out")
+    for name, part in before["parts"].items():
+        same = _comparable(part["command"]) == _comparable(shlex.join(commands.get(name, [])))
+        if part["exit_code"] == 0 and not (same and before["machine"]["packages"] == machine["packages"]):
+            raise UserError(f"{path} holds «{name}» with other settings or package versions; choose another --out.")
+    return before["parts"]
+
+
+def _comparable(command: str) -> str:
+    """Without the scratch folder, which is another one each time."""
+    return re.sub(rf"\S*{SCRATCH}\w+", "", command)
+
+
+def _result(
+    command: list[str], code: int | None = None, seconds: float = 0, output: str = "",
+    document: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "command": shlex.join(command), "exit_code": code, "seconds": seconds, "output": output, "document": document,
+    }  # fmt: skip
 
 
 def run(
@@ -144,40 +191,34 @@ def run(
 
     `save` gets the result so far while the part runs, and the whole one at its end, also at that by Ctrl-C.
     """
-    click.echo(f"… {name}: {' '.join(command)}", err=True)
+    click.echo(f"… {name}: {shlex.join(command)}", err=True)
     started = perf_counter()
     lines: list[str] = []
     document = None
 
     def result(code: int | None) -> dict[str, Any]:
-        return {
-            "command": " ".join(command),
-            "exit_code": code,
-            "seconds": perf_counter() - started,
-            "output": "\n".join(lines).rstrip()[-TAIL:],
-            "document": document,
-        }
+        return _result(command, code, perf_counter() - started, "\n".join(lines).rstrip()[-TAIL:], document)
 
     def keep_saved() -> None:
         while not ended.wait(SAVE_EVERY):
             save(result(None))
 
     save(result(None))
+    ended, saver, expired = Event(), Thread(target=keep_saved), []
+    timer = Timer(limit, lambda: (expired.append(True), _end(process)))
+    code = INTERRUPTED
     # In one stream, so that an error is where it happened.
     process = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1"}, text=True, errors="replace",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
-    ended, saver, expired = Event(), Thread(target=keep_saved), []
-    timer = Timer(limit, lambda: (expired.append(True), _end(process)))
-    code = INTERRUPTED
     try:
         timer.start()
         saver.start()
         assert process.stdout
         for line in process.stdout:
-            if line.startswith(DOCUMENT):
-                document = json.loads(line)
+            if found := _document(line):
+                document = found
             else:
                 lines.append(line.rstrip("\n"))
         code = TIMED_OUT if process.wait() and expired else process.returncode
@@ -192,13 +233,23 @@ def run(
     return result(code)
 
 
+def _document(line: str) -> dict[str, Any] | None:
+    """The document that a line of output is; None for any other, also for half of one."""
+    if line.startswith(DOCUMENT):
+        with suppress(ValueError, RecursionError):
+            return parse_json(line)
+    return None
+
+
 def _end(process: subprocess.Popen[str]) -> None:
     """Ends a part and the processes that it started, which would otherwise hold its output open and the GPU busy."""
-    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(END_WITHIN)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(END_WITHIN)
+    finally:  # a second Ctrl-C ends the wait
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -214,6 +265,8 @@ def markdown(document: dict[str, Any]) -> str:
     for name, part in document["parts"].items():
         code = part["exit_code"]
         end = ", not at its end" if code is None else f", failed with exit code {code}" if code else ""
+        if code is None and not part["seconds"]:
+            end = ", not begun"
         text.append(f"## {name} ({part['seconds']:.0f} s{end})\n\n`{part['command']}`")
         result = part["document"]
         body = throughput.table(result) if result and result["benchmark"] == "throughput" else part["output"]

@@ -225,7 +225,7 @@ def main(
     **options: Any,
 ) -> None:  # fmt: skip
     """Images/s of the pipeline with each value of each of its settings."""
-    document: dict[str, Any] = {"benchmark": "pipeline_settings", "machine": environment()}
+    document: dict[str, Any] = {"benchmark": "pipeline_settings", "machine": environment(options["device"])}
     try:
         check_result_file(json_file, "pipeline_settings")
         setup = load(split, data_dir, source, None, seconds, options)

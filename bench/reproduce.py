@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Everything that this project claims, on this machine and on the official data: `make reproduce`.
+"""The GPU recipes on the official data, on this machine: `make reproduce`.
 
 python bench/reproduce.py --split balanced --recipe fast           a part of it
 python bench/reproduce.py --no-check --set training.epochs=30      the trainings only, and shorter
@@ -9,12 +9,13 @@ Balanced and on ByClass with three seeds, each by the command that its row shows
 files and pretrained weights.
 
 It can be stopped and repeated: a complete run is used as it is, an interrupted one is resumed, and one that fails
-leaves the others. After each run the result file is written, and from it this machine's section of RESULTS.md; runs
-that are not part of a command stay in both.
+leaves the others. After each run the result file of the machine that it ran on is written, and from it the machine's
+section of RESULTS.md. A recorded run of the same data stays in both until the same command has been run again there.
 """
 
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,11 +24,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
+from types import FrameType
 from typing import Any
 
 import click
 import torch
 
+import gpu_check
 from emnist_dali.config import Config, parse
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json, write_atomic
@@ -46,7 +49,7 @@ from result_file import check_result_file, write_result_file
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "top2", "calibration_error")
-INTERRUPTED = (128 + 2, 128 + 15, -2, -15)  # exit codes of a training that a signal stopped
+INTERRUPTED = (128 + 1, 128 + 2, 128 + 15, -1, -2, -15)  # exit codes of a training that a signal stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,38 +89,37 @@ class Job:
 @click.option("--records", type=click.Path(path_type=Path), default=ROOT / "bench" / "records",
               help="Folder of the result files.  [default: bench/records]")  # fmt: skip
 @click.option("--results", type=click.Path(path_type=Path), default=ROOT / "RESULTS.md",
-              help="Markdown file in which this machine's section is replaced.  [default: RESULTS.md]")  # fmt: skip
+              help="Markdown file in which the machine's section is replaced.  [default: RESULTS.md]")  # fmt: skip
 def main(
     splits: tuple[str, ...], recipe_names: tuple[str, ...], seeds: int, data_dir: str, source: str,
     device: str, settings: tuple[str, ...], check: bool, out: Path, records: Path, results: Path,
 ) -> None:  # fmt: skip
-    """Fetch the official data, check this machine, train the recipes, and write this machine's rows."""
+    """Fetch the official data, check this machine, train the recipes, and write the machine's rows."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise click.ClickException("torch sees no GPU here; rehearse on the CPU with --device cpu.")
-    machine = environment()
-    path = records / f"reproduce-{slug(machine_name(machine))}.json"
-    document: dict[str, Any] = {"benchmark": "reproduce", "machine": machine, "data": {}, "runs": [], "failures": {}}
+    machine = environment(device)
+    path = records / f"reproduce-{slug(machine_name(machine, device))}.json"
     try:
         records.mkdir(parents=True, exist_ok=True)
-        check_result_file(path, "reproduce")
         overrides = {"data_dir": data_dir, "source": source, "device": device, **parsed(settings)}
         jobs = list(planned(splits, recipe_names, seeds, overrides, settings, out))
         jobs.sort(key=lambda job: not is_complete(RunFolder(job.folder)))  # complete runs are recorded first
-        before = read_json(path) if path.exists() else {"data": {}, "runs": []}
+        document = opened(path, machine, device)
     except UserError as error:
         raise click.ClickException(with_flags(str(error))) from error
     announce(jobs, check, path, results)
-    failures = document["failures"]
+    failures = document["failures"] = {}
     fetched = {split: shards for split in splits if (shards := fetch(split, source, data_dir, failures))}
-    document["data"] = before["data"] | {split: described(shards.manifest) for split, shards in fetched.items()}
-    document["runs"] = kept(before["runs"], jobs, document["data"])
-    document["check"] = before.get("check")
+    for split, shards in fetched.items():
+        set_data(document, split, shards.manifest)
     if check:
-        document["check"], failed = checked(out / "check", data_dir, device)
+        found, failed = checked(out / "check", data_dir, device, machine)
+        document["check"] = found or document["check"]
         failures |= {f"check, {name}": "its output is in the result file" for name in failed}
     for job in (job for job in jobs if job.split in fetched):
         try:
-            document["runs"].append(trained(job, fetched[job.split]))
+            run = trained(job, fetched[job.split])
+            record(run, fetched[job.split].manifest, document, path, results)
         except UserError as error:
             failures[job.folder.name] = with_flags(str(error))
             click.echo(f"{job.folder.name} failed: {failures[job.folder.name]}", err=True)
@@ -128,8 +130,9 @@ def main(
         raise click.ClickException(f"{', '.join(failures)} failed; repeat the command to try only these again.")
 
 
-def machine_name(machine: dict[str, Any]) -> str:
-    return machine["gpu"] or f"{machine['cpus']} cores ({machine['cpu']})"
+def machine_name(machine: dict[str, Any], device: str) -> str:
+    """The GPU's name, or for a CPU also its cores."""
+    return machine["gpu"] if device.startswith("cuda") else f"{machine['cpus']} cores ({machine['cpu']})"
 
 
 def slug(text: str) -> str:
@@ -166,7 +169,7 @@ def announce(jobs: list[Job], check: bool, path: Path, results: Path) -> None:
     splits = ", ".join(dict.fromkeys(job.split for job in jobs))
     lines = [f"1. NIST's files of {splits} (33 MB for balanced, 203 MB for byclass), unless they are prepared"]
     if check:
-        lines.append("2. bench/gpu_check.py: parity and speed, some ten minutes on a GPU")
+        lines.append("2. bench/gpu_check.py: parity and speed; planned for ten minutes on a GPU, not run on one yet")
     left = len(jobs) - len(complete)
     lines += [
         f"{len(lines) + 1}. {len(jobs)} trainings, {left} of them not complete yet:",
@@ -177,15 +180,39 @@ def announce(jobs: list[Job], check: bool, path: Path, results: Path) -> None:
     click.echo("\n".join(lines))
 
 
-def kept(runs: list[dict[str, Any]], jobs: list[Job], data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The recorded runs that are none of `jobs`, of the data that are there now."""
-    again = {(job.split, job.recipe, job.seed) for job in jobs}
-    return [
-        run
-        for run in runs
-        if (run["split"], run["recipe"], run["seed"]) not in again
-        and run["fingerprint"] == data[run["split"]]["fingerprint"]
-    ]
+def opened(path: Path, machine: dict[str, Any], device: str) -> dict[str, Any]:
+    """The result file of a machine's runs, or the beginning of one; raises UserError if `path` is another file."""
+    check_result_file(path, "reproduce")
+    before = read_json(path) if path.exists() else {"data": {}, "runs": [], "failures": {}, "check": None}
+    return {**before, "benchmark": "reproduce", "machine": machine, "device": device}
+
+
+def set_data(document: dict[str, Any], split: str, manifest: Manifest) -> None:
+    """Notes the data of `split` that are there now, and drops the runs of others."""
+    document["data"][split] = described(manifest)
+    fingerprint = manifest.fingerprint
+    document["runs"] = [run for run in document["runs"] if run["split"] != split or run["fingerprint"] == fingerprint]
+
+
+def record(run: dict[str, Any], manifest: Manifest, document: dict[str, Any], path: Path, results: Path) -> None:
+    """Adds a run to `document` or, if another machine trained it, to that one's result file and section.
+
+    Raises UserError if that file is another benchmark's or damaged.
+    """
+    device = run["config"]["run"]["device"]
+    name = machine_name(run["machine"], device)
+    if name == machine_name(document["machine"], document["device"]):
+        return replace_run(document, run)
+    there = path.with_name(f"reproduce-{slug(name)}.json")
+    theirs = opened(there, run["machine"], device)
+    set_data(theirs, run["split"], manifest)
+    replace_run(theirs, run)
+    save(theirs, there, results)
+
+
+def replace_run(document: dict[str, Any], run: dict[str, Any]) -> None:
+    """The command has the split, the recipe, the settings and the seed."""
+    document["runs"] = [other for other in document["runs"] if other["command"] != run["command"]] + [run]
 
 
 def fetch(split: str, source: str, data_dir: str, failures: dict[str, str]) -> Shards | None:
@@ -203,20 +230,23 @@ def described(manifest: Manifest) -> dict[str, Any]:
     return {"official": manifest.official, "fingerprint": manifest.fingerprint, "images": counts}
 
 
-def checked(folder: Path, data_dir: str, device: str) -> tuple[dict[str, Any] | None, list[str]]:
-    """The document of bench/gpu_check.py, and which parts failed; one in `folder` without a failure is used."""
+def checked(
+    folder: Path, data_dir: str, device: str, machine: dict[str, Any]
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The document of bench/gpu_check.py, and which parts failed; one of `machine` without a failure is used."""
     command = [sys.executable, str(ROOT / "bench" / "gpu_check.py"), "--device", device, "--data-dir", data_dir]
-    document, failed = _newest_check(folder)
+    prefix = gpu_check.file_prefix(machine, device)
+    document, failed = _newest_check(folder, prefix)
     if failed:
         call([*command, "--out", str(folder)])
-        document, failed = _newest_check(folder)
+        document, failed = _newest_check(folder, prefix)
     else:
         click.echo(f"{folder} has a check without a failure; it is not repeated.")
     return document, failed
 
 
-def _newest_check(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    files = sorted(folder.glob("check-*.json"), key=lambda path: path.stat().st_mtime)
+def _newest_check(folder: Path, prefix: str) -> tuple[dict[str, Any] | None, list[str]]:
+    files = sorted(folder.glob(f"{prefix}{'[0-9]' * 8}.json"))
     if not files:
         return None, ["all"]
     document = read_json(files[-1])
@@ -224,13 +254,35 @@ def _newest_check(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def call(command: list[str]) -> int:
-    """Its exit code; Ctrl-C reaches the process too, whose checkpoint is awaited."""
-    process = subprocess.Popen(command)
+    """Its exit code; stopped by a signal, it ends the process too, awaits its checkpoint, and raises click.Abort.
+
+    Ctrl-C reaches the process by itself. SIGTERM may (timeout(1), systemd) or may not (kill), and a second one would
+    end a training without a checkpoint, which SIGHUP does not: that is what the process gets, once.
+    """
+    handled = [signum for signum in (signal.SIGHUP, signal.SIGTERM) if signal.getsignal(signum) != signal.SIG_IGN]
+    process, stopped = None, []
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        stopped.append(signum)
+        if process and len(stopped) == 1:
+            process.send_signal(handled[0])  # SIGTERM under nohup, where SIGHUP is ignored
+
+    before = {signum: signal.signal(signum, stop) for signum in handled}
     try:
-        return process.wait()
+        process = subprocess.Popen(command)
+        if stopped:  # while it was started
+            process.send_signal(handled[0])
+        code = process.wait()
     except KeyboardInterrupt:
-        process.wait()
+        if process:
+            process.wait()
         raise
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if stopped:
+        raise click.Abort
+    return code
 
 
 def is_complete(run: RunFolder) -> bool:
@@ -282,8 +334,8 @@ def result(job: Job, run: RunFolder, shards: Shards) -> dict[str, Any]:
 
 
 def save(document: dict[str, Any], path: Path, results: Path) -> None:
-    """Writes the result file, and this machine's section of `results`: replaced, or appended."""
-    document["runs"].sort(key=lambda run: (run["split"], run["recipe"], run["seed"]))
+    """Writes a machine's result file, and its section of `results`: replaced, or appended."""
+    document["runs"].sort(key=lambda run: (run["split"], run["recipe"], shown(run), run["seed"]))
     write_result_file(path, document)
     text = results.read_text() if results.exists() else "# Results\n"
     new = section(document, path.name)
@@ -297,34 +349,42 @@ def save(document: dict[str, Any], path: Path, results: Path) -> None:
 
 
 def section(document: dict[str, Any], file: str) -> str:
-    """Markdown of this machine's runs: percent, mean ± standard deviation over the seeds."""
-    machine = document["machine"]
-    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
+    """Markdown of a machine's runs: percent, mean ± standard deviation over the seeds."""
+    machine, device = document["machine"], document["device"]
+    about = [f"{name} {version}" for name, version in machine["packages"].items() if version]
+    if device.startswith("cuda"):
+        if driver := machine.get("gpu_driver"):
+            about.append(f"driver {driver}")
+        if watts := machine.get("gpu_power_limit_watts"):
+            about.append(f"power limit {watts:g} W")
+    else:
+        about.insert(0, "no GPU")
     lines = [
-        f"## Reproduced on {machine_name(machine)}",
+        f"## Reproduced on {machine_name(machine, device)}",
         "",
-        f"By `make reproduce` on {machine['time'][:10]}; {packages}. Driver {machine['gpu_driver']}, power limit "
-        f"{machine['gpu_power_limit_watts']} W. Result file: `{file}`.",
+        f"By `bench/reproduce.py` on {machine['time'][:10]}; {', '.join(about)}. Result file: `{file}`.",
         "",
         "| data | recipe, command | seeds | held out | test accuracy | macro F1 | training |",
         "|---" * 7 + "|",
     ]
-    if not machine["gpu"]:
-        lines[2] = f"By `bench/reproduce.py` on {machine['time'][:10]}, no GPU; {packages}. Result file: `{file}`."
-    for _, group in groupby(document["runs"], key=lambda run: (run["split"], run["recipe"])):
+    for _, group in groupby(document["runs"], key=lambda run: (run["split"], shown(run))):
         lines.append(row([*group], document["data"]))
     lines += [f"\nNot measured, {name}: {reason}" for name, reason in document["failures"].items()]
     return "\n".join(lines) + "\n"
+
+
+def shown(run: dict[str, Any]) -> str:
+    """A run's command for any seed."""
+    return run["command"].removesuffix(str(run["seed"])) + "N"
 
 
 def row(runs: list[dict[str, Any]], data: dict[str, Any]) -> str:
     """The row of one recipe on one split."""
     first, about = runs[0], data[runs[0]["split"]]
     official = "official" if about["official"] else "not the official data"
-    command = first["command"].removesuffix(f" --seed {first['seed']}")
     cells = [
         f"{first['split']}, {official}, `{about['fingerprint'][:12]}`",
-        f"`{command} --seed N`",
+        f"`{shown(first)}`",
         ", ".join(str(run["seed"]) for run in runs),
         f"{100 * first['config']['data']['val_fraction']:g} %",
         f"{spread([100 * run['accuracy'] for run in runs], 2)} %",

@@ -121,7 +121,7 @@ def load(
 def describe(setup: Setup) -> dict[str, Any]:
     """The document's machine, data and settings."""
     return {
-        "machine": environment(),
+        "machine": environment(setup.config.run.device),
         "data": stage_timers.data_description(setup.shards),
         "images": len(setup.shards),
         "batch_size": setup.batch_size,

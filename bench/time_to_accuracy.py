@@ -72,7 +72,7 @@ def measure(config: Config, target: float, runs: int) -> dict[str, Any]:
     statistics(shards.folder, config.data.image_size, config.data.equalize)
     document = {
         "benchmark": "time_to_accuracy",
-        "machine": environment(),
+        "machine": environment(config.run.device),
         "data": stage_timers.data_description(shards),
         "config": config.to_dict(),
         "target": target,

@@ -101,12 +101,12 @@ def _number(text: str) -> float | None:
 def environment(device: str | None = None) -> dict[str, Any]:
     """This process's command, machine and package versions, for `env.json` and result files.
 
-    `device` names the GPU that is described, by default the current one.
+    `device` names the GPU that is described, by default the current one; of `cpu` none is.
     """
     import torch
 
     gpu = device if device and device.startswith("cuda") else None
-    has_gpu = torch.cuda.is_available()
+    has_gpu = torch.cuda.is_available() and device != "cpu"
     return {
         "command": printable(masked(" ".join(sys.argv))),
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),

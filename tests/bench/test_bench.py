@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -31,6 +33,7 @@ import timing
 from emnist_dali import recipes
 from emnist_dali.config import from_dict
 from emnist_dali.core.errors import UserError
+from emnist_dali.core.machine import environment
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import Stats
 from emnist_dali.runtime import resolve
@@ -524,6 +527,11 @@ def test_gpu_check_reports_failures_and_documents():
     assert "Driver 570, power limit 700 W; clocks before the first part: SM ? of ? MHz" in text
 
 
+def test_half_a_document_is_output():
+    part = gpu_check.run("half", [sys.executable, "-c", "print('{\"benchmark\": \"x'); print('b')"])
+    assert (part["exit_code"], part["output"], part["document"]) == (0, '{"benchmark": "x\nb', None)
+
+
 def test_a_stuck_part_ends_with_all_its_processes():
     body = "import subprocess; print('begun', flush=True); subprocess.run(['sleep', '60'])"
     stuck = gpu_check.run("stuck", [sys.executable, "-c", body], limit=1)
@@ -531,7 +539,7 @@ def test_a_stuck_part_ends_with_all_its_processes():
     assert stuck["seconds"] < 30
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_check_that_is_cut_off_leaves_what_it_measured(tmp_path, monkeypatch, signal_number):
     path, gate = tmp_path / "check-x.json", tmp_path / "gate"
     os.mkfifo(gate)  # the second part waits for someone to open it
@@ -544,8 +552,10 @@ def test_a_check_that_is_cut_off_leaves_what_it_measured(tmp_path, monkeypatch, 
     monkeypatch.setattr(gpu_check, "SAVE_EVERY", 0.01)
 
     def check() -> None:
-        gpu_check.raise_on_sigterm()
-        gpu_check.check(commands, path)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        gpu_check.raise_on_signals()
+        gpu_check.check(commands, path, environment())
 
     process = multiprocessing.get_context("fork").Process(target=check)
     process.start()
@@ -557,12 +567,69 @@ def test_a_check_that_is_cut_off_leaves_what_it_measured(tmp_path, monkeypatch, 
     with suppress(OSError):  # no reader: the part has ended
         os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
     parts = json.loads(path.read_text())["parts"]
-    assert parts.keys() == {"first", "broken", "second"}
+    assert parts.keys() == commands.keys()
+    assert parts["third"]["exit_code"] is None  # so that it does not look complete
     assert parts["broken"]["exit_code"] == 3
     assert (parts["first"]["exit_code"], parts["first"]["document"]) == (0, {"benchmark": "x"})
     assert parts["second"]["output"] == "half"
     assert parts["second"]["exit_code"] == (None if signal_number == signal.SIGKILL else gpu_check.INTERRUPTED)
     assert "## second (" in path.with_suffix(".md").read_text()
+    assert "## third (0 s, not begun)" in path.with_suffix(".md").read_text()
+
+
+def test_a_second_check_keeps_what_succeeded_and_loses_nothing(tmp_path):
+    path, machine = tmp_path / "check-x.json", environment()
+    write = f"open({str(tmp_path / 'count')!r}, 'a').write"
+    commands = {
+        "good": [sys.executable, "-c", f"{write}('g')", f"/tmp/{gpu_check.SCRATCH}one/run"],
+        "bad": [sys.executable, "-c", f"{write}('b'); print('why'); raise SystemExit(3)"],
+    }
+    gpu_check.check(commands, path, machine)
+    commands["good"][-1] = f"/tmp/{gpu_check.SCRATCH}other/run"  # a scratch folder has another name each time
+    gpu_check.check(commands, path, machine)
+    assert (tmp_path / "count").read_text() == "gbb"
+    parts = json.loads(path.read_text())["parts"]
+    assert parts["good"]["exit_code"] == 0
+    assert parts["bad"]["earlier"]["output"] == "why"
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="other settings or package versions; choose another --out"):
+        gpu_check.check({**commands, "good": [*commands["good"], "--seconds", "2"]}, path, machine)
+    with pytest.raises(UserError, match="other settings or package versions"):
+        gpu_check.check(commands, path, {**machine, "packages": {}})
+    assert path.read_bytes() == before
+
+
+def test_a_second_signal_still_ends_the_part(monkeypatch):
+    def interrupted(timeout: float) -> int:
+        raise KeyboardInterrupt
+
+    body = "trap '' TERM; echo begun; sleep 20 & wait"
+    process = subprocess.Popen(["sh", "-c", body], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout.readline() == "begun\n"
+    monkeypatch.setattr(process, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check._end(process)
+    assert subprocess.Popen.wait(process, 10) == -signal.SIGKILL
+    process.stdout.close()
+
+
+def test_parity_comes_first_and_stuck_leaves_time(tmp_path, monkeypatch):
+    parts = gpu_check.parts([], "cuda", tmp_path)
+    assert [*parts][:7] == ["parity", "pipeline", "pipeline, dali", "backends", "fast", "training step", "tests"]
+    source = (gpu_check.ROOT / "tests" / "gpu" / "test_gpu.py").read_text()
+    chosen = [name for name in re.findall(r"^def (test_\w+)", source, re.MULTILINE)
+              if any(word in name for word in gpu_check.PARITY.split(" or "))]  # fmt: skip
+    assert chosen == [
+        "test_decode_and_equalize_are_exact", "test_decode_and_equalize_are_exact_on_real_images",
+        "test_images_agree_within_a_grey_level", "test_half_images_are_the_rounded_float_images",
+        "test_the_last_evaluation_batch_is_padded", "test_cpu_batches_reach_the_gpu_whole",
+        "test_batches_of_resident_images_are_the_cpus",
+    ]  # fmt: skip
+    assert all(word in " ".join(chosen) for word in gpu_check.PARITY.split(" or "))
+    limits = []
+    monkeypatch.setattr(gpu_check, "run", lambda name, command, limit, save: limits.append(limit))
+    gpu_check.check({"parity": [], "tests": []}, tmp_path / "check.json", environment())
+    assert limits == [300, gpu_check.LIMIT]
 
 
 def test_gpu_check_names_commands_that_exist(tmp_path):
@@ -572,6 +639,26 @@ def test_gpu_check_names_commands_that_exist(tmp_path):
             files = [word for word in command if word.endswith(".py")]
             assert all(Path(file).is_file() for file in files)
             assert all(word.startswith(("-", "/")) or "/" not in word for word in command)
+
+
+def test_a_check_is_named_after_its_device(tmp_path):
+    machine = {"gpu": "NVIDIA H100", "cpu": "AMD EPYC"}
+    assert gpu_check.file_prefix(machine, "cuda:1") == "check-nvidia-h100-"
+    assert gpu_check.file_prefix(machine, "cpu") == "check-amd-epyc-"
+
+
+@pytest.mark.parametrize("script", [gpu_check, reproduce, pipeline_settings])
+def test_a_record_describes_the_device_that_was_named(script, monkeypatch, tmp_path):
+    def describe(device: str | None = None) -> None:
+        described.append(device)
+        raise UserError("enough")
+
+    described = []
+    monkeypatch.setattr(script, "environment", describe)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_check, "raise_on_signals", lambda: None)
+    CliRunner().invoke(script.main, ["--device", "cuda:1", "--data-dir", str(tmp_path)])
+    assert described == ["cuda:1"]
 
 
 def test_without_a_gpu_gpu_check_says_so():

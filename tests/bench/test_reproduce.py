@@ -4,13 +4,17 @@ import gzip
 import hashlib
 import io
 import json
+import multiprocessing
+import signal
 import sys
 import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -128,6 +132,11 @@ def test_it_fetches_trains_and_writes_rows_and_repeated_does_only_what_failed(tm
     assert (other.exit_code, type(other.exception)) == (1, SystemExit)
     assert "holds a complete run with other settings; choose another --out" in other.output
     assert not started[1:]
+    assert row(tmp_path)[2] == "0, 1"  # which stay, as they do where their data cannot be fetched
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    command(tmp_path, "--source", str(tmp_path / "missing"))
+    assert "digits" in record(tmp_path)["failures"]
+    assert row(tmp_path)[2] == "0, 1"
 
 
 def test_a_resumed_run_is_not_timed():
@@ -144,7 +153,8 @@ def test_a_resumed_run_is_not_timed():
 
 def test_a_section_is_replaced_between_its_neighbours(tmp_path):
     machine = {"gpu": "GPU", "time": "2026-01-01T", "packages": {}, "gpu_driver": "1", "gpu_power_limit_watts": 700.0}
-    document = {"benchmark": "reproduce", "machine": machine, "data": {}, "runs": [], "failures": {"byclass": "r\\1"}}
+    document = {"benchmark": "reproduce", "machine": machine, "device": "cuda", "data": {}, "runs": []}
+    document |= {"failures": {"byclass": "r\\1"}}
     results = tmp_path / "R.md"
     results.write_text("# Results\n\n## Reproduced on GPU\n\nold\n\n## Next\n\nkept\n")
     for _ in range(2):
@@ -153,21 +163,73 @@ def test_a_section_is_replaced_between_its_neighbours(tmp_path):
         assert text.startswith("# Results\n\n## Reproduced on GPU\n")
         assert text.endswith("\n\n## Next\n\nkept\n")
         assert "old" not in text
+        assert "driver 1, power limit 700 W" in text
         assert "Not measured, byclass: r\\1" in text
 
 
-def test_a_check_that_passed_is_not_repeated(tmp_path, monkeypatch):
+def test_what_nvidia_smi_does_not_tell_is_left_out():
+    machine = {"gpu": "GPU", "time": "2026-01-01T", "packages": {}, "gpu_driver": None, "gpu_power_limit_watts": None}
+    document = {"machine": machine, "device": "cuda", "data": {}, "runs": [], "failures": {}}
+    assert "None" not in reproduce.section(document, "r.json")
+
+
+def a_run(seed: int = 0, settings: str = "", **machine) -> dict[str, Any]:
+    about = {"gpu": None, "cpu": "CPU", "cpus": 2, "time": "2026-01-01T", "packages": {}, **machine}
+    return {
+        "split": "digits", "recipe": "cpu", "seed": seed, "command": f"emnist-dali train{settings} --seed {seed}",
+        "fingerprint": "f", "accuracy": 0.5, "macro_f1": 0.4, "seconds": 10.0, "images_per_second": 3.0,
+        "config": {"data": {"val_fraction": 0.05}, "run": {"device": "cuda" if about["gpu"] else "cpu"}},
+        "machine": about,
+    }  # fmt: skip
+
+
+DATA = SimpleNamespace(fingerprint="f", official=False, counts={})
+
+
+def test_runs_of_other_settings_have_their_own_row(tmp_path):
+    document = reproduce.opened(tmp_path / "r.json", a_run()["machine"], "cpu")
+    reproduce.set_data(document, "digits", DATA)
+    for run in (a_run(), a_run(settings=" --set a=1"), a_run(seed=1), a_run()):
+        reproduce.record(run, DATA, document, tmp_path / "r.json", tmp_path / "R.md")
+    reproduce.save(document, tmp_path / "r.json", tmp_path / "R.md")
+    assert len(document["runs"]) == 3
+    rows = [line.split("|")[2:4] for line in (tmp_path / "R.md").read_text().splitlines() if "digits" in line]
+    assert rows == [[" `emnist-dali train --seed N` ", " 0, 1 "], [" `emnist-dali train --set a=1 --seed N` ", " 0 "]]
+    reproduce.set_data(document, "digits", SimpleNamespace(fingerprint="other", official=False, counts={}))
+    assert not document["runs"]
+
+
+def test_another_machines_runs_are_in_its_own_section_and_file(tmp_path):
+    document = reproduce.opened(tmp_path / "reproduce-mine.json", a_run()["machine"], "cpu")
+    reproduce.set_data(document, "digits", DATA)
+    for seed in (0, 1):
+        run = a_run(seed, gpu="Other GPU")
+        reproduce.record(run, DATA, document, tmp_path / "reproduce-mine.json", tmp_path / "R.md")
+    assert not document["runs"]
+    assert "## Reproduced on Other GPU\n" in (tmp_path / "R.md").read_text()
+    assert row(tmp_path)[2] == "0, 1"
+    assert len(json.loads((tmp_path / "reproduce-other-gpu.json").read_text())["runs"]) == 2
+
+
+def test_a_check_that_passed_is_not_repeated_nor_is_another_machines_taken(tmp_path, monkeypatch):
+    def write(name: str, code: int | None) -> None:
+        document = {"benchmark": "gpu_check", "parts": {"tests": {"exit_code": code}}}
+        (tmp_path / f"check-{name}.json").write_text(json.dumps(document))
+
     def call(words: list[str]) -> int:
         calls.append(words)
-        document = {"benchmark": "gpu_check", "parts": {"tests": {"exit_code": codes.pop()}}}
-        (tmp_path / "check-x.json").write_text(json.dumps(document))
+        write("a-cpu-20260101", codes.pop())
         return 0
 
+    machine = {"gpu": "GPU", "cpu": "A CPU"}
     calls, codes = [], [0, None]
     monkeypatch.setattr(reproduce, "call", call)
-    assert reproduce.checked(tmp_path, "data", "cpu")[1] == ["tests"]  # cut off: no exit code
-    assert reproduce.checked(tmp_path, "data", "cpu")[1] == []
-    assert reproduce.checked(tmp_path, "data", "cpu")[1] == []
+    write("gpu-20260102", 0)
+    write("a-cpu-2-20260102", 0)
+    assert reproduce.checked(tmp_path, "data", "cpu", machine)[1] == ["tests"]  # cut off: no exit code
+    assert reproduce.checked(tmp_path, "data", "cpu", machine)[1] == []
+    assert reproduce.checked(tmp_path, "data", "cpu", machine)[1] == []
+    assert reproduce.checked(tmp_path, "data", "cuda:0", machine)[1] == []
     assert len(calls) == 2
 
 
@@ -186,3 +248,23 @@ def test_a_training_that_a_signal_stopped_ends_the_command(tmp_path, nist, monke
 
 def test_a_process_has_its_exit_code():
     assert reproduce.call([sys.executable, "-c", "raise SystemExit(3)"]) == 3
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_command_ends_the_training_and_is_awaited(tmp_path, signum):
+    trap = f"trap 'echo %s >> {tmp_path}/end; exit 0' %s;"
+    body = trap % ("hangup", "HUP") + trap % ("terminated", "TERM") + f"kill -{signum} $PPID; sleep 20 & wait"
+
+    def run() -> None:
+        for handled in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(handled, signal.SIG_DFL)
+        with pytest.raises(click.Abort):
+            reproduce.call(["sh", "-c", body])
+        assert signal.getsignal(signum) == signal.SIG_DFL
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    # Not SIGTERM: where a training has had one already, the second would end it without a checkpoint.
+    assert (tmp_path / "end").read_text() == "hangup\n"
