@@ -1,7 +1,7 @@
 """The engine for a part that fits the device: decoded and equalized images lie there as one uint8 tensor.
 
 A batch is a gather, a bilinear resize or warp, and normalization. On a GPU that is one kernel (`resident_kernel`);
-elsewhere batched torch operations, which on a CPU are several times slower than `fused`.
+elsewhere batched torch operations, which on a CPU are 2 to 5 times slower than `fused` at 112×112.
 """
 
 from functools import cache

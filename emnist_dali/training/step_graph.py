@@ -9,7 +9,7 @@ WARM_UP_STEPS = 3
 
 
 class StepGraph:
-    """Captures `step(images, targets)`, and from then on starts its hundreds of kernels by one call.
+    """Captures `step(images, targets)`, and from then on starts all of its kernels by one call.
 
     `images` and `targets` are examples: every call needs the same shapes, dtypes and strides. What `step` changes, it
     changes in place. Constructing it takes WARM_UP_STEPS steps (PyTorch, «CUDA semantics: whole-network capture»).
