@@ -53,6 +53,19 @@ def keep_freed_memory() -> None:
     mallopt(m_trim_threshold, 2**31 - 1)
 
 
+def busy_seconds() -> float | None:
+    """CPU-seconds that all processes have used of the CPUs that this one may use; None where Linux does not tell."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+        cpus = {f"cpu{cpu}" for cpu in os.sched_getaffinity(0)}
+    except (OSError, AttributeError):
+        return None
+    of_cpus = [line.split()[1:] for line in lines if line.split()[0] in cpus]
+    # user, nice, system, idle, iowait, irq, softirq, steal, and guests, which are part of user and nice
+    ticks = sum(int(field) for fields in of_cpus for k, field in enumerate(fields[:8]) if k not in (3, 4))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def reachable(url: str) -> bool:
     """Whether a server answers at `url` within 5 seconds."""
     import requests

@@ -81,6 +81,7 @@ def facts(training: Training) -> dict[str, Any]:
         "statistics": (training.stats.mean, training.stats.std),
         "pipeline": engine(config.data.backend),
         "torch threads": torch.get_num_threads() if config.run.device == "cpu" else None,
+        "slices of a batch": training.trainer.slices,
         "ranks": distributed.world_size(),
     }
 
@@ -98,7 +99,8 @@ def check(state: dict[str, Any], config: Config, now: dict[str, Any], force: boo
     ):
         if value != was:
             raise UserError(f"The checkpoint's {name} is {was}, not {value}; start a new run for that.")
-    facts_before = {**state["facts"], "pipeline": recorded_engine(state["facts"]["pipeline"])}
+    # Versions without slices trained on whole batches.
+    facts_before = {"slices of a batch": 1, **state["facts"], "pipeline": recorded_engine(state["facts"]["pipeline"])}
     changed = "; ".join(sorted([*_changed_settings(config, before), *_changed_facts(now, facts_before)]))
     if not changed:
         return
@@ -128,7 +130,7 @@ def _differences(path: str, value: Any, was: Any) -> Iterator[str]:
 def _changed_facts(now: dict[str, Any], before: dict[str, Any]) -> Iterator[str]:
     ignored = {"ranks"}
     if now["ranks"] != before["ranks"]:
-        ignored.add("torch threads")  # slices of batches and sums differ anyway
+        ignored |= {"torch threads", "slices of a batch"}  # sums and statistics differ anyway
         say(f"{before['ranks']} ranks before, {now['ranks']} now: BatchNorm sees other slices of a batch.")
     for name in now.keys() - ignored:
         if now[name] != before[name]:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import astuple
 from pathlib import Path
-from time import monotonic
+from time import monotonic, process_time
 from typing import Any
 
 from ..config import Config
 from ..core import distributed
 from ..core.errors import UserError
 from ..core.files import reason
+from ..core.machine import available_cpus, busy_seconds
 from ..core.progress import say
 from ..core.signals import Interrupt, Stop
 from ..evaluation.evaluate import predict_run, summary
@@ -26,6 +27,10 @@ from . import profiling, resume, tracking
 from .build import Training, build_training
 from .trainer import TIMING, DivergedError
 
+# The share of the CPUs from which a training on them says that other work slows it down.
+OTHER_WORK = 0.25
+# Seconds of an epoch in which that share can be told.
+_TELLING = 2.0
 VALIDATION_METRICS = ("accuracy", "weighted_f1", "macro_f1", "balanced_accuracy")
 
 
@@ -126,6 +131,7 @@ class Session:
         self.classes = training.shards.manifest.classes
         self._interrupt = Interrupt()
         self._saved = monotonic()
+        self._told_of_other_work = False
 
     def train(self, resumed: bool = False) -> None:
         """To the end, the test included; an interrupted run saves a checkpoint and exits."""
@@ -159,8 +165,10 @@ class Session:
 
     def _epoch(self) -> None:
         """The rest of the trainer's epoch, its validation, and a checkpoint at the start of the next."""
-        trainer = self.trainer
+        trainer, busy, own, started = self.trainer, busy_seconds(), process_time(), monotonic()
         entry = trainer.train_epoch(self.training.loader, self._after_step)
+        if busy is not None:
+            self._tell_of_other_work(busy_seconds() - busy - (process_time() - own), monotonic() - started)
         trainer.check()  # the last update comes after the last loss
         accuracy = float(trainer.epoch)  # with nothing to validate on, the last weights are the best
         if self.training.validation:
@@ -177,6 +185,17 @@ class Session:
         self._save()
         self._stop_if_signalled()  # without a test nothing else would notice it after the last epoch
         self.after_epoch(entry["epoch"], accuracy)
+
+    def _tell_of_other_work(self, cpu_seconds: float, seconds: float) -> None:
+        """Once, where other processes took so much of the CPUs in the last `seconds`."""
+        share = cpu_seconds / max(seconds, _TELLING) / available_cpus()
+        alone = self.config.run.device == "cpu" and distributed.world_size() == 1
+        if alone and share > OTHER_WORK and not self._told_of_other_work:
+            self._told_of_other_work = True
+            say(
+                f"Other work took {100 * share:.0f} % of this machine's {available_cpus()} cores in this epoch: "
+                "training is faster without it."
+            )
 
     def _validate(self) -> dict[str, Any]:
         predictions = predict(

@@ -27,6 +27,7 @@ from ..runtime import autocast, compiled, half_images
 from . import mixing
 from .loss import class_weights, kl_divergence
 from .optim import build_optimizer, learning_rate, set_learning_rate
+from .slices import Slices, slices_of
 from .step_graph import StepGraph
 
 # Steps between two readings of the loss, the only moments at which the host waits for the device.
@@ -86,8 +87,16 @@ class Trainer:
         self.weights = class_weights(counts, classes).to(self.device) if training.class_weights else None
         self.loss_sum = torch.zeros((), device=self.device)
         self._graph: StepGraph | None = None
+        self.slices = self._count_slices()
+        self._slices = Slices(self.model, self.slices) if self.slices > 1 else None
         self.step = 0
         self.begin(0)
+
+    def _count_slices(self) -> int:
+        run = self.config.run
+        if run.device != "cpu" or distributed.world_size() > 1 or run.compile != "off" or run.amp == "fp16":
+            return 1
+        return slices_of(self.model, self.config.data.batch_size)
 
     @property
     def done(self) -> bool:
@@ -158,12 +167,15 @@ class Trainer:
         self.seconds = self.waited = 0.0
         self.loss_sum.zero_()  # in place: a graph holds its address
 
-    @_without_garbage_collection()
     def train_epoch(self, loader: Loader, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Trains for the rest of the epoch, or what `training.steps` leaves of it; returns the epoch's entry.
 
         `after_step` is called after each optimizer step. Raises DivergedError.
         """
+        with _without_garbage_collection(), self._slices.one_thread() if self._slices else nullcontext():
+            return self._train_epoch(loader, after_step)
+
+    def _train_epoch(self, loader: Loader, after_step: Callable[[], None]) -> dict[str, Any]:
         training = self.config.training
         done = self.micro // training.accumulation
         left = min(self.steps_per_epoch - done, (training.steps or math.inf) - self.step)
@@ -220,14 +232,21 @@ class Trainer:
         self._update()
 
     def _backward(self, images: torch.Tensor, targets: torch.Tensor) -> None:
+        accumulation = self.config.training.accumulation
+        if self._slices:
+            self.loss_sum += accumulation * self._slices.backward(self._slice_loss, channels_last(images), targets)
+            return
         with self.autocast():
             loss = self.loss(channels_last(images), targets)
-        accumulation = self.config.training.accumulation
         self.scaler.scale(loss / accumulation if accumulation > 1 else loss).backward()
         self.loss_sum += loss.detach()
 
     def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return kl_divergence(self.parallel(images), targets, self.weights)
+
+    def _slice_loss(self, model: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with self.autocast():
+            return kl_divergence(model(images), targets, self.weights) / self.config.training.accumulation
 
     def _fetch(self, batches: Iterator[Batch]) -> Batch | None:
         started = time.perf_counter()

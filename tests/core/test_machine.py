@@ -1,5 +1,6 @@
 """What records say about the GPU, with a script in nvidia-smi's place."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,19 @@ def test_the_environment_of_a_run_has_them_and_older_ones_are_still_read(tmp_pat
     for env in ({**now, **STATE}, now, older):
         write_json(tmp_path / "env.json", env)
         assert schema.read_env(tmp_path / "env.json") == env
+
+
+def test_busy_seconds_count_the_work_of_all_processes_on_these_cpus():
+    before = machine.busy_seconds()
+    if before is None:
+        pytest.skip("only Linux tells")
+    own, spent = time.process_time(), 0.0
+    while spent < 0.2:
+        spent = time.process_time() - own
+    # The kernel counts in ticks of 10 ms.
+    assert machine.busy_seconds() - before > spent - 0.05
+
+
+def test_where_linux_does_not_tell_nothing_is_known(monkeypatch):
+    monkeypatch.delattr(machine.os, "sched_getaffinity", raising=False)
+    assert machine.busy_seconds() is None

@@ -17,7 +17,7 @@ from emnist_dali.data.sources import Part
 from emnist_dali.loading import backends
 from emnist_dali.runs.checkpoint import load_state
 from emnist_dali.runs.folder import RunFolder
-from emnist_dali.training import build, resume
+from emnist_dali.training import build, resume, trainer
 from emnist_dali.training.session import Session, train
 
 from ..training_runs import assert_same, at_step, flags, go_on, kept, lines, quick, stopped, untimed
@@ -220,6 +220,17 @@ def test_another_number_of_torch_threads_is_named(run):
             go_on(run)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_run_from_before_slices_is_resumed_where_a_batch_is_one_slice(run, monkeypatch):
+    state = load_state(run / "checkpoints" / "last.pt")
+    del state["facts"]["slices of a batch"]
+    torch.save(state, run / "checkpoints" / "last.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "slices_of", lambda *_: 2)
+        with pytest.raises(UserError, match="slices of a batch is 2 and was 1"):
+            go_on(run)
+    go_on(run)
 
 
 def test_another_kind_of_device_is_named(run):

@@ -27,7 +27,7 @@ from emnist_dali.loading.batch_plan import BatchPlan
 from emnist_dali.runs.checkpoint import load_state, load_weights
 from emnist_dali.runs.schema import check_state
 from emnist_dali.runtime import autocast, resolve, use_device
-from emnist_dali.training import trainer
+from emnist_dali.training import session, trainer
 from emnist_dali.training.build import Training
 from emnist_dali.training.session import train
 from emnist_dali.training.trainer import Trainer
@@ -317,6 +317,15 @@ def test_the_gpu_that_is_named_becomes_the_current_one(device, index, gpus):
     assert not gpus
     use_device(config)
     assert gpus == [index]
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.5, 1), (0.1, 0)])
+def test_a_training_beside_other_work_says_so_once(share, told, data_dir, tmp_path, capsys, monkeypatch):
+    cpus = session.available_cpus()
+    monkeypatch.setattr(session, "_TELLING", 0.0)
+    monkeypatch.setattr(session, "busy_seconds", lambda: session.process_time() + share * cpus * session.monotonic())
+    train(small(data_dir, tmp_path / "run", epochs=2), test=False)
+    assert capsys.readouterr().out.count("Other work took") == told
 
 
 def test_a_profile_is_written_and_its_costliest_operators_printed(data_dir, tmp_path, capsys):
