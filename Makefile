@@ -5,7 +5,7 @@ BIN := .venv/bin
 # A GPU machine without network has no .venv: it runs its own Python, in which the project is importable.
 GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test test-docs fuzz faults attack bench gpu-check reproduce lint clean
+.PHONY: demo test test-docs fuzz faults attack bench speedrun gpu-check reproduce lint clean
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -30,6 +30,9 @@ attack: .venv/installed  ## a user's folders, files, machine and habits against 
 
 bench: .venv/installed  ## where the time goes on this machine; options in ARGS
 	$(BIN)/python bench/throughput.py $(ARGS)
+
+speedrun: .venv/installed  ## seconds to an accuracy, ten seeds a row, on an idle machine; rows and options in ARGS
+	$(BIN)/python bench/speedrun/run.py $(ARGS)
 
 gpu-check:  ## parity and speed on a GPU, planned for ten minutes and not run; ARGS="--source FOLDER" names idx files
 	$(GPU_PYTHON) bench/gpu_check.py $(ARGS)

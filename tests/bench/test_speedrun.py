@@ -1,0 +1,59 @@
+"""The speed run's rules, and that its page shows its records."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from scipy import stats
+
+from speedrun import run
+
+DATA = {"source": "glyphs", "epochs": 1}
+
+
+def test_the_mean_is_above_the_bound_by_students_test():
+    values = [0.901, 0.899, 0.9005, 0.902]
+    bound = run.lower_bound(values)
+    assert stats.ttest_1samp(values, bound, alternative="greater").pvalue == pytest.approx(0.05)
+
+
+@pytest.fixture(scope="module")
+def document(data_dir):
+    row = run.Row(
+        target=0.05, device="cpu", config=lambda split: run.recipes.fast_cpu(split).override({"batch_size": 64})
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(run.ROWS, "cpu-5", row)
+        patch.setattr(run, "yardstick", lambda config: {"arithmetic": 1e12, "bandwidth": 1e10, "dtype": "float32"})
+        return run.measure("cpu-5", "small", 2, {**DATA, "data_dir": str(data_dir)})
+
+
+def test_a_row_is_reached_when_its_mean_is_surely_above_the_target(document):
+    accuracies = [result["accuracy"] for result in document["runs"]]
+    assert document["accuracy_lower_bound"] == pytest.approx(run.lower_bound(accuracies))
+    assert document["reached"] == (document["accuracy_lower_bound"] >= 0.05)
+    assert document["config"]["data"]["val_fraction"] == 0
+    assert document["config"]["training"]["epochs"] == 1
+    assert "cpu-5" in run.sentence(document)
+
+
+def test_the_table_has_every_row_and_every_record(document):
+    record = document | {"row": "cpu-89.5", "file": "a.json"}
+    lines = run.table([record]).splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == [*run.ROWS]
+    assert "a.json" in lines[0]
+    assert "1.00 TFLOP/s" in lines[0]
+    assert all("not run" in line for line in lines[1:])
+
+
+def test_the_page_shows_the_records():
+    shown = CliRunner().invoke(run.main, ["--table"]).output.strip()
+    assert shown in (Path(run.__file__).parent / "README.md").read_text()
+
+
+def test_every_record_reached_its_target_with_ten_seeds_from_a_commit():
+    for record in run.records():
+        assert record["reached"], record["file"]
+        assert record["target"] == run.ROWS[record["row"]].target
+        assert len(record["runs"]) >= 10
+        assert len(record["commit"]) == 40
