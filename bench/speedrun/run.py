@@ -59,9 +59,9 @@ def small_images(split: str, epochs: int) -> Config:
 
 
 ROWS = {
-    "cpu-89.5": Row(target=0.895, device="cpu", config=partial(small_images, epochs=4)),
-    "cpu-89.75": Row(target=0.8975, device="cpu", config=partial(small_images, epochs=5)),
-    "cpu-90.0": Row(target=0.9, device="cpu", config=partial(small_images, epochs=8)),
+    "cpu-89.5": Row(target=0.895, device="cpu", config=partial(small_images, epochs=5)),
+    "cpu-89.75": Row(target=0.8975, device="cpu", config=partial(small_images, epochs=8)),
+    "cpu-90.0": Row(target=0.9, device="cpu", config=partial(small_images, epochs=16)),
     "gpu-90.0": Row(target=0.9, device="cuda", config=recipes.fast),
     "gpu-90.5": Row(target=0.905, device="cuda", config=lambda split: recipes.fast(split).override({"epochs": 32})),
 }
