@@ -3,11 +3,11 @@
 import gzip
 import json
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile, schedule
 
 from ..config import Config
 from ..core import distributed
@@ -51,7 +51,15 @@ def start(config: Config, folder: Path) -> AbstractContextManager[profile | None
         activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])],
         schedule=schedule(skip_first=_SKIPPED, wait=0, warmup=_WARM_UP, active=STEPS, repeat=1),
         on_trace_ready=ready,
+        experimental_config=_all_threads(),
     )
+
+
+def _all_threads() -> _ExperimentalConfig | None:
+    """Has the threads of `slices` profiled; None where torch is too old to do so."""
+    with suppress(TypeError):
+        return _ExperimentalConfig(profile_all_threads=True)
+    return None
 
 
 def _table(profiler: profile, on_gpu: bool, captured: bool) -> str:

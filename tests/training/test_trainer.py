@@ -27,7 +27,7 @@ from emnist_dali.loading.batch_plan import BatchPlan
 from emnist_dali.runs.checkpoint import load_state, load_weights
 from emnist_dali.runs.schema import check_state
 from emnist_dali.runtime import autocast, resolve, use_device
-from emnist_dali.training import session, trainer
+from emnist_dali.training import session, slices, trainer
 from emnist_dali.training.build import Training
 from emnist_dali.training.session import train
 from emnist_dali.training.trainer import Trainer
@@ -328,7 +328,9 @@ def test_a_training_beside_other_work_says_so_once(share, told, data_dir, tmp_pa
     assert capsys.readouterr().out.count("Other work took") == told
 
 
-def test_a_profile_is_written_and_its_costliest_operators_printed(data_dir, tmp_path, capsys):
+@pytest.mark.parametrize("slice_", [64, 32])
+def test_a_profile_is_written_and_its_costliest_operators_printed(slice_, data_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(slices, "SLICE", slice_)
     run = train(small(data_dir, tmp_path / "run", epochs=2, profile=True))
     with gzip.open(run.path / "trace.json.gz") as file:
         events = json.load(file)["traceEvents"]
