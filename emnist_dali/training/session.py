@@ -29,7 +29,7 @@ from .trainer import TIMING, DivergedError
 
 # The share of the CPUs from which a training on them says that other work slows it down.
 OTHER_WORK = 0.25
-# Seconds of an epoch in which that share can be told.
+# Seconds; shorter epochs count as so long, because the kernel counts in ticks of 10 ms.
 _TELLING = 2.0
 VALIDATION_METRICS = ("accuracy", "weighted_f1", "macro_f1", "balanced_accuracy")
 

@@ -45,6 +45,9 @@ class Slices:
         each = max(self._threads // slices, 1)
         self._pool = ThreadPoolExecutor(slices, "slice", initializer=lambda: torch.set_num_threads(each))
 
+    def __len__(self) -> int:
+        return len(self._models)
+
     @contextmanager
     def one_thread(self) -> Iterator[None]:
         """Has the operations of this thread use no others."""
@@ -60,9 +63,10 @@ class Slices:
         images: torch.Tensor,
         targets: torch.Tensor,
     ) -> torch.Tensor:
-        """The mean of `loss(model, images, targets)` over the slices; their gradients are added to the model's.
+        """The mean of `loss(model, images, targets)` over the slices, a scalar; gradients are added to the model's.
 
-        The model's running statistics become the mean of the slices'.
+        Images (N, …) and targets (N, …) are cut along N into parts that differ by one at most, and each counts by its
+        images. What a slice raises is raised here. The model's running statistics become the mean of the slices'.
         """
 
         def work(model: torch.nn.Module, images_: torch.Tensor, targets_: torch.Tensor) -> torch.Tensor:

@@ -87,10 +87,14 @@ class Trainer:
         self.weights = class_weights(counts, classes).to(self.device) if training.class_weights else None
         self.loss_sum = torch.zeros((), device=self.device)
         self._graph: StepGraph | None = None
-        self.slices = self._count_slices()
-        self._slices = Slices(self.model, self.slices) if self.slices > 1 else None
+        self._slices = Slices(self.model, slices) if (slices := self._count_slices()) > 1 else None
         self.step = 0
         self.begin(0)
+
+    @property
+    def slices(self) -> int:
+        """How many parts of a batch are trained on side by side: above 1 only on a CPU."""
+        return len(self._slices) if self._slices else 1
 
     def _count_slices(self) -> int:
         run = self.config.run

@@ -57,3 +57,10 @@ def test_every_record_reached_its_target_with_ten_seeds_from_a_commit():
         assert record["target"] == run.ROWS[record["row"]].target
         assert len(record["runs"]) >= 10
         assert len(record["commit"]) == 40
+
+
+@pytest.mark.parametrize("names", [(), ("cpu-89.5", "cpu-90.0")])
+def test_a_result_file_is_of_one_row(names, tmp_path):
+    result = CliRunner().invoke(run.main, [*names, "--json", str(tmp_path / "a.json")])
+    assert result.exit_code == 2
+    assert "name one ROW" in result.output
