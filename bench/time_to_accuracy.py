@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any
 
 import click
+import numpy as np
 import torch
 
 import stage_timers
@@ -86,10 +87,10 @@ def measure(config: Config, target: float, runs: int) -> dict[str, Any]:
     return document
 
 
-def run(config: Config, shards: Shards) -> dict[str, Any]:
-    """Trains once from scratch, and then evaluates on the test split."""
+def run(config: Config, shards: Shards, indices: np.ndarray | None = None) -> dict[str, Any]:
+    """Trains once from scratch, on the images at `indices` (n,) if given, and then evaluates on the test split."""
     started = perf_counter()
-    with build_training(config, shards) as training:
+    with build_training(config, shards, indices=indices) as training:
         trainer, loader = training.trainer, training.loader
         training.prefetch()
         trainer.warm_up()
@@ -106,6 +107,7 @@ def run(config: Config, shards: Shards) -> dict[str, Any]:
     result = {
         "seed": config.training.seed,
         "accuracy": scores["accuracy"],
+        "balanced_accuracy": scores["balanced_accuracy"],
         "weighted_f1": scores["weighted_f1"],
         "macro_f1": scores["macro_f1"],
         "seconds": seconds,

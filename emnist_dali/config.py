@@ -131,6 +131,13 @@ class Training(_Part, path="training"):
     clip: float = setting(1.0, gt=0)  # maximum gradient norm
     label_smoothing: float = setting(0.1, ge=0, lt=1)
     class_weights: bool = setting(False, "Weight the loss by inverse class frequency.")
+    logit_adjustment: float = setting(
+        0.0,
+        "1 trains for balanced accuracy on imbalanced classes: this times the log frequencies is added to the logits "
+        "in training.",
+        ge=0,
+        le=10,
+    )
     mixing: Mixing | None = setting(None)
     sync_bn: bool = setting(False, "Synchronize BatchNorm across ranks; GPUs only.")
     ema: float | None = setting(None, ge=0, lt=1)  # decay per step of the averaged weights; None disables averaging

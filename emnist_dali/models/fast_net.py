@@ -1,7 +1,7 @@
-"""A small convolutional network for 28×28 images: the timm models `emnist_fast` and `emnist_fast_small`.
+"""Small convolutional networks, registered with timm: `emnist_fast`, `_small`, `_flat` and `_wide`.
 
 Modelled on the networks that hold CIFAR-10's speed records (KellerJordan/cifar10-airbench): plain dense convolutions,
-pooled before they are normalized. Importing this module registers them with timm.
+pooled before they are normalized.
 """
 
 from typing import Any
@@ -24,14 +24,42 @@ class FastNet(nn.Module):
         self.num_classes = num_classes
         # Validation accuracy of the small network on Balanced after 3 epochs: this stem 90.7 %; one of stride 1, at
         # three quarters of the speed, 90.6 %; this one with weights that whiten patches of the images 90.5 %.
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_chans, stem, 5, stride=2, padding=2, bias=False), _BatchNorm(stem), nn.ReLU(inplace=True)
-        )
+        self.stem = _stem(in_chans, stem)
         self.groups = nn.Sequential(*map(_group, (stem, *widths), widths))
         self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.groups(self.stem(images)).mean((2, 3)))
+
+
+class FlatNet(nn.Module):
+    """(N, in_chans, S, S) → (N, num_classes) logits; S is 24, or near it.
+
+    A FastNet of two widths whose last convolution is a linear layer of `hidden` outputs on all 3×3 positions, and
+    without the average over them: on a CPU a third faster, because oneDNN is slow at the weights' gradients of
+    convolutions on so few positions (5.2 ms for 256 images, a matrix product 0.3 ms).
+    """
+
+    def __init__(
+        self, *, stem: int, widths: tuple[int, int], hidden: int, num_classes: int = 47, in_chans: int = 1
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.stem = _stem(in_chans, stem)
+        self.groups = nn.Sequential(_group(stem, widths[0]), nn.Sequential(*_halving(*widths)))
+        self.pool = nn.AdaptiveAvgPool2d(3)
+        self.hidden = nn.Sequential(
+            nn.Linear(9 * widths[1], hidden, bias=False), _BatchNorm(hidden), nn.ReLU(inplace=True)
+        )
+        self.head = nn.Linear(hidden, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        positions = self.groups(self.stem(images))
+        if positions.shape[2:] != (3, 3):
+            positions = self.pool(positions)
+        return self.head(
+            self.hidden(positions.permute(0, 2, 3, 1).flatten(1))
+        )  # channels last, as they lie in memory
 
 
 class _BatchNorm(nn.BatchNorm2d):
@@ -42,20 +70,65 @@ class _BatchNorm(nn.BatchNorm2d):
         return functional.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
 
 
-def _group(channels: int, width: int) -> nn.Sequential:
+class _MaxPool(nn.MaxPool2d):
+    """The same, and in training on a CPU twice as fast: 2.6 instead of 4.7 ms for 64 channels of 256 10×10 images."""
+
+    def __init__(self) -> None:
+        super().__init__(2, ceil_mode=True)  # 7×7 becomes 4×4, so no border is dropped
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and x.device.type == "cpu":
+            return _PoolOfViews.apply(x)
+        return super().forward(x)
+
+
+class _PoolOfViews(torch.autograd.Function):
+    """Max pooling of 2×2 as comparisons of four views; where several are the largest, each gets the gradient."""
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
+        largest = x[:, :, ::2, ::2].clone(memory_format=torch.channels_last)
+        for view in _corners(x)[1:]:
+            part = largest[:, :, : view.shape[2], : view.shape[3]]
+            torch.maximum(part, view, out=part)
+        context.save_for_backward(x, largest)
+        return largest
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        x, largest = context.saved_tensors
+        result = torch.empty_like(x)
+        for view, part in zip(_corners(x), _corners(result), strict=True):
+            _, _, height, width = view.shape
+            torch.eq(view, largest[:, :, :height, :width], out=part)
+            part *= gradient[:, :, :height, :width]
+        return result
+
+
+def _corners(x: torch.Tensor) -> list[torch.Tensor]:
+    """The views that hold one element of each 2×2 square; those of the last row and column may be shorter."""
+    return [x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+
+
+def _stem(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1, bias=False),
-        nn.MaxPool2d(2, ceil_mode=True),  # 7×7 becomes 4×4, so no border is dropped
-        _BatchNorm(width),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(width, width, 3, padding=1, bias=False),
-        _BatchNorm(width),
-        nn.ReLU(inplace=True),
+        nn.Conv2d(channels, width, 5, stride=2, padding=2, bias=False), _BatchNorm(width), nn.ReLU(inplace=True)
     )
 
 
+def _group(channels: int, width: int) -> nn.Sequential:
+    second = [nn.Conv2d(width, width, 3, padding=1, bias=False), _BatchNorm(width), nn.ReLU(inplace=True)]
+    return nn.Sequential(*_halving(channels, width), *second)
+
+
+def _halving(channels: int, width: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+    return [convolution, _MaxPool(), _BatchNorm(width), nn.ReLU(inplace=True)]
+
+
 _UNTRAINED = {"input_size": (1, 28, 28), "num_classes": 47, "first_conv": "stem.0", "classifier": "head"}
-default_cfgs = generate_default_cfgs({"emnist_fast": _UNTRAINED, "emnist_fast_small": _UNTRAINED})
+_NAMES = ("emnist_fast", "emnist_fast_small", "emnist_fast_flat", "emnist_fast_wide")
+default_cfgs = generate_default_cfgs(dict.fromkeys(_NAMES, _UNTRAINED))
 
 
 @register_model
@@ -68,3 +141,17 @@ def emnist_fast(pretrained: bool = False, **options: Any) -> FastNet:
 def emnist_fast_small(pretrained: bool = False, **options: Any) -> FastNet:
     """For a CPU: 0.28 M parameters, 12 M multiply-adds per 28×28 image."""
     return build_model_with_cfg(FastNet, "emnist_fast_small", pretrained, stem=32, widths=(64, 128), **options)
+
+
+@register_model
+def emnist_fast_flat(pretrained: bool = False, **options: Any) -> FlatNet:
+    """For a CPU and the shortest time: 0.28 M parameters, 7 M multiply-adds per 24×24 image."""
+    sizes = {"stem": 32, "widths": (64, 128), "hidden": 128}
+    return build_model_with_cfg(FlatNet, "emnist_fast_flat", pretrained, **sizes, **options)
+
+
+@register_model
+def emnist_fast_wide(pretrained: bool = False, **options: Any) -> FlatNet:
+    """For a CPU and minutes: 0.73 M parameters, 14 M multiply-adds per 24×24 image."""
+    sizes = {"stem": 32, "widths": (96, 192), "hidden": 256}
+    return build_model_with_cfg(FlatNet, "emnist_fast_wide", pretrained, **sizes, **options)

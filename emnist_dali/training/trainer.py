@@ -25,7 +25,7 @@ from ..loading.loader import Loader
 from ..models.build import build_model, channels_last
 from ..runtime import autocast, compiled, half_images
 from . import mixing
-from .loss import class_weights, kl_divergence
+from .loss import class_weights, kl_divergence, log_frequencies
 from .optim import build_optimizer, learning_rate, set_learning_rate
 from .slices import Slices, slices_of
 from .step_graph import StepGraph
@@ -85,6 +85,9 @@ class Trainer:
         # Only fp16 scales its gradients; for Lion and Muon the host waits for the check for infinities at each step.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.run.amp == "fp16")
         self.weights = class_weights(counts, classes).to(self.device) if training.class_weights else None
+        self.adjustment: torch.Tensor | float = 0.0
+        if training.logit_adjustment:
+            self.adjustment = training.logit_adjustment * log_frequencies(counts, classes).to(self.device)
         self.loss_sum = torch.zeros((), device=self.device)
         self._graph: StepGraph | None = None
         self._slices = Slices(self.model, slices) if (slices := self._count_slices()) > 1 else None
@@ -246,11 +249,12 @@ class Trainer:
         self.loss_sum += loss.detach()
 
     def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return kl_divergence(self.parallel(images), targets, self.weights)
+        return kl_divergence(self.parallel(images) + self.adjustment, targets, self.weights)
 
     def _slice_loss(self, model: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with self.autocast():
-            return kl_divergence(model(images), targets, self.weights) / self.config.training.accumulation
+            loss = kl_divergence(model(images) + self.adjustment, targets, self.weights)
+        return loss / self.config.training.accumulation
 
     def _fetch(self, batches: Iterator[Batch]) -> Batch | None:
         started = time.perf_counter()

@@ -1,12 +1,20 @@
+from math import prod
+
 import pytest
 import torch
 
 from emnist_dali.config import Model
 from emnist_dali.core.errors import UserError
 from emnist_dali.models.build import build_model, channels_last
+from emnist_dali.models.fast_net import _MaxPool
 
-# Parameters, and millions of multiply-adds per 28×28 image.
-SIZES = {"emnist_fast": (1_121_263, 45.89), "emnist_fast_small": (284_175, 11.55)}
+# Parameters, the side of an image, and millions of multiply-adds for it.
+SIZES = {
+    "emnist_fast": (1_121_263, 28, 45.89),
+    "emnist_fast_small": (284_175, 28, 11.55),
+    "emnist_fast_flat": (284_175, 24, 6.90),
+    "emnist_fast_wide": (733_071, 24, 13.53),
+}
 
 
 def untrained(name: str, classes: int = 47) -> torch.nn.Module:
@@ -25,17 +33,18 @@ def conv_outputs(net: torch.nn.Module, images: torch.Tensor) -> list[tuple[torch
 @pytest.mark.parametrize("name", SIZES)
 def test_size_and_cost_are_the_documented_ones(name):
     net = untrained(name)
-    parameters, millions = SIZES[name]
+    parameters, side, millions = SIZES[name]
     assert sum(p.numel() for p in net.parameters()) == parameters
-    outputs = conv_outputs(net, torch.zeros(1, 1, 28, 28))
+    outputs = conv_outputs(net, torch.zeros(1, 1, side, side))
     multiplications = sum(conv.weight.numel() * out.shape[2] * out.shape[3] for conv, out in outputs)
-    assert (multiplications + net.head.weight.numel()) / 1e6 == pytest.approx(millions, abs=0.005)
+    matrices = (layer.weight for layer in net.modules() if isinstance(layer, torch.nn.Linear))
+    assert (multiplications + sum(matrix.numel() for matrix in matrices)) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_channels_are_multiples_of_16_and_stay_last(name):
     outputs = conv_outputs(untrained(name), channels_last(torch.randn(2, 1, 28, 28)))
-    assert [conv.out_channels % 16 for conv, _ in outputs] == [0] * 5
+    assert not any(conv.out_channels % 16 for conv, _ in outputs)
     assert all(out.is_contiguous(memory_format=torch.channels_last) for _, out in outputs)
 
 
@@ -47,9 +56,31 @@ def test_every_pixel_matters(name):
     assert (images.grad != 0).all()
 
 
-@pytest.mark.parametrize(("classes", "size"), [(10, 28), (62, 28), (47, 32)])
-def test_one_logit_per_class_at_any_size(classes, size):
-    assert untrained("emnist_fast_small", classes).eval()(torch.zeros(3, 1, size, size)).shape == (3, classes)
+@pytest.mark.parametrize("name", ["emnist_fast_small", "emnist_fast_flat"])
+@pytest.mark.parametrize(("classes", "size"), [(10, 28), (62, 24), (47, 32), (47, 9)])
+def test_one_logit_per_class_at_any_size(name, classes, size):
+    assert untrained(name, classes).eval()(torch.zeros(3, 1, size, size)).shape == (3, classes)
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 12), (5, 5), (7, 6), (1, 3)])
+def test_pooling_of_views_is_max_pooling(height, width):
+    shape = 2, 8, height, width
+    # No two are equal: torch gives the gradient to one of them only.
+    x = torch.randperm(prod(shape), generator=torch.Generator().manual_seed(0)).view(shape).float()
+    ours, theirs = (x.clone().contiguous(memory_format=torch.channels_last).requires_grad_() for _ in range(2))
+    pooled, expected = _MaxPool().train()(ours), torch.nn.functional.max_pool2d(theirs, 2, ceil_mode=True)
+    assert torch.equal(pooled, expected)
+    for of_pool in (pooled, expected):
+        (of_pool * torch.arange(of_pool.numel()).view_as(of_pool)).sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_pooling_in_half_precision_keeps_its_type():
+    x = torch.randn(2, 8, 6, 6).bfloat16().requires_grad_()
+    pooled = _MaxPool().train()(x)
+    pooled.sum().backward()
+    assert torch.equal(pooled, torch.nn.functional.max_pool2d(x, 2))
+    assert pooled.dtype == x.grad.dtype == torch.bfloat16
 
 
 def test_it_learns_in_a_few_steps():

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emnist_dali.core.errors import UserError
-from emnist_dali.training.loss import class_weights, kl_divergence
+from emnist_dali.training.loss import class_weights, kl_divergence, log_frequencies
 
 
 def batch(n: int = 6, classes: int = 5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,9 +33,17 @@ def test_equal_counts_give_exactly_one():
     assert torch.equal(class_weights([2_400] * 47, "x" * 47), torch.ones(47))
 
 
-def test_a_class_without_images_is_named():
+@pytest.mark.parametrize("function", [class_weights, log_frequencies])
+def test_a_class_without_images_is_named(function):
     with pytest.raises(UserError, match="'q'"):
-        class_weights([3, 0, 5], "pqr")
+        function([3, 0, 5], "pqr")
+
+
+def test_adjusted_logits_of_a_balanced_prediction_are_the_frequencies():
+    """A model that knows nothing of an image takes all classes to be equally likely."""
+    adjustment = log_frequencies([10, 30, 60], "pqr")
+    torch.testing.assert_close((torch.zeros(1, 3) + adjustment).softmax(1), torch.tensor([[0.1, 0.3, 0.6]]))
+    assert kl_divergence(torch.zeros(100, 3) + adjustment, torch.tensor([[0.1, 0.3, 0.6]]).expand(100, 3)) < 1e-6
 
 
 def test_it_is_cross_entropy_less_the_targets_entropy():

@@ -1,0 +1,351 @@
+#!/usr/bin/env python
+"""The accuracy frontier: nets that people use for EMNIST, each trained for 2, 5 and 15 minutes of this CPU.
+
+python bench/frontier.py --net lenet5 --budget 120 --seed 0
+python bench/frontier.py --table --plot frontier.svg
+
+Data, augmentation and everything else of the training are the same for all, but for the net with its image size, the
+number of epochs and the learning rate. The rate is that of three which has the best balanced accuracy on validation
+images after a short training; seed 0 chooses for all seeds and budgets. Then the net trains on the whole train split
+for as many epochs as fit into the budget, at the img/s measured before, and the test split is read once. Only this
+last training counts. The result file is written after each run and what it holds is not repeated, so that the work
+can be done in several sittings; each budget is finished for all nets before the next. The last line is a JSON
+document.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import count, product
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import click
+import numpy as np
+
+import stage_timers
+import time_to_accuracy
+from emnist_dali import recipes
+from emnist_dali.config import Config, from_dict
+from emnist_dali.core.errors import UserError
+from emnist_dali.core.files import read_json
+from emnist_dali.core.machine import available_cpus, environment
+from emnist_dali.data.shards import Shards
+from emnist_dali.evaluation.inference import evaluation_loader, predict
+from emnist_dali.evaluation.metrics import score
+from emnist_dali.evaluation.significance import wilson
+from emnist_dali.loading import sampling
+from emnist_dali.models.build import build_model
+from emnist_dali.options import with_flags
+from emnist_dali.runtime import autocast, resolve
+from emnist_dali.training.build import build_training, training_shards
+from emnist_dali.training.trainer import DivergedError
+from frontier_nets import NETS, with_net
+from result_file import check_result_file, write_result_file
+from speedrun.run import commit
+
+BUDGETS = (120, 300, 900)  # s
+FACTORS = (0.5, 1.0, 2.0)  # of the recipe's rate
+GRID_SECONDS = 20.0  # of training at each
+HELD_OUT = 0.1  # of the train images, for choosing the rate
+RATE_SECONDS = 3.0  # that measuring img/s takes at least
+_RATE_STEPS = 4
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--net", "names", multiple=True, type=click.Choice([*NETS]), help="Repeatable.  [default: all]")
+@click.option(
+    "--budget", "budgets", multiple=True, type=click.IntRange(1), default=BUDGETS, show_default=True,
+    help="Seconds of training; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--seed", "seeds", multiple=True, type=click.IntRange(0), default=(0,), show_default=True, help="Repeatable."
+)
+@click.option("--split", default="balanced", show_default=True)
+@click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
+@click.option("--source", help="As for emnist-dali prepare.")
+@click.option("--epochs", type=click.IntRange(1), help="Of every training, whatever its budget: a trial.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path),
+    help="Result file to write, or to continue.  [default: bench/records/frontier-cpu-<n>-cores.json]",
+)  # fmt: skip
+@click.option("--table", "show_table", is_flag=True, help="Print the table of the result file instead.")
+@click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Draw the result file as SVG instead.")
+def main(
+    names: tuple[str, ...],
+    budgets: tuple[int, ...],
+    seeds: tuple[int, ...],
+    split: str,
+    epochs: int | None,
+    json_file: Path | None,
+    show_table: bool,
+    plot_file: Path | None,
+    **data: str | None,
+) -> None:
+    """Test accuracy of nets that people use for EMNIST, each trained for the same time on this CPU."""
+    default = Path(__file__).parent / "records" / f"frontier-cpu-{available_cpus()}-cores.json"
+    json_file = json_file or default
+    try:
+        if show_table or plot_file:
+            document = _read(json_file)
+            if plot_file:
+                draw(document, plot_file)
+            if show_table:
+                click.echo(table(document))
+            return
+        base = common(split).override({**data, "device": "cpu", "val_fraction": 0.0})
+        document = measure(base, names or tuple(NETS), budgets, seeds, json_file, epochs)
+    except UserError as error:
+        raise click.ClickException(with_flags(str(error))) from error
+    click.echo(table(document))
+    click.echo(json.dumps(document, ensure_ascii=False))
+
+
+def common(split: str) -> Config:
+    """What all nets have in common: `fast` at its CPU size, for images of their own size."""
+    return recipes.fast_cpu(split).override(
+        {"image_size": 28, "batch_size": 256, "lr": 0.02, "affine": recipes.fast(split).data.affine}
+    )
+
+
+def measure(
+    base: Config,
+    names: Sequence[str],
+    budgets: Sequence[int],
+    seeds: Sequence[int],
+    json_file: Path,
+    epochs: int | None = None,
+) -> dict[str, Any]:
+    """The document in `json_file`, with the runs of these nets, budgets (s) and seeds added where they are missing.
+
+    Every training has `epochs`, if given. Raises UserError if the file holds something else, or for a net whose
+    packages are missing.
+    """
+    base = resolve(base)
+    shards = training_shards(base)
+    document = _continued(json_file, base, shards, epochs)
+    done = {(run["budget"], run["net"], run["seed"]) for run in document["runs"]}
+    left = [key for key in dict.fromkeys(product(budgets, names, seeds)) if key not in done]
+    configs = {name: resolve(with_net(name, base)) for name in dict.fromkeys(name for _, name, _ in left)}
+    for budget, name, seed in left:
+        config = configs[name]
+        if name not in document["nets"]:
+            document["nets"][name] = choose_rate(config, shards, epochs)
+            write_result_file(json_file, document)
+        net = document["nets"][name]
+        length, fraction = (epochs, 1.0) if epochs else plan(budget, net["images_per_second"], len(shards))
+        config = config.override({"epochs": length, "val_fraction": 1 - fraction, "lr": net["lr"], "seed": seed})
+        click.echo(f"{name}, {budget} s: rate {net['lr']:g}, epochs {_epochs(length, fraction)}")
+        began = commit()
+        result = time_to_accuracy.run(config, shards)
+        key = {"net": name, "budget": budget, "epochs": length, "fraction": fraction, "lr": net["lr"]}
+        document["runs"].append({**key, **result, "commit": began, "config": config.to_dict()})
+        write_result_file(json_file, document)
+    return document
+
+
+def plan(seconds: float, images_per_second: float, images: int) -> tuple[int, float]:
+    """How many epochs of `images` fit into the time, and the fraction of them in each: below 1 where not one fits.
+
+    >>> plan(100, 50, 1000), plan(100, 5, 1000)
+    ((5, 1.0), (1, 0.5))
+    """
+    epochs = seconds * images_per_second / images
+    return (int(epochs), 1.0) if epochs >= 1 else (1, epochs)
+
+
+def choose_rate(config: Config, shards: Shards, epochs: int | None = None) -> dict[str, Any]:
+    """A net's entry: its parameters, its img/s, and the rate that the short trainings of the grid choose.
+
+    Every training has `epochs`, if given. Raises DivergedError if all diverge.
+    """
+    labels, rate = shards.labels(), images_per_second(config, shards)
+    indices, held_out = sampling.holdout(labels, HELD_OUT, config.training.seed)
+    if epochs is None:
+        epochs, fraction = plan(GRID_SECONDS, rate, len(indices))
+        indices = indices[sampling.holdout(labels[indices], 1 - fraction, config.training.seed)[0]]
+    grid, diverged = [], None
+    for factor in FACTORS:
+        trial = config.override({"epochs": epochs, "lr": factor * config.training.lr})
+        try:
+            grid.append(_validated(trial, shards, indices, held_out))
+        except DivergedError as error:
+            diverged = error
+    if not grid:
+        raise diverged
+    return {
+        "parameters": sum(p.numel() for p in build_model(config.model, len(shards.manifest.classes)).parameters()),
+        # Of a minute, where `rate` is of seconds.
+        "images_per_second": mean(trial["images_per_second"] for trial in grid),
+        "lr": max(grid, key=lambda trial: trial["val_balanced_accuracy"])["lr"],
+        "grid": grid,
+        "commit": commit(),
+    }
+
+
+def images_per_second(config: Config, shards: Shards) -> float:
+    """Of steady training, after steps that do not count."""
+    images = seconds = 0.0
+    threads = available_cpus()
+    with stage_timers.training_of_steps(config, shards, _RATE_STEPS, threads) as training:
+        training.trainer.warm_up()
+        for epoch in count(1):  # in epoch 0 the trainer may print how long the whole training will take
+            training.trainer.begin(epoch)
+            entry = training.trainer.train_epoch(training.loader)
+            if epoch > 1:
+                images += entry["images_per_second"] * entry["seconds"]
+                seconds += entry["seconds"]
+            if seconds > RATE_SECONDS:
+                return images / seconds
+
+
+def _validated(config: Config, shards: Shards, indices: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
+    """Trains on the images at `indices` (n,), and evaluates on those at `held_out` (m,)."""
+    with build_training(config, shards, indices=indices) as training:
+        trainer, entries = training.trainer, []
+        training.prefetch()
+        trainer.warm_up()
+        for epoch in range(config.training.epochs):
+            trainer.begin(epoch)
+            entries.append(trainer.train_epoch(training.loader))
+    with evaluation_loader(config, shards, training.stats, held_out) as loader:
+        scores = score(predict(trainer.evaluated, loader, autocast(config), "validation"), shards.manifest.classes)
+    seconds = sum(entry["seconds"] for entry in entries)
+    result = {
+        "lr": config.training.lr,
+        "epochs": config.training.epochs,
+        "images": len(indices),
+        "val_balanced_accuracy": scores["balanced_accuracy"],
+        "val_accuracy": scores["accuracy"],
+        "seconds": seconds,
+        "images_per_second": sum(entry["images_per_second"] * entry["seconds"] for entry in entries) / seconds,
+    }
+    click.echo(
+        f"rate {result['lr']:g}: {100 * result['val_balanced_accuracy']:.2f} % balanced validation accuracy "
+        f"in {seconds:.0f} s, {result['images_per_second']:,.0f} img/s"
+    )
+    return result
+
+
+def _continued(json_file: Path, base: Config, shards: Shards, epochs: int | None) -> dict[str, Any]:
+    """The document in the file, or a new one; raises UserError if what is there cannot be compared with new runs."""
+    document = {
+        "benchmark": "frontier",
+        "machine": environment(base.run.device),
+        "data": stage_timers.data_description(shards),
+        "fingerprint": shards.manifest.fingerprint,
+        "test_images": len(Shards(shards.folder, "test")),
+        "config": base.to_dict(),
+        "epochs": epochs,
+        "nets": {},
+        "runs": [],
+    }
+    if not json_file.exists():
+        return document
+    found = _read(json_file)
+    if _setting(found) != _setting(document):
+        raise UserError(f"{json_file} is of another machine, other data or other settings; choose another --json.")
+    return found
+
+
+def _setting(document: dict[str, Any]) -> tuple:
+    """What all runs of a document share."""
+    machine, config = document["machine"], from_dict(document["config"])
+    return machine["cpu"], machine["cpus"], document["fingerprint"], document["epochs"], config.identity()
+
+
+def _read(json_file: Path) -> dict[str, Any]:
+    if not json_file.exists():
+        raise UserError(f"There is no {json_file}; name a result file with --json, or run some nets first.")
+    check_result_file(json_file, "frontier")
+    return read_json(json_file)
+
+
+def table(document: dict[str, Any]) -> str:
+    """Markdown: a row for each run, the shortest budget first, and in each the most accurate first."""
+    lines = [
+        "| budget, s | net | parameters | epochs | rate | seed | test accuracy, % | 95 % interval | img/s | s |",
+        "|---" * 10 + "|",
+    ]
+    for run in sorted(document["runs"], key=lambda run: (run["budget"], -run["accuracy"])):
+        images = document["test_images"]
+        low, high = wilson(round(run["accuracy"] * images), images)
+        cells = [
+            f"{run['budget']}",
+            NETS[run["net"]].label,
+            f"{document['nets'][run['net']]['parameters']:,}",
+            _epochs(run["epochs"], run["fraction"]),
+            f"{run['lr']:g}",
+            f"{run['seed']}",
+            f"{100 * run['accuracy']:.2f}",
+            f"{100 * low:.2f}–{100 * high:.2f}",
+            f"{run['images_per_second']:,.0f}",
+            f"{run['seconds']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _epochs(epochs: int, fraction: float) -> str:
+    return f"{epochs * fraction:.2f}" if fraction < 1 else str(epochs)
+
+
+def draw(document: dict[str, Any], path: Path) -> None:
+    """Writes an SVG: accuracy over seconds of training, and that of each net's longest budget over its parameters.
+
+    Points are means over the seeds. The axis is that of the error's logarithm, so that the best nets are apart.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (by_time, by_size) = pyplot.subplots(1, 2, figsize=(13, 5.5), sharey=True, layout="constrained")
+    colors = dict(zip(NETS, pyplot.get_cmap("tab20").colors, strict=False))
+    for name, points in _points(document):
+        ours = name.startswith("emnist_fast")
+        style = {"color": colors[name], "marker": "o" if ours else "s", "linewidth": 2.5 if ours else 1}
+        seconds, errors = zip(*points, strict=True)
+        by_time.plot(seconds, errors, label=NETS[name].label, **style)
+        by_size.plot(document["nets"][name]["parameters"], errors[-1], **style)
+    by_time.set_xlabel("seconds of training")
+    by_size.set_xlabel("parameters")
+    by_time.set_ylabel("test accuracy, %")
+    for axes in (by_time, by_size):
+        axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    budgets = sorted({run["budget"] for run in document["runs"]})
+    by_time.set_xticks(budgets, map(str, budgets))
+    by_time.set_xticks([], minor=True)
+    by_time.set_yscale("log")
+    by_time.invert_yaxis()
+    by_time.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7, 9)))
+    by_time.yaxis.set_major_formatter(lambda error, _: f"{100 * (1 - error):.3g}")
+    by_time.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    # Drawn again from the same figures, the file is the same.
+    with pyplot.rc_context({"svg.hashsalt": "frontier"}):
+        figure.savefig(path, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _points(document: dict[str, Any]) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """Each net's mean (seconds, test error) at each budget, the shortest first."""
+    for name in NETS:
+        of_budget: dict[int, list[dict[str, Any]]] = {}
+        for run in sorted(document["runs"], key=lambda run: run["budget"]):
+            if run["net"] == name:
+                of_budget.setdefault(run["budget"], []).append(run)
+        if of_budget:
+            yield (
+                name,
+                [
+                    (mean(run["seconds"] for run in runs), 1 - mean(run["accuracy"] for run in runs))
+                    for runs in of_budget.values()
+                ],
+            )
+
+
+if __name__ == "__main__":
+    main()
