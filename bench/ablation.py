@@ -46,7 +46,7 @@ METRICS = ("val_balanced_accuracy", "val_accuracy", "balanced_accuracy", "accura
 _RENAMED_METRICS = {"val_class_mean": "val_balanced_accuracy", "class_mean": "balanced_accuracy"}
 
 
-def baseline(split: str, epochs: int) -> Config:
+def baseline(split: str, epochs: int | None) -> Config:
     """`fast` at its CPU size: what the variants are compared to."""
     return recipes.fast_cpu(split).override({"epochs": epochs, "val_fraction": 0.05})
 
@@ -81,15 +81,16 @@ VARIANTS: dict[str, Callable[[Config], Config]] = {
     "starting recipe": published,
     "no averaged weights": _with(ema=None),
     "no warps": lambda config: config.override({"data.affine": None}),
-    "warps of half the size": lambda config: config.override(
-        {"data.affine": Affine(rotation=(0.1,), scale=0.06, shear=0.075, translation=1 / 28)}
+    "warps of twice the size": lambda config: config.override(
+        {"data.affine": Affine(rotation=(0.2,), scale=0.12, shear=0.15, translation=2 / 28)}
     ),
     "MixUp and CutMix on half of the batches": lambda config: mixed(config, 1.0),
     "MixUp and CutMix on half of the batches, not in the last tenth": lambda config: mixed(config, 0.9),
     "no label smoothing": _with(label_smoothing=0.0),
     "no equalization": lambda config: config.override({"data.equalize": False}),
-    "class weights": _with(class_weights=True),
-    "no class weights": _with(class_weights=False),
+    "class weights": _with(class_weights=True, logit_adjustment=0.0),
+    "logit adjustment": _with(class_weights=False, logit_adjustment=1.0),
+    "neither weights nor logit adjustment": _with(class_weights=False, logit_adjustment=0.0),
     "AdamW": _with(optimizer="adamw", lr=4e-3),
     "Lion": _with(optimizer="lion", lr=8e-4, weight_decay=0.25),  # a fifth of AdamW's rate, five times its decay
     "cosine that ends at 0.15 of the peak": lambda config: config.override(
@@ -102,7 +103,7 @@ VARIANTS: dict[str, Callable[[Config], Config]] = {
 @click.option("--split", default="balanced", show_default=True)
 @click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
 @click.option("--source", help="As for emnist-dali prepare.")
-@click.option("--epochs", type=click.IntRange(2), help="[default: 5, or those of --recipe]")
+@click.option("--epochs", type=click.IntRange(2), help="[default: the recipe's]")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds: 0, 1, 2, …")
 @click.option("--variant", "variants", multiple=True, type=click.Choice([*VARIANTS]), help="Only this; repeatable.")
 @click.option(
@@ -134,9 +135,9 @@ def main(
     changes = {"epochs": epochs, "pretrained": pretrained}
     bases = {name: recipes.RECIPES[name](split).override(changes) for name in recipe_names}
     if not bases:
-        bases = {"": baseline(split, epochs or 5)}
-        # On Balanced the baseline has class weights.
-        variants = variants or tuple(name for name in VARIANTS if name != "class weights")
+        bases = {"": baseline(split, epochs)}
+        # On Balanced the baseline has logit adjustment.
+        variants = variants or tuple(name for name in VARIANTS if name != "logit adjustment")
     configs = {
         _name(recipe, variant): VARIANTS[variant](base).override(
             {"data_dir": data_dir, "source": source, "device": device}

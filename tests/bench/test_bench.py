@@ -461,8 +461,8 @@ def test_the_table_of_an_ablation_has_a_row_a_variant(ablated):
 def test_every_variant_of_the_ablation_differs_from_the_baseline_and_has_its_own_folder():
     base = ablation.baseline("balanced", 5)
     configs = {name: build(base) for name, build in ablation.VARIANTS.items()}
-    assert configs.pop(ablation.BASELINE) == configs.pop("class weights") == base
-    assert ablation.VARIANTS["class weights"](ablation.baseline("byclass", 5)) != ablation.baseline("byclass", 5)
+    assert configs.pop(ablation.BASELINE) == configs.pop("logit adjustment") == base
+    assert ablation.VARIANTS["logit adjustment"](ablation.baseline("byclass", 5)) != ablation.baseline("byclass", 5)
     for name, config in configs.items():
         assert config != base, name
         assert config.training.epochs == 5, name

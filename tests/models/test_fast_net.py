@@ -1,12 +1,9 @@
-from math import prod
-
 import pytest
 import torch
 
 from emnist_dali.config import Model
 from emnist_dali.core.errors import UserError
 from emnist_dali.models.build import build_model, channels_last
-from emnist_dali.models.fast_net import _MaxPool
 
 # Parameters, the side of an image, and millions of multiply-adds for it.
 SIZES = {
@@ -60,27 +57,6 @@ def test_every_pixel_matters(name):
 @pytest.mark.parametrize(("classes", "size"), [(10, 28), (62, 24), (47, 32), (47, 9)])
 def test_one_logit_per_class_at_any_size(name, classes, size):
     assert untrained(name, classes).eval()(torch.zeros(3, 1, size, size)).shape == (3, classes)
-
-
-@pytest.mark.parametrize(("height", "width"), [(12, 12), (5, 5), (7, 6), (1, 3)])
-def test_pooling_of_views_is_max_pooling(height, width):
-    shape = 2, 8, height, width
-    # No two are equal: torch gives the gradient to one of them only.
-    x = torch.randperm(prod(shape), generator=torch.Generator().manual_seed(0)).view(shape).float()
-    ours, theirs = (x.clone().contiguous(memory_format=torch.channels_last).requires_grad_() for _ in range(2))
-    pooled, expected = _MaxPool().train()(ours), torch.nn.functional.max_pool2d(theirs, 2, ceil_mode=True)
-    assert torch.equal(pooled, expected)
-    for of_pool in (pooled, expected):
-        (of_pool * torch.arange(of_pool.numel()).view_as(of_pool)).sum().backward()
-    assert torch.equal(ours.grad, theirs.grad)
-
-
-def test_pooling_in_half_precision_keeps_its_type():
-    x = torch.randn(2, 8, 6, 6).bfloat16().requires_grad_()
-    pooled = _MaxPool().train()(x)
-    pooled.sum().backward()
-    assert torch.equal(pooled, torch.nn.functional.max_pool2d(x, 2))
-    assert pooled.dtype == x.grad.dtype == torch.bfloat16
 
 
 def test_it_learns_in_a_few_steps():
