@@ -46,10 +46,7 @@ class FlatNet(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.stem = _stem(in_chans, stem)
-        # Averages cost no accuracy here, and a quarter of the time of maxima: 1.3 against 4.7 ms on one core for 64
-        # channels of 256 10×10 images.
-        pool = nn.AvgPool2d
-        self.groups = nn.Sequential(_group(stem, widths[0], pool), nn.Sequential(*_halving(*widths, pool)))
+        self.groups = nn.Sequential(_group(stem, widths[0]), nn.Sequential(*_halving(*widths)))
         self.pool = nn.AdaptiveAvgPool2d(3)
         self.hidden = nn.Sequential(
             nn.Linear(9 * widths[1], hidden, bias=False), _BatchNorm(hidden), nn.ReLU(inplace=True)
@@ -77,15 +74,15 @@ def _stem(channels: int, width: int) -> nn.Sequential:
     )
 
 
-def _group(channels: int, width: int, pool: type[nn.Module] = nn.MaxPool2d) -> nn.Sequential:
+def _group(channels: int, width: int) -> nn.Sequential:
     second = [nn.Conv2d(width, width, 3, padding=1, bias=False), _BatchNorm(width), nn.ReLU(inplace=True)]
-    return nn.Sequential(*_halving(channels, width, pool), *second)
+    return nn.Sequential(*_halving(channels, width), *second)
 
 
-def _halving(channels: int, width: int, pool: type[nn.Module]) -> list[nn.Module]:
+def _halving(channels: int, width: int) -> list[nn.Module]:
     return [
         nn.Conv2d(channels, width, 3, padding=1, bias=False),
-        pool(2, ceil_mode=True),  # 7×7 becomes 4×4, so no border is dropped
+        nn.MaxPool2d(2, ceil_mode=True),  # 7×7 becomes 4×4, so no border is dropped
         _BatchNorm(width),
         nn.ReLU(inplace=True),
     ]
