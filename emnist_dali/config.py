@@ -120,6 +120,7 @@ class Training(_Part, path="training"):
     accumulation: int = setting(1, ge=1)  # micro-batches per optimizer step
     optimizer: Optimizer = setting("lion", "Optimizer.")
     lr: float = setting(2e-4, "Peak learning rate.", gt=0)
+    momentum: float = setting(0.95, ge=0, lt=1)  # Muon's
     weight_decay: float = setting(0.01, "Weight decay; norms and biases have none.", ge=0)
     schedule: Schedule = setting(
         "cosine",

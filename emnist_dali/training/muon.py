@@ -29,8 +29,8 @@ class Muon(timm.optim.Muon):
     1-channel stem, norms and biases, at a fifth of the rate. All parameters have had as many steps as each other.
     """
 
-    def __init__(self, groups: Sequence[dict], lr: float | torch.Tensor) -> None:
-        super().__init__(groups, lr=lr, nesterov=True, fallback_lr_scale=RMS, capturable=True)
+    def __init__(self, groups: Sequence[dict], lr: float | torch.Tensor, momentum: float = 0.95) -> None:
+        super().__init__(groups, lr=lr, momentum=momentum, nesterov=True, fallback_lr_scale=RMS, capturable=True)
         self._stacks: dict[tuple[int, ...], list[_Stack]] = {}
         self._betas: torch.Tensor | None = None
         # On a CPU each stack is one thread's work.

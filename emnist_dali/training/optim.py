@@ -31,7 +31,7 @@ def build_optimizer(model: torch.nn.Module, training: Training) -> torch.optim.O
         case "sgd":
             return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
         case "muon":
-            return Muon(groups, lr)
+            return Muon(groups, lr, training.momentum)
         case unknown:
             raise ValueError(f"unknown optimizer {unknown!r}")
 
