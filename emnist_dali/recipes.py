@@ -129,7 +129,7 @@ def fast_cpu(split: str) -> Config:
 
 
 def cpu(split: str) -> Config:
-    """A small net of `fast`'s kind for minutes on 2 cores, with `fast`'s wider warps. Other lengths were not compared."""
+    """A small net of `fast`'s kind for minutes on 2 cores. Other lengths were not compared."""
     return replace(fast(split), recipe="cpu").override(
         {
             "model": "emnist_fast_small",

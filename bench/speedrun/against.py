@@ -18,13 +18,16 @@ from typing import Any
 
 import click
 
-from run import BENCH, ROWS, commit, yardstick  # isort: skip  (puts bench/ on the path)
-from emnist_dali.core.errors import UserError
-from emnist_dali.core.files import write_json
-from emnist_dali.core.machine import environment
-from emnist_dali.options import with_flags
-from emnist_dali.runtime import resolve
-from result_file import check_result_file, write_result_file
+BENCH = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(BENCH))
+
+from emnist_dali.core.errors import UserError  # noqa: E402
+from emnist_dali.core.files import write_json  # noqa: E402
+from emnist_dali.core.machine import environment  # noqa: E402
+from emnist_dali.options import with_flags  # noqa: E402
+from emnist_dali.runtime import resolve  # noqa: E402
+from result_file import check_result_file, write_result_file  # noqa: E402
+from speedrun.run import ROWS, commit, yardstick  # noqa: E402
 
 TREE = BENCH.parent
 # Runs in a process of either tree, so it uses only what both have.

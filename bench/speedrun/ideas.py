@@ -8,14 +8,17 @@ the result file are those of bench/ablation.py. The last line is a JSON document
 """
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from run import recipes  # isort: skip  (puts bench/ on the path)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import ablation
+from emnist_dali import recipes
 from emnist_dali.config import Affine, Config
 from emnist_dali.core.errors import UserError
 from emnist_dali.options import with_flags
@@ -39,6 +42,7 @@ IDEAS: dict[str, Callable[[Config], Config]] = {
     ),
     "256 images a step at 0.02": _with(batch_size=256, lr=0.02),
     "1,024 images a step at 0.04": _with(batch_size=1024, lr=0.04),
+    "momentum 0.95": _with(momentum=0.95),
     "a rate of 0.02": _with(lr=0.02),
     "a rate of 0.045": _with(lr=0.045),
     "label smoothing 0.2": _with(label_smoothing=0.2),

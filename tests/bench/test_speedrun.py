@@ -1,12 +1,14 @@
 """The speed run's rules, and that its page shows its records."""
 
+import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from scipy import stats
 
-from speedrun import run
+from speedrun import against, ideas, run
 
 DATA = {"source": "glyphs", "epochs": 1}
 
@@ -64,3 +66,46 @@ def test_a_result_file_is_of_one_row(names, tmp_path):
     result = CliRunner().invoke(run.main, [*names, "--json", str(tmp_path / "a.json")])
     assert result.exit_code == 2
     assert "name one ROW" in result.output
+
+
+def test_every_idea_is_one_change_of_the_recipe_that_trains():
+    base = run.recipes.fast_cpu("balanced")
+    configs = {name: change(base) for name, change in ideas.IDEAS.items()}
+    assert configs.pop("fast") == base
+    assert all(config != base for config in configs.values())
+    assert len({json.dumps(config.to_dict()) for config in configs.values()}) == len(configs)
+
+
+@pytest.fixture
+def turns(monkeypatch):
+    """What would have run where: the other tree needs 4 s for each of ours."""
+    seen = []
+
+    def one(tree, recipe, split, seed, changes):
+        seen.append((tree == against.TREE, recipe, seed))
+        assert (tree / "bench" / "time_to_accuracy.py").exists()
+        return {"seed": seed, "accuracy": 0.9, "seconds": 1.0 if tree == against.TREE else 4.0}
+
+    monkeypatch.setattr(against, "_run", one)
+    return seen
+
+
+needs_git = pytest.mark.skipif(run.commit() is None, reason="not a git repository")
+
+
+@needs_git
+def test_a_row_and_a_commit_take_turns(turns, data_dir):
+    document = against.measure("cpu-89.75", "HEAD", 3, "small", {"data_dir": str(data_dir), "device": "cpu"})
+    assert [ours for ours, _, _ in turns] == [True, False] * 3
+    assert [recipe for ours, recipe, _ in turns if not ours] == ["fast"] * 3
+    assert [seed for _, _, seed in turns] == [0, 0, 1, 1, 2, 2]
+    assert document["ratio"] == {"mean": 0.25, "sd": 0.0}
+    listed = subprocess.run(["git", "-C", against.TREE, "worktree", "list"], capture_output=True, text=True).stdout
+    assert "/tree " not in listed
+
+
+@needs_git
+def test_a_commit_that_is_not_there_is_one_sentence(data_dir):
+    result = CliRunner().invoke(against.main, ["cpu-89.75", "--commit", "no-such", "--data-dir", str(data_dir)])
+    assert result.exit_code == 1
+    assert "has no commit no-such" in result.output

@@ -82,6 +82,11 @@ def test_norms_and_biases_do_not_decay(name):
         assert torch.equal(parameter, before[name_]) == (decay[id(parameter)] == 0), name_
 
 
+def test_the_config_sets_muons_momentum():
+    optimizer = build_optimizer(torch.nn.Linear(8, 8), Training(optimizer="muon", momentum=0.85))
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.85}
+
+
 def test_muon_steps_as_far_in_every_direction_and_everywhere():
     """A hidden kernel's step has no weak directions; NAdamW takes the 1-channel stem, at the same rate a weight."""
     torch.manual_seed(0)

@@ -29,6 +29,7 @@ from emnist_dali.runs.schema import check_state
 from emnist_dali.runtime import autocast, resolve, use_device
 from emnist_dali.training import session, slices, trainer
 from emnist_dali.training.build import Training
+from emnist_dali.training.loss import kl_divergence, log_frequencies
 from emnist_dali.training.session import train
 from emnist_dali.training.trainer import Trainer
 
@@ -405,6 +406,19 @@ def test_accumulated_micro_batches_are_the_whole_batch(data_dir):
             loop.train_epoch(training.loader)
             weights.append(torch.cat([p.detach().flatten() for p in loop.model.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+def test_only_the_loss_sees_logits_that_are_adjusted(sliced, data_dir):
+    config = resolve(small(data_dir, None, logit_adjustment=2.0))
+    counts = [10, 20, 70]
+    loop = Trainer(config, "abc", counts, steps_per_epoch=1)
+    images, targets = torch.randn(8, 1, config.data.image_size, config.data.image_size), torch.eye(3)[[0, 1, 2, 0] * 2]
+    logits = loop.model.train()(images)
+    expected = kl_divergence(logits + 2 * log_frequencies(counts, "abc"), targets)
+    loss = loop._slice_loss(loop.model, images, targets) if sliced else loop._loss(images, targets)
+    torch.testing.assert_close(loss, expected)
+    assert (loss - kl_divergence(logits, targets)).abs() > 0.1
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data_dir, tmp_path):
