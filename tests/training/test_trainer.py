@@ -413,7 +413,8 @@ def test_only_the_loss_sees_logits_that_are_adjusted(sliced, data_dir):
     config = resolve(small(data_dir, None, logit_adjustment=2.0))
     counts = [10, 20, 70]
     loop = Trainer(config, "abc", counts, steps_per_epoch=1)
-    images, targets = torch.randn(8, 1, config.data.image_size, config.data.image_size), torch.eye(3)[[0, 1, 2, 0] * 2]
+    images = torch.randn(8, 1, config.data.image_size, config.data.image_size)
+    targets = torch.eye(3)[[0, 1, 2, 0] * 2]
     logits = loop.model.train()(images)
     expected = kl_divergence(logits + 2 * log_frequencies(counts, "abc"), targets)
     loss = loop._slice_loss(loop.model, images, targets) if sliced else loop._loss(images, targets)
