@@ -3,9 +3,10 @@
 
 python bench/imbalance.py --seeds 3 --json bench/records/imbalance-cpu-2-cores.json
 
-Trains `fast` on the whole train split of ByClass with each method and seed; the test split is read once a run. Which
-is best depends on the aim: the test images as they are (accuracy), or every class as much as the others (balanced
-accuracy, macro F1). Runs that the file at --json holds are not repeated. The last line is a JSON document.
+Trains `fast` at its CPU size on the whole train split of ByClass with each method and seed; the test split is read
+once a run. Which is best depends on the aim: the test images as they are (accuracy), or every class as much as the
+others (balanced accuracy, macro F1). Runs that the file at --json holds are not repeated. The last line is a JSON
+document.
 """
 
 import json
@@ -19,7 +20,7 @@ import numpy as np
 import stage_timers
 import time_to_accuracy
 from emnist_dali import recipes
-from emnist_dali.config import Config
+from emnist_dali.config import Config, from_dict
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json
 from emnist_dali.core.machine import environment
@@ -72,7 +73,8 @@ def measure(base: Config, seeds: int, json_file: Path | None = None) -> dict[str
     check_result_file(json_file, "imbalance")
     if json_file and json_file.exists():
         found = read_json(json_file)
-        if any(found[name] != document[name] for name in ("fingerprint", "config")):
+        config = from_dict(found["config"])
+        if (found["fingerprint"], config.identity()) != (document["fingerprint"], base.identity()):
             raise UserError(f"{json_file} is of other data or another config; choose another --json.")
         document = found
     done = {(run["method"], run["seed"]) for run in document["runs"]}

@@ -157,7 +157,7 @@ def training_of_steps(config: Config, shards: Shards, steps: int, threads: int) 
 
     Weights hardly change, so that nothing diverges, and a class may be missing: neither changes the speed.
     """
-    config = config.override({"lr": 1e-6, "class_weights": False, "epochs": 10**6})
+    config = config.override({"lr": 1e-6, "class_weights": False, "logit_adjustment": 0.0, "epochs": 10**6})
     images = steps * config.training.accumulation * config.data.batch_size
     return build_training(config, shards, indices=np.resize(np.arange(len(shards)), images), threads=threads)
 

@@ -27,6 +27,8 @@ MAX_FLOAT = 1e30  # float32 ends at 3 · 10³⁸
 _BOUNDS = {"ge": (ge, "at least"), "gt": (gt, "above"), "le": (le, "at most"), "lt": (lt, "below")}
 # Fields that were removed, and the value that meant «off».
 _REMOVED = {"erasing": 0, "elastic": 0}
+# Fields of `training` that were added, and the value that runs before had.
+_ADDED = {"momentum": 0.95, "logit_adjustment": 0.0}
 RENAMED_RECIPES = {"seed": "published", "best": "improved"}
 
 
@@ -120,7 +122,7 @@ class Training(_Part, path="training"):
     accumulation: int = setting(1, ge=1)  # micro-batches per optimizer step
     optimizer: Optimizer = setting("lion", "Optimizer.")
     lr: float = setting(2e-4, "Peak learning rate.", gt=0)
-    momentum: float = setting(0.95, ge=0, lt=1)  # Muon's
+    momentum: float = setting(0.95, ge=0, lt=1)  # Muon's; SGD's is 0.9
     weight_decay: float = setting(0.01, "Weight decay; norms and biases have none.", ge=0)
     schedule: Schedule = setting(
         "cosine",
@@ -143,6 +145,14 @@ class Training(_Part, path="training"):
     sync_bn: bool = setting(False, "Synchronize BatchNorm across ranks; GPUs only.")
     ema: float | None = setting(None, ge=0, lt=1)  # decay per step of the averaged weights; None disables averaging
     seed: int = setting(0, "Seed of all random numbers.", ge=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.class_weights and self.logit_adjustment:
+            raise UserError(
+                "training.class_weights and training.logit_adjustment both correct for imbalanced classes; turn off "
+                "class_weights or set logit_adjustment to 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +258,8 @@ def from_dict(content: dict[str, Any], name: str = "This") -> Config:
 def current(content: dict[str, Any]) -> dict[str, Any]:
     """A config or an identity of an older version, nested or flat, as this version would write it.
 
-    Drops removed fields that were off and renames recipes. What else does not fit stays as it is.
+    Drops removed fields that were off, adds those that were added, and renames recipes. What else does not fit stays
+    as it is.
     """
     result = {}
     for name, value in content.items():
@@ -257,7 +268,7 @@ def current(content: dict[str, Any]) -> dict[str, Any]:
         if name == "recipe" and isinstance(value, str):
             value = RENAMED_RECIPES.get(value, value)
         result[name] = current(value) if name in PARTS and isinstance(value, dict) else value
-    return result
+    return {**_ADDED, **result} if "label_smoothing" in result else result
 
 
 class Setting(NamedTuple):

@@ -328,6 +328,20 @@ def test_configs_and_identities_of_older_versions_are_read():
     }  # fmt: skip
 
 
+def test_an_identity_from_before_a_field_was_added_is_that_of_its_value_then():
+    config = cpu("byclass")
+    before = config.identity()
+    assert (before["training"].pop("momentum"), before["training"].pop("logit_adjustment")) == (0.95, 0.0)
+    assert current(before) == config.identity()
+    flat = {name: value for part in before.values() for name, value in part.items()}
+    assert current(flat) == {name: value for part in config.identity().values() for name, value in part.items()}
+
+
+def test_one_correction_for_imbalance_is_enough():
+    with pytest.raises(UserError, match="both correct for imbalanced classes"):
+        cpu("balanced").override({"logit_adjustment": 1.0})
+
+
 @pytest.mark.parametrize("name", ["erasing", "elastic"])
 def test_a_config_with_a_removed_augmentation_is_refused(name):
     content = old(published("byclass"))

@@ -82,13 +82,13 @@ def measure(name: str, other: str, seeds: int, split: str, changes: dict[str, An
         "machine": environment("cpu"),
         "row": name,
         "commit": commit(),
-        "other_commit": other,
+        "other_commit": _resolved(other),
         "yardstick": yardstick(config),
         "config": config.to_dict(),
         "row_runs": [],
         "other_runs": [],
     }
-    with TemporaryDirectory() as folder, _tree_of(other, Path(folder) / "tree") as tree:
+    with TemporaryDirectory() as folder, _tree_of(document["other_commit"], Path(folder) / "tree") as tree:
         recipe = Path(folder) / "row.json"
         write_json(recipe, config.to_dict())
         for seed in range(seeds):
@@ -99,19 +99,28 @@ def measure(name: str, other: str, seeds: int, split: str, changes: dict[str, An
     return document | {"ratio": {"mean": mean(ratios), "sd": stdev(ratios)}}
 
 
+def _resolved(commit: str) -> str:
+    """The hash of a commit of this repository; raises UserError if it has none of that name."""
+    done = _git("rev-parse", "--verify", f"{commit}^{{commit}}")
+    if done.returncode:
+        raise UserError(f"{TREE} has no commit {commit}; fetch it, or name another --commit.")
+    return done.stdout.strip()
+
+
 @contextmanager
 def _tree_of(commit: str, folder: Path) -> Iterator[Path]:
-    """`folder` with the files of a commit of this repository. Raises UserError if it has none of that name."""
-    git = ["git", "-C", str(TREE), "worktree"]
-    added = subprocess.run([*git, "add", "--detach", str(folder), commit], capture_output=True, text=True)
+    """`folder` with the files of a commit."""
+    added = _git("worktree", "add", "--detach", str(folder), commit)
     if added.returncode:
-        raise UserError(
-            f"{TREE} has no commit {commit} ({added.stderr.strip()}); fetch it, or name another --commit."
-        )
+        raise UserError(f"{folder} cannot be made ({added.stderr.strip()}); set TMPDIR to another folder.")
     try:
         yield folder
     finally:
-        subprocess.run([*git, "remove", "--force", str(folder)], check=True, capture_output=True)
+        _git("worktree", "remove", "--force", str(folder))
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", "-C", str(TREE), *arguments], capture_output=True, text=True)
 
 
 def _run(tree: Path, recipe: str, split: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:

@@ -65,12 +65,15 @@ class Muon(timm.optim.Muon):
         updates = torch._foreach_lerp(momenta, gradients, 1 - momentum)
         update_of = dict(zip(map(id, parameters), updates, strict=True))
 
-        def step(stack: _Stack) -> None:
+        def update(stack: _Stack) -> None:
             of_stack = [update_of[id(parameter)] for parameter in stack.parameters]
             torch._foreach_sub_(stack.parameters, stack.orthogonalized(of_stack, lr, eps))
 
-        in_turn = parameters[0].device.type == "cuda"
-        list((map if in_turn else self._pool.map)(step, self._stacks[key]))
+        if parameters[0].device.type == "cpu":
+            list(self._pool.map(update, self._stacks[key]))
+        else:
+            for stack in self._stacks[key]:
+                update(stack)
 
     def _step_others(
         self, parameters: list[torch.Tensor], lr: float | torch.Tensor, betas: tuple[float, float], eps: float
@@ -185,10 +188,10 @@ class _Stack:
         """Each update, which lies in memory as its parameter does, as the nearest semi-orthogonal matrix, to be
         subtracted: lr times RMS in size, whatever its shape."""
         flat = torch.cat([*(u.as_strided((u.numel(),), (1,)) for u in updates), self._zero])
-        if flat.is_cuda:
-            stack = newton_schulz(flat.bfloat16().index_select(0, self._places).view(self._shape), eps)
-        else:
+        if flat.device.type == "cpu":
             stack = newton_schulz_of_gram(flat.index_select(0, self._places).view(self._shape), eps)
+        else:
+            stack = newton_schulz(flat.bfloat16().index_select(0, self._places).view(self._shape), eps)
         scaled = stack * (self._scales * lr)[:, None, None]
         parts = scaled.flatten().index_select(0, self._inverse).split(self._sizes)
         return [part.as_strided(u.shape, u.stride()) for part, u in zip(parts, updates, strict=True)]

@@ -85,7 +85,7 @@ class Trainer:
         # Only fp16 scales its gradients; for Lion and Muon the host waits for the check for infinities at each step.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.run.amp == "fp16")
         self.weights = class_weights(counts, classes).to(self.device) if training.class_weights else None
-        self.adjustment: torch.Tensor | float = 0.0
+        self.adjustment: torch.Tensor | None = None
         if training.logit_adjustment:
             self.adjustment = training.logit_adjustment * log_frequencies(counts, classes).to(self.device)
         self.loss_sum = torch.zeros((), device=self.device)
@@ -249,12 +249,16 @@ class Trainer:
         self.loss_sum += loss.detach()
 
     def _loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return kl_divergence(self.parallel(images) + self.adjustment, targets, self.weights)
+        return self._divergence(self.parallel(images), targets)
 
     def _slice_loss(self, model: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with self.autocast():
-            loss = kl_divergence(model(images) + self.adjustment, targets, self.weights)
-        return loss / self.config.training.accumulation
+            return self._divergence(model(images), targets) / self.config.training.accumulation
+
+    def _divergence(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self.adjustment is not None:
+            logits = logits + self.adjustment
+        return kl_divergence(logits, targets, self.weights)
 
     def _fetch(self, batches: Iterator[Batch]) -> Batch | None:
         started = time.perf_counter()

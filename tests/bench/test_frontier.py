@@ -9,7 +9,6 @@ from click.testing import CliRunner
 
 import frontier
 import time_to_accuracy
-from emnist_dali import recipes
 from emnist_dali.core.errors import UserError
 from emnist_dali.models.build import build_model, channels_last
 from emnist_dali.runtime import resolve
@@ -27,7 +26,7 @@ PARAMETERS = {
 def config_of(name, data_dir="data"):
     if sentence := missing(name):
         pytest.skip(sentence)
-    return with_net(name, recipes.fast_cpu("balanced").override({"data_dir": str(data_dir), "device": "cpu"}))
+    return with_net(name, frontier.common("balanced").override({"data_dir": str(data_dir), "device": "cpu"}))
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -63,7 +62,7 @@ def test_every_pretrained_weight_is_used(tmp_path):
 def test_a_missing_package_is_named_before_anything_is_trained(monkeypatch):
     monkeypatch.setattr("frontier_nets.find_spec", lambda module: None)
     with pytest.raises(UserError, match=r"wavemix_lite needs .*: pip install wavemix einops pywavelets"):
-        with_net("wavemix_lite", recipes.fast_cpu("balanced"))
+        with_net("wavemix_lite", frontier.common("balanced"))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ def test_a_budget_is_whole_epochs_or_a_part_of_one(seconds, rate, expected):
 @pytest.fixture(scope="module")
 def base(data_dir):
     options = {"source": "glyphs", "data_dir": str(data_dir), "device": "cpu", "batch_size": 64, "val_fraction": 0.0}
-    return recipes.fast_cpu("small").override(options)
+    return frontier.common("small").override(options)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +98,7 @@ def measured(base, tmp_path_factory):
         patch.setattr(frontier, "RATE_SECONDS", 0)
         for module in (frontier, time_to_accuracy):
             patch.setattr(module, "predict", watched(module))
-        document = frontier.measure(base, ["lenet5", "emnist_fast_small"], [2], [0], path, epochs=1)
+        document = frontier.measure(base, ["lenet5", "emnist_fast_flat"], [2], [0], path, epochs=1)
     return document, path, evaluated
 
 
