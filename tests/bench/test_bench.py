@@ -308,8 +308,8 @@ def test_time_to_accuracy_trains_on_everything_and_tests_once_a_run(data_dir, mo
     trained_on, evaluated = [], []
     real_build, real_predict = time_to_accuracy.build_training, time_to_accuracy.predict
 
-    def build_training(*arguments):
-        training = real_build(*arguments)
+    def build_training(*arguments, **options):
+        training = real_build(*arguments, **options)
         trained_on.append(training.loader.plan.samples)
         assert training.validation is None
         return training
