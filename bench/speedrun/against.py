@@ -60,7 +60,7 @@ def main(
     """A row of the speed run and `fast` of an earlier commit, in turns: the ratio of their seconds."""
     try:
         check_result_file(json_file, "speedrun-against")
-        changes = {"data_dir": str(Path(data_dir).absolute()), "device": "cpu", "epochs": epochs}
+        changes = {"data_dir": data_dir, "device": "cpu", "epochs": epochs}
         document = measure(row, other, seeds, split, changes)
         if json_file:
             write_result_file(json_file, document)
@@ -126,7 +126,7 @@ def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
 def _run(tree: Path, recipe: str, split: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
     """The result of a training of one seed in a process with the files of `tree`."""
     command = [sys.executable, "-c", _ONE_SEED, str(tree), recipe, split, str(seed), json.dumps(changes)]
-    done = subprocess.run(command, cwd=tree, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise UserError(f"The training of seed {seed} in {tree} failed; its messages are above.")
     result = json.loads(done.stdout.splitlines()[-1])
