@@ -42,7 +42,7 @@ LIMIT = 600  # seconds per block
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     classes = SPLITS["balanced"].classes
-    parts = glyphs.draw(classes, per_class=20, test_per_class=4)
+    parts = glyphs.draw(classes, per_class=24, test_per_class=4)  # a fold of half of them has a batch of 512
     (folder / "idx").mkdir()
     for part in ("train", "test"):
         images, labels = parts[part]
