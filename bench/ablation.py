@@ -27,7 +27,7 @@ from scipy.stats import t as student
 
 import stage_timers
 from emnist_dali import recipes
-from emnist_dali.config import Affine, Config, from_dict
+from emnist_dali.config import Config, from_dict
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json
 from emnist_dali.core.machine import environment
@@ -81,9 +81,7 @@ VARIANTS: dict[str, Callable[[Config], Config]] = {
     "starting recipe": published,
     "no averaged weights": _with(ema=None),
     "no warps": lambda config: config.override({"data.affine": None}),
-    "warps of twice the size": lambda config: config.override(
-        {"data.affine": Affine(rotation=(0.2,), scale=0.12, shear=0.15, translation=2 / 28)}
-    ),
+    "warps of twice the size": lambda config: config.override({"data.affine": recipes.WARPS}),
     "MixUp and CutMix on half of the batches": lambda config: mixed(config, 1.0),
     "MixUp and CutMix on half of the batches, not in the last tenth": lambda config: mixed(config, 0.9),
     "no label smoothing": _with(label_smoothing=0.0),

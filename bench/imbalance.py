@@ -29,6 +29,7 @@ from emnist_dali.options import with_flags
 from emnist_dali.runtime import resolve
 from emnist_dali.training.build import training_shards
 from result_file import check_result_file, write_result_file
+from speedrun.run import commit
 
 METHODS: dict[str, dict[str, Any]] = {
     "nothing": {},
@@ -82,7 +83,9 @@ def measure(base: Config, seeds: int, json_file: Path | None = None) -> dict[str
         for method in METHODS:
             if (method, seed) not in done:
                 click.echo(f"{method}:")
-                document["runs"].append({"method": method, **run(method, base.override({"seed": seed}), shards)})
+                began = commit()
+                result = run(method, base.override({"seed": seed}), shards)
+                document["runs"].append({"method": method, **result, "commit": began})
                 if json_file:
                     write_result_file(json_file, document)
     return document
@@ -100,7 +103,7 @@ def run(method: str, config: Config, shards: Shards) -> dict[str, Any]:
 
 
 def balanced(labels: np.ndarray, length: int, seed: int) -> np.ndarray:
-    """About `length` indices, the same number of each class: all its images in some order, then all in another, …"""
+    """(n,) labels → about `length` indices, int64, as many of each class: its images in one order, then another, …"""
     generator = np.random.default_rng(seed)
     classes = np.unique(labels)
     each = length // len(classes)

@@ -9,7 +9,7 @@ from .core.errors import UserError
 from .core.files import read_json
 
 # Radians; ±2 of 28 pixels.
-_WARPS = Affine(rotation=(0.2,), scale=0.12, shear=0.15, translation=2 / 28)
+WARPS = Affine(rotation=(0.2,), scale=0.12, shear=0.15, translation=2 / 28)
 
 
 def published(split: str) -> Config:
@@ -56,7 +56,7 @@ def improved(split: str) -> Config:
     return replace(
         base,
         recipe="improved",
-        data=replace(base.data, affine=_WARPS),  # no flips: glyphs are chiral
+        data=replace(base.data, affine=WARPS),  # no flips: glyphs are chiral
         model=replace(base.model, stem="folded"),  # keeps the pretrained stem
         training=replace(
             base.training,
@@ -84,7 +84,7 @@ def fast(split: str) -> Config:
             split=split,
             image_size=28,  # native
             batch_size=1024,  # 512 with 12 epochs at 0.03: 90.8 % (90.2 %)
-            # A quarter more than _WARPS, for more epochs. Radians; ±2.5 of 28 pixels.
+            # A quarter more than WARPS, for more epochs. Radians; ±2.5 of 28 pixels.
             affine=Affine(rotation=(0.25,), scale=0.15, shear=0.2, translation=0.09),
         ),
         model=Model(model="emnist_fast", pretrained=False),
@@ -118,7 +118,7 @@ def fast_cpu(split: str) -> Config:
             "lr": 0.03,
             "momentum": 0.85,  # 0.95: 0.18 points less, 2 seeds
             "warmup": 0.2,
-            # Half of _WARPS, for so few epochs.
+            # Half of WARPS, for so few epochs.
             "affine": Affine(rotation=(0.1,), scale=0.06, shear=0.075, translation=1 / 28),
             "class_weights": False,
             "logit_adjustment": 1.0 if split == "balanced" else 0.0,

@@ -3,8 +3,9 @@
 
 python bench/speedrun/ideas.py --seeds 3 --json bench/speedrun/ideas-3-seeds.json
 
-A fifth of the train images is held out, and ideas are judged by balanced accuracy on them. Run folders, resuming and
-the result file are those of bench/ablation.py. The last line is a JSON document.
+A fifth of the train images is held out, and ideas are judged by balanced accuracy on them; test accuracies, read once
+a run, are shown and do not decide. Run folders, resuming and the result file are those of bench/ablation.py. The last
+line is a JSON document.
 """
 
 import json
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ablation
 from emnist_dali import recipes
-from emnist_dali.config import Affine, Config
+from emnist_dali.config import Config
 from emnist_dali.core.errors import UserError
 from emnist_dali.options import with_flags
 
@@ -37,9 +38,7 @@ IDEAS: dict[str, Callable[[Config], Config]] = {
     "a net of 1.5 times the width": _with(model="emnist_fast_wide"),
     "class weights instead of logit adjustment": _with(class_weights=True, logit_adjustment=0.0),
     "no warps": _with(**{"data.affine": None}),
-    "warps of twice the size": _with(
-        **{"data.affine": Affine(rotation=(0.2,), scale=0.12, shear=0.15, translation=2 / 28)}
-    ),
+    "warps of twice the size": _with(**{"data.affine": recipes.WARPS}),
     "256 images a step at 0.02": _with(batch_size=256, lr=0.02),
     "1,024 images a step at 0.04": _with(batch_size=1024, lr=0.04),
     "momentum 0.95": _with(momentum=0.95),

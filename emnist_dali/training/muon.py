@@ -109,6 +109,7 @@ class Muon(timm.optim.Muon):
 
 
 def _work_alone() -> None:
+    # Threads within an operation would wait for those of other stacks. Grad mode is a thread's own.
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
 
