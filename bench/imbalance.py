@@ -15,7 +15,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import click
-import numpy as np
 
 import stage_timers
 import time_to_accuracy
@@ -24,7 +23,6 @@ from emnist_dali.config import Config, from_dict
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json
 from emnist_dali.core.machine import environment
-from emnist_dali.data.shards import Shards
 from emnist_dali.options import with_flags
 from emnist_dali.runtime import resolve
 from emnist_dali.training.build import training_shards
@@ -35,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "nothing": {},
     "class weights": {"class_weights": True},
     "logit adjustment": {"logit_adjustment": 1.0},
-    "balanced sampling": {},
+    "balanced sampling": {"balanced_sampling": True},
 }
 METRICS = ("accuracy", "weighted_f1", "balanced_accuracy", "macro_f1")
 
@@ -84,35 +82,11 @@ def measure(base: Config, seeds: int, json_file: Path | None = None) -> dict[str
             if (method, seed) not in done:
                 click.echo(f"{method}:")
                 began = commit()
-                result = run(method, base.override({"seed": seed}), shards)
+                result = time_to_accuracy.run(base.override({**METHODS[method], "seed": seed}), shards)
                 document["runs"].append({"method": method, **result, "commit": began})
                 if json_file:
                     write_result_file(json_file, document)
     return document
-
-
-def run(method: str, config: Config, shards: Shards) -> dict[str, Any]:
-    """Trains with a method for as many steps as with the others, and tests."""
-    config = config.override(METHODS[method])
-    if method != "balanced sampling":
-        return time_to_accuracy.run(config, shards)
-    training = config.training
-    images = balanced(shards.labels(), training.epochs * len(shards), training.seed)
-    one_epoch = {"epochs": 1, "training.warmup": training.warmup / training.epochs}
-    return time_to_accuracy.run(config.override(one_epoch), shards, images)
-
-
-def balanced(labels: np.ndarray, length: int, seed: int) -> np.ndarray:
-    """(n,) labels → about `length` indices, int64, as many of each class: its images in one order, then another, …"""
-    generator = np.random.default_rng(seed)
-    classes = np.unique(labels)
-    each = length // len(classes)
-
-    def of_class(images: np.ndarray) -> np.ndarray:
-        rounds = -(-each // len(images))
-        return np.concatenate([generator.permutation(images) for _ in range(rounds)])[:each]
-
-    return np.concatenate([of_class(np.flatnonzero(labels == c)) for c in classes])
 
 
 def table(document: dict[str, Any]) -> str:

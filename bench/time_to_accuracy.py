@@ -16,7 +16,6 @@ from time import perf_counter
 from typing import Any
 
 import click
-import numpy as np
 import torch
 
 import stage_timers
@@ -87,10 +86,10 @@ def measure(config: Config, target: float, runs: int) -> dict[str, Any]:
     return document
 
 
-def run(config: Config, shards: Shards, indices: np.ndarray | None = None) -> dict[str, Any]:
-    """Trains once from scratch, on the images at `indices` (n,) if given, and then evaluates on the test split."""
+def run(config: Config, shards: Shards) -> dict[str, Any]:
+    """Trains once from scratch and then evaluates on the test split."""
     started = perf_counter()
-    with build_training(config, shards, indices=indices) as training:
+    with build_training(config, shards) as training:
         trainer, loader = training.trainer, training.loader
         training.prefetch()
         trainer.warm_up()

@@ -28,7 +28,7 @@ _BOUNDS = {"ge": (ge, "at least"), "gt": (gt, "above"), "le": (le, "at most"), "
 # Fields that were removed, and the value that meant «off».
 _REMOVED = {"erasing": 0, "elastic": 0}
 # Fields of `training` that were added, and the value that runs before had.
-_ADDED = {"momentum": 0.95, "logit_adjustment": 0.0}
+_ADDED = {"momentum": 0.95, "logit_adjustment": 0.0, "balanced_sampling": False}
 RENAMED_RECIPES = {"seed": "published", "best": "improved"}
 
 
@@ -141,6 +141,7 @@ class Training(_Part, path="training"):
         ge=0,
         le=10,
     )
+    balanced_sampling: bool = setting(False, "Train on as many images of each class, those of small ones repeated.")
     mixing: Mixing | None = setting(None)
     sync_bn: bool = setting(False, "Synchronize BatchNorm across ranks; GPUs only.")
     ema: float | None = setting(None, ge=0, lt=1)  # decay per step of the averaged weights; None disables averaging
@@ -148,10 +149,10 @@ class Training(_Part, path="training"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.class_weights and self.logit_adjustment:
+        corrections = ("class_weights", "logit_adjustment", "balanced_sampling")
+        if len(used := [f"training.{name}" for name in corrections if getattr(self, name)]) > 1:
             raise UserError(
-                "training.class_weights and training.logit_adjustment both correct for imbalanced classes; turn off "
-                "class_weights or set logit_adjustment to 0."
+                f"{' and '.join(used)} each correct for imbalanced classes; keep one, turn the other off."
             )
 
 

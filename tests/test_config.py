@@ -331,15 +331,19 @@ def test_configs_and_identities_of_older_versions_are_read():
 def test_an_identity_from_before_a_field_was_added_is_that_of_its_value_then():
     config = cpu("byclass")
     before = config.identity()
-    assert (before["training"].pop("momentum"), before["training"].pop("logit_adjustment")) == (0.95, 0.0)
+    added = {"momentum": 0.95, "logit_adjustment": 0.0, "balanced_sampling": False}
+    assert {name: before["training"].pop(name) for name in added} == added
     assert current(before) == config.identity()
     flat = {name: value for part in before.values() for name, value in part.items()}
     assert current(flat) == {name: value for part in config.identity().values() for name, value in part.items()}
 
 
 def test_one_correction_for_imbalance_is_enough():
-    with pytest.raises(UserError, match="both correct for imbalanced classes"):
-        cpu("balanced").override({"logit_adjustment": 1.0})
+    config = cpu("balanced")
+    with pytest.raises(UserError, match=r"training\.class_weights and training\.logit_adjustment each correct"):
+        config.override({"logit_adjustment": 1.0})
+    with pytest.raises(UserError, match=r"training\.logit_adjustment and training\.balanced_sampling each correct"):
+        config.override({"logit_adjustment": 1.0, "class_weights": False, "balanced_sampling": True})
 
 
 @pytest.mark.parametrize("name", ["erasing", "elastic"])

@@ -19,13 +19,15 @@ class BatchSpec:
     """How samples are put into batches.
 
     `batch_size` is the global micro-batch size. In training the samples are shuffled anew each epoch by `seed`,
-    warped by `affine`, and what does not fill `accumulation` batches is dropped; in evaluation they come in order and
-    the last batch is padded. Raises UserError where a batch does not divide by the ranks.
+    warped by `affine`, and what does not fill `accumulation` batches is dropped; with `balanced` an epoch has as many
+    of each class. In evaluation they come in order and the last batch is padded. Raises UserError where a batch does
+    not divide by the ranks.
     """
 
     batch_size: int
     train: bool = True
     affine: Affine | None = None
+    balanced: bool = False
     accumulation: int = 1  # micro-batches an optimizer step
     seed: int = 0
     rank: int = 0
@@ -63,6 +65,7 @@ class BatchPlan:
         self.shards, self.spec, self.size, self.indices = shards, spec, size, indices
         self.samples = len(shards) if indices is None else len(indices)
         self._affine = asdict(spec.affine) if spec.affine else None
+        self._classes = sampling.Classes.of(shards.labels(indices)) if spec.train and spec.balanced else None
         if spec.train:
             self.batches = sampling.batches_per_epoch(self.samples, spec.batch_size, spec.accumulation)
         else:
@@ -72,7 +75,9 @@ class BatchPlan:
         spec, n = self.spec, self.spec.local_batch_size
         epoch, batch = divmod(i, self.batches)
         positions = sampling.rank_batch(self.samples, batch, spec.batch_size, spec.rank, spec.world_size)
-        if spec.train:
+        if self._classes:
+            indices = sampling.balanced(self._classes, positions, spec.seed, epoch)
+        elif spec.train:
             indices = sampling.shuffled(self.samples, positions, spec.seed, epoch)
         else:
             indices = np.arange(positions.start, positions.stop)

@@ -93,6 +93,7 @@ class Loader:
                 batch_size=data.batch_size,
                 train=train,
                 affine=data.affine if train else None,
+                balanced=config.training.balanced_sampling,
                 accumulation=config.training.accumulation if train else 1,
                 seed=config.training.seed,
                 rank=distributed.rank(),

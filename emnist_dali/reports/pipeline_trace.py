@@ -44,7 +44,10 @@ def training_plan(config: Config, shards: Shards) -> BatchPlan:
     """The batches that a single process trains on, none larger than the data."""
     indices, _ = sampling.holdout(shards.labels(), config.data.val_fraction, config.training.seed)
     spec = BatchSpec(
-        batch_size=min(config.data.batch_size, len(indices)), affine=config.data.affine, seed=config.training.seed
+        batch_size=min(config.data.batch_size, len(indices)),
+        affine=config.data.affine,
+        balanced=config.training.balanced_sampling,
+        seed=config.training.seed,
     )
     return BatchPlan(shards, spec, config.data.image_size, indices)
 

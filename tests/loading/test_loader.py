@@ -17,7 +17,9 @@ from emnist_dali.data.stats import statistics
 from emnist_dali.loading import backends, sampling
 from emnist_dali.loading.backends import Batch, automatic, engine, recorded_engine
 from emnist_dali.loading.batch_plan import BatchPlan, BatchSpec
+from emnist_dali.loading.loader import Loader
 from emnist_dali.pipelines import dali, fused
+from emnist_dali.recipes import recipe
 
 from ..loaders import STATS, assert_within_a_level, batches_of_both, kept, make_loader
 
@@ -162,6 +164,38 @@ def test_the_last_evaluation_batch_is_counted_exactly(backend, shards):
             assert len(labels) == 128
             np.testing.assert_array_equal(labels[: len(indices)], shards.labels(indices))
             assert (labels[len(indices) :] == -1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_balanced_batches_draw_each_class_equally_often_from_anywhere_and_with_any_ranks(backend, shards):
+    labels = shards.labels()
+    classes = np.unique(labels)
+    uneven = np.flatnonzero((labels != classes[0]) | (np.cumsum(labels == classes[0]) <= 5))
+    options = {"backend": backend, "indices": uneven, "balanced": True}
+    with make_loader(shards, **options) as loader:
+        epochs = [collect(loader) for _ in range(2)]
+        loader.start(1, step=3)
+        assert_equal(collect(loader), epochs[1][3:])
+    drawn = np.concatenate([labels for batches in epochs for _, labels in batches])
+    # What does not fill a batch is dropped: at most 63 of each epoch.
+    share = len(uneven) / len(classes)
+    assert np.bincount(drawn).max() <= 2 * share + 2
+    assert np.bincount(drawn, minlength=len(classes)).min() > 2 * share - 2 * 64
+    ranks = []
+    for rank in range(2):
+        with make_loader(shards, **options, rank=rank, world_size=2) as loader:
+            ranks.append(collect(loader))
+    for (_, of_all), (_, first), (_, second) in zip(epochs[0], *ranks, strict=True):
+        np.testing.assert_array_equal(of_all, np.concatenate([first, second]))
+
+
+def test_only_training_is_balanced(shards):
+    config = recipe("cpu", "small").override({"class_weights": False, "balanced_sampling": True, "batch_size": 100})
+    with Loader.from_config(shards, config, stats=STATS) as loader:
+        drawn = np.concatenate([labels for _, labels in collect(loader)])
+    assert np.ptp(np.bincount(drawn)) <= 1
+    with Loader.from_config(shards, config, train=False, stats=STATS) as loader:
+        np.testing.assert_array_equal(np.concatenate([labels for _, labels in collect(loader)]), shards.labels())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

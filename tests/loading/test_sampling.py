@@ -79,6 +79,39 @@ def test_the_last_evaluation_batch_is_short():
     assert slices == [[64, 65, 66, 67], [68, 69], [], []]
 
 
+def every(classes, samples, seed, epoch):
+    return sampling.balanced(classes, range(samples), seed, epoch)
+
+
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(any), seed=SEEDS)
+@settings(max_examples=50, deadline=None)
+def test_a_balanced_epoch_has_as_many_of_each_class(sizes, seed):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    classes = sampling.Classes.of(labels)
+    epochs = [every(classes, len(labels), seed, epoch) for epoch in range(3)]
+    for samples in epochs:
+        counts = np.bincount(labels[samples], minlength=len(sizes))[np.array(sizes) > 0]
+        assert counts.max() - counts.min() <= 1
+    # The images of a class come in turns, whatever the epochs: each as often as any other, to one.
+    seen = np.bincount(np.concatenate(epochs), minlength=len(labels))
+    for c in np.unique(labels):
+        assert np.ptp(seen[labels == c]) <= 1
+    middle = range(len(labels) // 3, len(labels) // 2)
+    np.testing.assert_array_equal(epochs[1][middle], sampling.balanced(classes, middle, seed, 1))
+
+
+def test_balanced_epochs_turns_and_seeds_are_shuffled_apart():
+    labels = np.repeat([0, 1], [50, 10])
+    classes = sampling.Classes.of(labels)
+    orders = [every(classes, 60, seed, epoch) for seed in range(3) for epoch in range(3)]
+    assert len({order.tobytes() for order in orders}) == 9
+    turns = [order[labels[order] == 1].reshape(3, 10) for order in orders]
+    assert len({order.tobytes() for order in turns}) == 9
+    # Which images meet in a batch: those of the small class are spread over the epoch.
+    places = np.concatenate([np.flatnonzero(labels[order] == 1) for order in orders])
+    assert abs(places.mean() - 29.5) < 4
+
+
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=300).map(lambda labels: np.array(labels, np.uint8))
 
 
