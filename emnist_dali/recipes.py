@@ -110,7 +110,7 @@ def fast_cpu(split: str) -> Config:
     """`fast` at its CPU size: half a minute on 2 cores. bench/speedrun/README.md has what was tried."""
     return fast(split).override(
         {
-            "model": "emnist_fast_flat",
+            "model": "emnist_fast_tiny",
             "compile": "off",
             "image_size": 24,
             "batch_size": 512,  # two slices of 256

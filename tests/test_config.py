@@ -222,7 +222,7 @@ def test_choosing_says_why():
         assert "requested" in why
 
 
-@pytest.mark.parametrize(("gpu", "model"), [(True, "emnist_fast"), (False, "emnist_fast_flat")])
+@pytest.mark.parametrize(("gpu", "model"), [(True, "emnist_fast"), (False, "emnist_fast_tiny")])
 def test_the_fast_recipe_has_a_size_for_the_machine(gpu, model):
     config, why = choose("fast", "balanced", gpu)
     assert config == (fast if gpu else fast_cpu)("balanced")

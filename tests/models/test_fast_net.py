@@ -9,6 +9,7 @@ from emnist_dali.models.build import build_model, channels_last
 SIZES = {
     "emnist_fast": (1_121_263, 28, 45.89),
     "emnist_fast_small": (284_175, 28, 11.55),
+    "emnist_fast_tiny": (258_959, 24, 4.01),
     "emnist_fast_flat": (284_175, 24, 6.90),
     "emnist_fast_wide": (733_071, 24, 13.51),
 }
@@ -53,7 +54,7 @@ def test_every_pixel_matters(name):
     assert (images.grad != 0).all()
 
 
-@pytest.mark.parametrize("name", ["emnist_fast_small", "emnist_fast_flat"])
+@pytest.mark.parametrize("name", ["emnist_fast_small", "emnist_fast_tiny", "emnist_fast_flat"])
 @pytest.mark.parametrize(("classes", "size"), [(10, 28), (62, 24), (47, 32), (47, 9)])
 def test_one_logit_per_class_at_any_size(name, classes, size):
     assert untrained(name, classes).eval()(torch.zeros(3, 1, size, size)).shape == (3, classes)
