@@ -153,6 +153,12 @@ def _short_and_long(parameter: torch.Tensor) -> tuple[int, int]:
     return short, long
 
 
+def _is_wide_matrix(parameter: torch.Tensor) -> bool:
+    """Whether its output channels are rows in one piece of memory each, of no fewer elements than there are rows."""
+    columns = parameter[0].numel()
+    return parameter.shape[0] <= columns == parameter.stride(0)
+
+
 class _Stack:
     """Parameters as matrices, wider than tall and padded with zeros, in one tensor (K, rows, columns).
 
@@ -162,6 +168,8 @@ class _Stack:
 
     def __init__(self, parameters: list[torch.Tensor]) -> None:
         self.parameters = parameters
+        # One alone is a matrix as it lies in memory; copies of it would take a third of its update's time.
+        self._lone = len(parameters) == 1 and _is_wide_matrix(parameters[0])
         sides = [_short_and_long(parameter) for parameter in parameters]
         shape = len(parameters), max(short for short, _ in sides), max(long for _, long in sides)
         self._sizes = [parameter.numel() for parameter in parameters]
@@ -180,22 +188,31 @@ class _Stack:
         device = parameters[0].device
         self._shape = shape
         self._places, self._inverse = (t.to(device, torch.int32) for t in (flat, inverse[:total]))
-        self._scales = torch.tensor([RMS * max(p.shape[0], p[0].numel()) ** 0.5 for p in parameters], device=device)
         self._zero = torch.zeros(1, device=device)
+        self._scales = torch.tensor([RMS * max(p.shape[0], p[0].numel()) ** 0.5 for p in parameters], device=device)
 
     def orthogonalized(
         self, updates: Sequence[torch.Tensor], lr: float | torch.Tensor, eps: float
     ) -> list[torch.Tensor]:
         """Each update, which lies in memory as its parameter does, as the nearest semi-orthogonal matrix, to be
         subtracted: lr times RMS in size, whatever its shape."""
-        flat = torch.cat([*(u.as_strided((u.numel(),), (1,)) for u in updates), self._zero])
-        if flat.device.type == "cpu":
-            stack = newton_schulz_of_gram(flat.index_select(0, self._places).view(self._shape), eps)
+        stack = self._gathered([u.as_strided((u.numel(),), (1,)) for u in updates])
+        if stack.device.type == "cpu":
+            stack = newton_schulz_of_gram(stack, eps)
         else:
-            stack = newton_schulz(flat.bfloat16().index_select(0, self._places).view(self._shape), eps)
-        scaled = stack * (self._scales * lr)[:, None, None]
-        parts = scaled.flatten().index_select(0, self._inverse).split(self._sizes)
+            stack = newton_schulz(stack.bfloat16(), eps)
+        parts = self._scattered(stack * (self._scales * lr)[:, None, None])
         return [part.as_strided(u.shape, u.stride()) for part, u in zip(parts, updates, strict=True)]
+
+    def _gathered(self, flat: list[torch.Tensor]) -> torch.Tensor:
+        if self._lone:
+            return flat[0].view(self._shape)
+        return torch.cat([*flat, self._zero]).index_select(0, self._places).view(self._shape)
+
+    def _scattered(self, stack: torch.Tensor) -> Sequence[torch.Tensor]:
+        if self._lone:
+            return [stack.flatten()]
+        return stack.flatten().index_select(0, self._inverse).split(self._sizes)
 
 
 def newton_schulz(stack: torch.Tensor, eps: float) -> torch.Tensor:
