@@ -34,7 +34,7 @@ from emnist_dali.core.machine import environment
 from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
 from emnist_dali.options import with_flags
-from emnist_dali.runs.folder import RunFolder
+from emnist_dali.runs.folder import CONFIG, RunFolder
 from emnist_dali.runtime import resolve
 from emnist_dali.training import resume
 from emnist_dali.training.session import train
@@ -217,6 +217,8 @@ def _settings(config: Config) -> str:
 def run(config: Config, path: Path) -> dict[str, Any]:
     """The result of a run in the folder `path`, which is started, resumed or only read."""
     folder = RunFolder(path)
+    if (path / CONFIG).exists() and _settings(folder.config()) != _settings(config):
+        raise UserError(f"{path} is a run with other settings; choose another --out.")
     if not any(entry["kind"] == "test" for entry in folder.entries()):
         checkpoint = resume.find("auto", str(path))
         state = resume.load(checkpoint, None, {})[1] if checkpoint else None

@@ -28,9 +28,10 @@ def measure(
     other data or other configs.
     """
     shards = training_shards(next(iter(configs.values())))
+    machine = environment("cpu")
     document = {
         "benchmark": benchmark,
-        "machine": environment("cpu"),
+        "machine": machine,
         "data": stage_timers.data_description(shards),
         "fingerprint": shards.manifest.fingerprint,
         "configs": {name: config.to_dict() for name, config in configs.items()},
@@ -39,7 +40,9 @@ def measure(
     check_result_file(json_file, benchmark)
     if json_file and json_file.exists():
         found = read_json(json_file)
-        theirs = {name: from_dict(config).identity() for name, config in found["configs"].items()}
+        theirs = {
+            name: from_dict(config, str(json_file)).identity() for name, config in found.get("configs", {}).items()
+        }
         ours = {name: config.identity() for name, config in configs.items()}
         if (found["fingerprint"], theirs) != (document["fingerprint"], ours):
             raise UserError(f"{json_file} is of other data or other configs; choose another --json.")
@@ -51,7 +54,7 @@ def measure(
                 click.echo(f"{name}:")
                 began = commit()
                 result = time_to_accuracy.run(config.override({"seed": seed}), shards)
-                document["runs"].append({"name": name, **result, "commit": began})
+                document["runs"].append({"name": name, **result, "commit": began, "cpu": machine["cpu"]})
                 if json_file:
                     write_result_file(json_file, document)
     return document

@@ -103,7 +103,10 @@ def main(
 
 
 def common(split: str) -> Config:
-    """What all nets have in common; a net's entry may have another image size."""
+    """What all nets have in common; a net's entry may have another image size.
+
+    Not `cpu` itself: when that changes, a result file could not be continued.
+    """
     return replace(recipes.fast(split), recipe="frontier").override(
         {
             "model": "emnist_fast_small",

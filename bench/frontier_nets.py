@@ -247,7 +247,7 @@ NETS = {
     "lite0_new": _lite0("EfficientNet-Lite0, pretrained, stem new", "new"),
     # What the pretrained ones are compared with.
     "lite0_scratch": _scratch("EfficientNet-Lite0", "tf_efficientnet_lite0", stem_stride=1, image_size=32),
-    "emnist_fast_flat": _scratch("ours, small", "emnist_fast_flat", image_size=24),
+    "emnist_fast_tiny": _scratch("ours, small", "emnist_fast_tiny", image_size=24),
     "emnist_fast_wide": _scratch("ours, wide", "emnist_fast_wide", image_size=24),
     "emnist_fast": _scratch("ours, large", "emnist_fast"),
 }

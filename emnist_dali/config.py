@@ -141,7 +141,9 @@ class Training(_Part, path="training"):
         ge=0,
         le=10,
     )
-    balanced_sampling: bool = setting(False, "Train on as many images of each class, those of small ones repeated.")
+    balanced_sampling: bool = setting(
+        False, "An epoch has equally many images of every class; small ones repeat theirs."
+    )
     mixing: Mixing | None = setting(None)
     sync_bn: bool = setting(False, "Synchronize BatchNorm across ranks; GPUs only.")
     ema: float | None = setting(None, ge=0, lt=1)  # decay per step of the averaged weights; None disables averaging
@@ -152,7 +154,8 @@ class Training(_Part, path="training"):
         corrections = ("class_weights", "logit_adjustment", "balanced_sampling")
         if len(used := [f"training.{name}" for name in corrections if getattr(self, name)]) > 1:
             raise UserError(
-                f"{' and '.join(used)} each correct for imbalanced classes; keep one, turn the other off."
+                f"{' and '.join(used)} each correct for imbalanced classes; keep one: training.logit_adjustment is "
+                "off at 0, the others with --no-class-weights and --no-balanced-sampling."
             )
 
 

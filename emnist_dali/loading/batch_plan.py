@@ -19,9 +19,9 @@ class BatchSpec:
     """How samples are put into batches.
 
     `batch_size` is the global micro-batch size. In training the samples are shuffled anew each epoch by `seed`,
-    warped by `affine`, and what does not fill `accumulation` batches is dropped; with `balanced` an epoch has as many
-    of each class. In evaluation they come in order and the last batch is padded. Raises UserError where a batch does
-    not divide by the ranks.
+    warped by `affine`, and what does not fill `accumulation` batches is dropped; with `balanced` an epoch has equally
+    many of every class. In evaluation they come in order and the last batch is padded. Raises UserError where a batch
+    does not divide by the ranks.
     """
 
     batch_size: int

@@ -59,7 +59,7 @@ class Classes:
 
 
 def balanced(classes: Classes, positions: range, seed: int, epoch: int) -> np.ndarray:
-    """The samples at `positions` of an epoch that has as many of each class, to one: int64.
+    """The samples at `positions` of an epoch that has equally many of every class, to one: int64.
 
     The samples of a class come in a shuffled order, each once, and then in another, on through all epochs.
     """

@@ -196,23 +196,21 @@ class _Stack:
     ) -> list[torch.Tensor]:
         """Each update, which lies in memory as its parameter does, as the nearest semi-orthogonal matrix, to be
         subtracted: lr times RMS in size, whatever its shape."""
-        stack = self._gathered([u.as_strided((u.numel(),), (1,)) for u in updates])
-        if stack.device.type == "cpu":
-            stack = newton_schulz_of_gram(stack, eps)
+        flat = [u.as_strided((u.numel(),), (1,)) for u in updates]
+        elements = flat[0] if self._lone else torch.cat([*flat, self._zero])
+        if elements.device.type == "cpu":
+            stack = newton_schulz_of_gram(self._gathered(elements), eps)
         else:
-            stack = newton_schulz(stack.bfloat16(), eps)
+            stack = newton_schulz(self._gathered(elements.bfloat16()), eps)
         parts = self._scattered(stack * (self._scales * lr)[:, None, None])
         return [part.as_strided(u.shape, u.stride()) for part, u in zip(parts, updates, strict=True)]
 
-    def _gathered(self, flat: list[torch.Tensor]) -> torch.Tensor:
-        if self._lone:
-            return flat[0].view(self._shape)
-        return torch.cat([*flat, self._zero]).index_select(0, self._places).view(self._shape)
+    def _gathered(self, elements: torch.Tensor) -> torch.Tensor:
+        return (elements if self._lone else elements.index_select(0, self._places)).view(self._shape)
 
     def _scattered(self, stack: torch.Tensor) -> Sequence[torch.Tensor]:
-        if self._lone:
-            return [stack.flatten()]
-        return stack.flatten().index_select(0, self._inverse).split(self._sizes)
+        elements = stack.flatten()
+        return (elements if self._lone else elements.index_select(0, self._inverse)).split(self._sizes)
 
 
 def newton_schulz(stack: torch.Tensor, eps: float) -> torch.Tensor:

@@ -50,8 +50,15 @@ def test_what_the_file_holds_is_not_repeated(configs, calls, tmp_path):
     other = {name: config.override({"batch_size": 32}) for name, config in configs.items()}
     with pytest.raises(UserError, match="other configs"):
         comparison.measure("trial", other, 3, path)
-    with pytest.raises(UserError, match="trial"):
+    with pytest.raises(UserError, match="not a result file of another"):
         comparison.measure("another", configs, 3, path)
+
+
+def test_a_file_from_before_it_held_configs_is_refused(configs, tmp_path):
+    path = tmp_path / "old.json"
+    path.write_text('{"benchmark": "trial", "fingerprint": "", "config": {}, "runs": []}')
+    with pytest.raises(UserError, match="other configs"):
+        comparison.measure("trial", configs, 2, path)
 
 
 def test_differences_are_those_at_equal_seeds(configs, calls):

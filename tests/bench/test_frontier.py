@@ -98,7 +98,7 @@ def measured(base, tmp_path_factory):
         patch.setattr(frontier, "RATE_SECONDS", 0)
         for module in (frontier, time_to_accuracy):
             patch.setattr(module, "predict", watched(module))
-        document = frontier.measure(base, ["lenet5", "emnist_fast_flat"], [2], [0], path, epochs=1)
+        document = frontier.measure(base, ["lenet5", "emnist_fast_tiny"], [2], [0], path, epochs=1)
     return document, path, evaluated
 
 

@@ -166,36 +166,40 @@ def test_the_last_evaluation_batch_is_counted_exactly(backend, shards):
             assert (labels[len(indices) :] == -1).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_balanced_batches_draw_each_class_equally_often_from_anywhere_and_with_any_ranks(backend, shards):
+@pytest.fixture
+def uneven(shards) -> np.ndarray:
+    """560 of the 600 images: 10 of the first class, 50 of each other."""
     labels = shards.labels()
-    classes = np.unique(labels)
-    uneven = np.flatnonzero((labels != classes[0]) | (np.cumsum(labels == classes[0]) <= 5))
-    options = {"backend": backend, "indices": uneven, "balanced": True}
+    return np.concatenate([np.flatnonzero(labels == 0)[:10], np.flatnonzero(labels > 0)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_balanced_epochs_have_every_class_equally_often_from_anywhere_and_with_any_ranks(backend, shards, uneven):
+    options = {"backend": backend, "indices": uneven, "balanced": True, "batch_size": 56}
     with make_loader(shards, **options) as loader:
         epochs = [collect(loader) for _ in range(2)]
         loader.start(1, step=3)
         assert_equal(collect(loader), epochs[1][3:])
-    drawn = np.concatenate([labels for batches in epochs for _, labels in batches])
-    # What does not fill a batch is dropped: at most 63 of each epoch.
-    share = len(uneven) / len(classes)
-    assert np.bincount(drawn).max() <= 2 * share + 2
-    assert np.bincount(drawn, minlength=len(classes)).min() > 2 * share - 2 * 64
+    for batches in epochs:
+        counts = np.bincount(np.concatenate([labels for _, labels in batches]))
+        assert (counts.sum(), np.ptp(counts)) == (560, 1)
     ranks = []
     for rank in range(2):
         with make_loader(shards, **options, rank=rank, world_size=2) as loader:
             ranks.append(collect(loader))
-    for (_, of_all), (_, first), (_, second) in zip(epochs[0], *ranks, strict=True):
-        np.testing.assert_array_equal(of_all, np.concatenate([first, second]))
+    for (images, labels), *parts in zip(epochs[0], *ranks, strict=True):
+        np.testing.assert_array_equal(labels, np.concatenate([of_rank for _, of_rank in parts]))
+        np.testing.assert_array_equal(images, np.concatenate([of_rank for of_rank, _ in parts]))
 
 
-def test_only_training_is_balanced(shards):
-    config = recipe("cpu", "small").override({"class_weights": False, "balanced_sampling": True, "batch_size": 100})
-    with Loader.from_config(shards, config, stats=STATS) as loader:
+def test_only_training_is_balanced(shards, uneven):
+    config = recipe("cpu", "small").override({"class_weights": False, "balanced_sampling": True, "batch_size": 56})
+    with Loader.from_config(shards, config, indices=uneven, stats=STATS) as loader:
         drawn = np.concatenate([labels for _, labels in collect(loader)])
-    assert np.ptp(np.bincount(drawn)) <= 1
-    with Loader.from_config(shards, config, train=False, stats=STATS) as loader:
-        np.testing.assert_array_equal(np.concatenate([labels for _, labels in collect(loader)]), shards.labels())
+    assert np.ptp(np.bincount(drawn)) == 1
+    with Loader.from_config(shards, config, indices=uneven, train=False, stats=STATS) as loader:
+        in_order = np.concatenate([labels for _, labels in collect(loader)])
+    np.testing.assert_array_equal(in_order, shards.labels(uneven))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
