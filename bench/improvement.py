@@ -32,7 +32,7 @@ SMALL = {
 @click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
 @click.option("--source", help="As for emnist-dali prepare.")
 @click.option("--model", default="efficientnet_b2", show_default=True, help="Any timm model with a stem of stride 2.")
-@click.option("--images", type=click.IntRange(1), default=1_500, show_default=True, help="Of the train split.")
+@click.option("--images", type=click.IntRange(1), default=1_200, show_default=True, help="Of the train split.")
 @click.option("--epochs", type=click.IntRange(1), help="[default: the recipes']")
 @click.option("--seeds", type=click.IntRange(2), default=3, show_default=True, help="Seeds 0, 1, 2, …")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Result file to write, or to continue.")
