@@ -172,7 +172,13 @@ class _Stack:
         self._lone = len(parameters) == 1 and _is_wide_matrix(parameters[0])
         sides = [_short_and_long(parameter) for parameter in parameters]
         shape = len(parameters), max(short for short, _ in sides), max(long for _, long in sides)
+        device = parameters[0].device
+        self._shape = shape
         self._sizes = [parameter.numel() for parameter in parameters]
+        self._zero = torch.zeros(1, device=device)
+        self._scales = torch.tensor([RMS * max(p.shape[0], p[0].numel()) ** 0.5 for p in parameters], device=device)
+        if self._lone:
+            return
         total = sum(self._sizes)
         # Where each element of the stack lies among those of the parameters, and the inverse; `total` is a zero.
         places, start = torch.full(shape, total, dtype=torch.int64), 0
@@ -185,11 +191,7 @@ class _Stack:
         flat = places.flatten()
         inverse = torch.empty(total + 1, dtype=torch.int64)
         inverse[flat] = torch.arange(len(flat))
-        device = parameters[0].device
-        self._shape = shape
         self._places, self._inverse = (t.to(device, torch.int32) for t in (flat, inverse[:total]))
-        self._zero = torch.zeros(1, device=device)
-        self._scales = torch.tensor([RMS * max(p.shape[0], p[0].numel()) ** 0.5 for p in parameters], device=device)
 
     def orthogonalized(
         self, updates: Sequence[torch.Tensor], lr: float | torch.Tensor, eps: float
