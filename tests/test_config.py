@@ -210,7 +210,7 @@ def test_a_recipe_knows_its_name_and_split(name):
 
 
 def test_choosing_says_why():
-    for gpu, name in ((True, "published"), (False, "cpu")):
+    for gpu, name in ((True, "improved"), (False, "cpu")):
         config, why = choose("auto", "balanced", gpu)
         assert config == recipe(name)
         assert name in why
