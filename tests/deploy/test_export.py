@@ -129,7 +129,7 @@ def test_the_model_card_tells_what_there_is_to_know(run):
     test = next(line for line in map(json.loads, (run / "metrics.jsonl").open()) if line["kind"] == "test")
     for words in (
         "small, drawn glyphs and not EMNIST",
-        "emnist_fast_small",
+        "emnist_fast_wide",
         f"| test | 108 | {test['accuracy']:.4f} |",
         json.dumps(list(CLASSES)),
         "(N, 28, 28) uint8",

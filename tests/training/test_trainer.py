@@ -438,7 +438,7 @@ def test_on_a_cpu_large_batches_are_cut_into_micro_batches(data_dir):
     seed = resolve(recipes.published("balanced").override({"device": "cpu"}))
     assert (seed.data.batch_size, seed.training.accumulation) == (64, 16)
     cpu = resolve(recipes.cpu("balanced").override({"device": "cpu"}))
-    assert (cpu.data.batch_size, cpu.training.accumulation) == (256, 1)
+    assert (cpu.data.batch_size, cpu.training.accumulation) == (512, 1)
     assert cpu.data.backend == "cpu"
     with pytest.raises(UserError, match=r"run\.device is 'tpu'"):
         resolve(recipes.cpu("balanced").override({"device": "tpu"}))
