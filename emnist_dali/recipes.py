@@ -114,9 +114,9 @@ def fast_cpu(split: str) -> Config:
             "model": "emnist_fast_tiny",
             "compile": "off",
             "image_size": 24,
-            "batch_size": 512,  # two slices of 256
+            "batch_size": 640,  # 512 at 0.03 is as good and takes 7 % longer
             "epochs": 4,
-            "lr": 0.03,
+            "lr": 0.0375,
             "momentum": 0.85,  # 0.95: 0.22 ± 0.32 points less, 3 seeds
             "warmup": 0.2,
             # Half of WARPS, for so few epochs.
@@ -134,7 +134,9 @@ def cpu(split: str) -> Config:
     return replace(fast_cpu(split), recipe="cpu").override(
         {
             "model": "emnist_fast_wide",
+            "batch_size": 512,
             "epochs": 18,
+            "lr": 0.03,
             "momentum": 0.95,  # as in Muon's own implementation; 0.85 pays only in a few epochs
             "affine": fast(split).data.affine,
         }

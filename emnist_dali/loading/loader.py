@@ -40,7 +40,7 @@ class Loader:
     >>> with loader:
     ...     images, labels = next(iter(loader))
     >>> images.shape, labels.shape
-    (torch.Size([256, 1, 28, 28]), torch.Size([256]))
+    (torch.Size([512, 1, 24, 24]), torch.Size([512]))
     """
 
     def __init__(
