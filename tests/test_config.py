@@ -240,7 +240,7 @@ def test_a_recipe_is_a_function_of_the_split_only(monkeypatch):
 def test_a_recipe_by_its_name():
     assert recipe("cpu") == cpu("balanced")
     assert recipe("fast", "letters") == fast("letters")
-    with pytest.raises(UserError, match="no recipe 'fats'; choose published, improved, fast, cpu"):
+    with pytest.raises(UserError, match="no recipe 'fats'; choose published, improved, fast, cpu, cpu_long"):
         recipe("fats")
     for old, new in RENAMED_RECIPES.items():
         with pytest.raises(UserError, match=f"{old} is now called {new}"):

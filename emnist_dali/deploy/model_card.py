@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from ..core.errors import UserError
 from ..core.files import printable
 from ..evaluation.metrics import confusions
+from ..models.build import first_layers
 from ..reports.run_data import part_name
 from ..runs.classifier import TrainedClassifier
 from ..runs.folder import RunFolder
@@ -69,7 +70,7 @@ def model_card(
         size=config.data.image_size,
         stats=trained.stats,
         converted=trained.converted,
-        first_conv=trained.model.pretrained_cfg.get("first_conv"),
+        first_layers=first_layers(trained.model),
         stem=printable(output.stem),
         formats=formats,
         comparison=comparison,

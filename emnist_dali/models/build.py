@@ -37,15 +37,16 @@ def build_model(model: Model, classes: int) -> torch.nn.Module:
     else:
         net = _from_hub(model, classes)
     if model.stem == "new" or model.stem_stride:
-        stem = _stem(net)
-        if not isinstance(stem, torch.nn.Conv2d):
+        stems = [net.get_submodule(name) for name in first_layers(net)]
+        if not stems or not all(isinstance(stem, torch.nn.Conv2d) for stem in stems):
             raise UserError(
                 f"{model.model} does not start with a convolution; leave model.stem and model.stem_stride unset."
             )
-        if model.stem == "new":
-            stem.reset_parameters()
-        if model.stem_stride:
-            stem.stride = (model.stem_stride, model.stem_stride)
+        for stem in stems:
+            if model.stem == "new":
+                stem.reset_parameters()
+            if model.stem_stride:
+                stem.stride = (model.stem_stride, model.stem_stride)
     return net.to(memory_format=torch.channels_last)
 
 
@@ -59,11 +60,10 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
     return images.reshape(n, height, width, 1).permute(0, 3, 1, 2)
 
 
-def _stem(net: torch.nn.Module) -> torch.nn.Module | None:
-    """The first layer, if timm's config names one."""
+def first_layers(net: torch.nn.Module) -> tuple[str, ...]:
+    """The names of the layers that take the images, as timm's config has them; of an ensemble one a member."""
     names = net.pretrained_cfg.get("first_conv") or ()
-    names = (names,) if isinstance(names, str) else names
-    return net.get_submodule(names[0]) if names else None
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _from_file(model: Model, classes: int) -> torch.nn.Module:

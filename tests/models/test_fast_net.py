@@ -12,6 +12,7 @@ SIZES = {
     "emnist_fast_tiny": (272_815, 24, 5.00),
     "emnist_fast_flat": (284_175, 24, 6.90),
     "emnist_fast_wide": (733_071, 24, 13.51),
+    "emnist_fast_trio": (2_199_213, 24, 40.53),
 }
 
 
@@ -54,7 +55,7 @@ def test_every_pixel_matters(name):
     assert (images.grad != 0).all()
 
 
-@pytest.mark.parametrize("name", ["emnist_fast_small", "emnist_fast_tiny", "emnist_fast_flat"])
+@pytest.mark.parametrize("name", ["emnist_fast_small", "emnist_fast_tiny", "emnist_fast_flat", "emnist_fast_trio"])
 @pytest.mark.parametrize(("classes", "size"), [(10, 28), (62, 24), (47, 32), (47, 9)])
 def test_one_logit_per_class_at_any_size(name, classes, size):
     assert untrained(name, classes).eval()(torch.zeros(3, 1, size, size)).shape == (3, classes)

@@ -1,0 +1,28 @@
+"""Several networks as one: the mean of their probabilities."""
+
+from collections.abc import Sequence
+from math import log
+
+import torch
+from torch import nn
+
+
+class Ensemble(nn.Module):
+    """(N, in_chans, S, S) → (N, num_classes) logits: the logarithms of the members' mean probabilities.
+
+    In training each member takes its share of the batch, and the logits are those of its member. An epoch costs what
+    it costs one member, and `members` epochs teach each member once as much as one epoch teaches a network alone;
+    images are shared out anew in every epoch, so that all members see all images.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.num_classes = members[0].num_classes
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            shares = images.tensor_split(len(self.members))
+            return torch.cat([member(share) for member, share in zip(self.members, shares, strict=True)])
+        logits = torch.stack([member(images) for member in self.members])
+        return logits.float().log_softmax(-1).logsumexp(0) - log(len(self.members))
