@@ -136,7 +136,7 @@ on {cpus} CPUs ({cpu}), {packages}.
   4.8 TB/s) of the SXM modules allows to exceed, by NVIDIA's data sheets for the
   [H100](https://www.nvidia.com/en-us/data-center/h100/) and the [H200](https://www.nvidia.com/en-us/data-center/h200/).
   **Computed, not run**: bounds, not forecasts.
-- **host**: what a step cost one core of this machine, on which others worked too; the GPU takes no time.
+- **host**: what a step cost one core of this machine; the GPU takes no time.
 """
 
 

@@ -9,6 +9,8 @@ _MODELS = {
     "efficientnet_b3": (10.8e6, 1777),
     "emnist_fast": (1.12e6, 399),
     "emnist_fast_small": (0.28e6, 202),
+    "emnist_fast_wide": (0.73e6, 165),
+    "emnist_fast_trio": (2.2e6, 150),
 }
 # Weights, gradients, averages and two moments in float32, a copy in bf16, and what an update takes in passing.
 _BYTES_PER_PARAMETER = 30
