@@ -54,7 +54,7 @@ def test_help_groups_options_and_shows_the_values_of_a_recipe(command, arguments
     titles = ["Options:", "Data:", "Model:", "Training:", "Run:", "Settings that only --set reaches:"]
     assert [line for line in output.splitlines() if line in titles] == titles
     words = " ".join(output.split())
-    assert "Peak learning rate. [default: 0.02]" in words
+    assert "Peak learning rate. [default: 0.03]" in words
     assert "[default: no-pretrained]" in words
     assert "training.ema=0.99" in words
     assert "data.affine.rotation=0.25," in words

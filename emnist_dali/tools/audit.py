@@ -58,6 +58,7 @@ def audit(config: Config, folds: int, out: Path) -> dict[str, Any]:
     folder = prepare(config.data.split, config.data.source, config.data.data_dir)
     shards = Shards(folder, "train")
     labels, classes = shards.labels(), shards.manifest.classes
+    config = with_steps(config, len(labels) - len(labels) // folds)
     with _claim(out):
         probabilities = _probabilities(config, shards, folds, out)
         # By ascending probability of the given label.
@@ -109,6 +110,16 @@ def _claim(out: Path) -> Lock:
     lock = Lock(out / LOCK, out)
     remove_temporaries(out)
     return lock
+
+
+def with_steps(config: Config, images: int) -> Config:
+    """`config`, with its batch halved as often as an epoch of `images` needs to have 8 steps.
+
+    The command has no option for the batch, and few images would fill none.
+    """
+    while config.data.batch_size > 2 and config.data.batch_size * config.training.accumulation > images // 8:
+        config = config.override({"batch_size": config.data.batch_size // 2})
+    return config
 
 
 def _probabilities(config: Config, shards: Shards, folds: int, out: Path) -> np.ndarray:

@@ -46,15 +46,15 @@ class Space:
 
     @property
     def sizes(self) -> list[int]:
-        """Pixels."""
+        """Pixels, in order; `config`'s own is among them."""
         size, on_cpu = self.config.data.image_size, resolve(self.config).run.device == "cpu"
-        return [choice for choice in SIZES if not on_cpu or choice <= max(size, LARGEST_ON_CPU)]
+        return [choice for choice in sorted({*SIZES, size}) if not on_cpu or choice <= max(size, LARGEST_ON_CPU)]
 
     def recipe_params(self) -> dict[str, Any]:
         """The parameters of `config` itself."""
-        training, size = self.config.training, self.config.data.image_size
+        training = self.config.training
         mixing = training.mixing or Mixing(mixup_alpha=1.0, cutmix_alpha=1.0, probability=0.0, switch=0.5)
-        params = {
+        return {
             "optimizer": training.optimizer,
             "lr_scale": 1.0,
             "weight_decay_scale": 1.0,
@@ -63,8 +63,8 @@ class Space:
             "mixup_alpha": mixing.mixup_alpha,
             "cutmix_alpha": mixing.cutmix_alpha,
             "mixing_switch": mixing.switch,
+            "image_size": self.config.data.image_size,
         }
-        return params | ({"image_size": size} if size in self.sizes else {})
 
     @cached_property
     def ranges(self) -> dict[str, "BaseDistribution"]:

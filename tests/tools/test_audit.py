@@ -19,7 +19,7 @@ from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.sources import Part
 from emnist_dali.tools import audit as auditing
-from emnist_dali.tools.audit import audit, describe
+from emnist_dali.tools.audit import audit, describe, with_steps
 
 pytest.importorskip("cleanlab", reason="cleanlab is missing: pip install -e '.[audit]'")
 
@@ -53,6 +53,15 @@ def audited(noisy, tmp_path_factory):
     """The folder of an audit, and what it returned."""
     out = tmp_path_factory.mktemp("audit") / "out"
     return out, audit(config(noisy[0]), FOLDS, out)
+
+
+def test_an_epoch_of_few_images_has_steps():
+    recipe = recipes.cpu("noisy")
+    assert with_steps(recipe, 8 * 512) == recipe
+    assert with_steps(recipe, 8 * 512 - 1).data.batch_size == 256
+    assert with_steps(recipe, 486).data.batch_size == 32
+    assert with_steps(recipe.override({"accumulation": 4}), 486).data.batch_size == 8
+    assert with_steps(recipe, 3).data.batch_size == 2
 
 
 def listed(out) -> list[dict]:
