@@ -56,7 +56,7 @@ TOLERANCE = {False: 1.0, True: 1.5}
 @click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
 @click.option("--source", type=click.Choice(["glyphs"]), help="Drawn glyphs even if the split is prepared.")
 @click.option("--stage", "stages", type=click.Choice(STAGES), multiple=True, help="Only this stage; repeatable.")
-@click.option("--image-size", type=int, help="[default: that of the recipe for this machine]")
+@click.option("--image-size", type=int, help="[default: that of the recipe for this machine, and at least 28]")
 @click.option("--batch-size", type=int, help="[default: the recipe's]")
 @click.option("--model", help="[default: the recipe's]")
 @click.option("--backend", type=click.Choice(get_args(Backend)), help="Input pipeline.  [default: auto]")
@@ -101,7 +101,9 @@ def load(
     """The recipe for this machine with the config's fields in `options`, on the prepared split or drawn glyphs."""
     device = options["device"] or "auto"
     recipe, _ = choose("auto", split, gpu=torch.cuda.is_available() and not device.startswith("cpu"))
-    requested = recipe.override({"pretrained": False, **options})
+    # Below the images' own size the peers do not agree: PIL reduces with another filter than it enlarges.
+    size = max(recipe.data.image_size, 28)
+    requested = recipe.override({"pretrained": False, "image_size": size}).override(options)
     if threads:
         torch.set_num_threads(threads)  # for training and for peers that use torch
     if not source and not (split_folder(data_dir, split, None) / MANIFEST).exists():

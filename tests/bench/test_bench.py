@@ -182,6 +182,7 @@ def test_the_command_ends_with_its_document(data_dir, tmp_path):
     assert document["stages"].keys() == {"read", "mix"}
     assert document["machine"]["packages"]["torch"]
     assert document["config"]["model"]["model"] == "emnist_fast_wide"
+    assert document["config"]["data"]["image_size"] == 28
 
 
 def test_a_result_file_is_replaced_only_by_one_of_the_same_benchmark(tmp_path):
