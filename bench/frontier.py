@@ -5,8 +5,9 @@ python bench/frontier.py --net lenet5 --budget 120 --seed 0
 python bench/frontier.py --table --plot frontier.svg
 
 Data, augmentation and everything else of the training are the same for all, but for the net with its image size, the
-number of epochs and the learning rate. The rate is that of three which has the best balanced accuracy on validation
-images after a short training; seed 0 chooses for all seeds and budgets. Then the net trains on the whole train split
+number of epochs and the learning rate. The rate is that which has the best balanced accuracy on validation images
+after a short training: of three, and of the next lower or higher one as long as the best is at an end of those tried;
+seed 0 chooses for all seeds and budgets. Then the net trains on the whole train split
 for as many epochs as fit into the budget, at the img/s measured before, and the test split is read once. Only this
 last training counts. The result file is written after each run and what it holds is not repeated, so that the work
 can be done in several sittings; each budget is finished for all nets before the next. The last line is a JSON
@@ -47,6 +48,7 @@ from speedrun.run import commit
 
 BUDGETS = (120, 300, 900)  # s
 FACTORS = (0.5, 1.0, 2.0)  # of `common`'s rate
+MOST_RATES = 8  # that are tried for a net
 GRID_SECONDS = 20.0  # of training at each
 HELD_OUT = 0.1  # of the train images, for choosing the rate
 RATE_SECONDS = 3.0  # that measuring img/s takes at least
@@ -177,13 +179,19 @@ def choose_rate(config: Config, shards: Shards, epochs: int | None = None) -> di
     if epochs is None:
         epochs, fraction = plan(GRID_SECONDS, rate, len(indices))
         indices = indices[sampling.holdout(labels[indices], 1 - fraction, config.training.seed)[0]]
-    grid, diverged = [], None
-    for factor in FACTORS:
+    accuracies: dict[float, float] = {}
+    grid, diverged, untried = [], None, list(FACTORS)
+    while untried and len(accuracies) < MOST_RATES:
+        factor = untried.pop(0)
         trial = config.override({"epochs": epochs, "lr": factor * config.training.lr})
         try:
             grid.append(_validated(trial, shards, indices, held_out))
+            accuracies[factor] = grid[-1]["val_balanced_accuracy"]
         except DivergedError as error:
-            diverged = error
+            accuracies[factor], diverged = -factor, error  # of those that diverge the lowest is best
+        if not untried:
+            best = max(accuracies, key=accuracies.get)
+            untried = [near for near in (best / 2, best * 2) if near not in accuracies]
     if not grid:
         raise diverged
     return {

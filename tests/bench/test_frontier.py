@@ -104,11 +104,16 @@ def measured(base, tmp_path_factory):
 
 def test_rates_are_chosen_on_validation_images_and_the_test_is_read_once_a_run(measured):
     document, _, evaluated = measured
-    assert evaluated == 2 * [*3 * [("train", 60)], ("test", 108)]
+    trials = [len(net["grid"]) for net in document["nets"].values()]
+    assert min(trials) >= 3
+    assert evaluated == [part for n in trials for part in (*n * [("train", 60)], ("test", 108))]
     for net in document["nets"].values():
         best = max(net["grid"], key=lambda trial: trial["val_balanced_accuracy"])
         assert net["lr"] == best["lr"]
-        assert [trial["lr"] for trial in net["grid"]] == [0.01, 0.02, 0.04]
+        rates = sorted(trial["lr"] for trial in net["grid"])
+        assert rates == [rates[0] * 2**n for n in range(len(rates))]
+        assert rates[0] <= 0.01 < 0.04 <= rates[-1]
+        assert rates[0] < net["lr"] < rates[-1] or len(rates) == frontier.MOST_RATES
         assert {trial["images"] for trial in net["grid"]} == {540}
         assert net["images_per_second"] > 0
     for run in document["runs"]:
@@ -172,7 +177,9 @@ def test_a_rate_that_diverges_is_not_chosen(base, tmp_path, monkeypatch):
     shards = frontier.training_shards(config)
     net = frontier.choose_rate(config, shards, epochs=1)
     assert net["lr"] == 0.01
-    monkeypatch.setattr(frontier, "FACTORS", (2.0,))
+    monkeypatch.setattr(frontier, "FACTORS", (4.0,))
+    assert frontier.choose_rate(config, shards, epochs=1)["lr"] == 0.01
+    monkeypatch.setattr(frontier, "MOST_RATES", 2)
     with pytest.raises(frontier.DivergedError):
         frontier.choose_rate(config, shards, epochs=1)
 
