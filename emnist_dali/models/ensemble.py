@@ -12,7 +12,8 @@ class Ensemble(nn.Module):
 
     In training each member takes its share of the batch, and the logits are those of its member. An epoch costs what
     it costs one member, and `members` epochs teach each member once as much as one epoch teaches a network alone;
-    images are shared out anew in every epoch, so that all members see all images.
+    images are shared out anew in every epoch, so that all members see all images. Batch normalization needs two
+    images of a training batch for each member.
     """
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
