@@ -10,12 +10,12 @@ after a short training: of three, and of the next lower or higher one as long as
 seed 0 chooses for all seeds and budgets. Then the net trains on the whole train split
 for as many epochs as fit into the budget, at the img/s measured before, and the test split is read once. Only this
 last training counts. The result file is written after each run and what it holds is not repeated, so that the work
-can be done in several sittings; each budget is finished for all nets before the next. The last line is a JSON
-document.
+can be done in several sittings; each budget is finished for all nets before the next. Trainings may go on on another
+machine, for as many epochs as fit on the first. The last line is a JSON document.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count, product
 from pathlib import Path
@@ -35,7 +35,6 @@ from emnist_dali.core.machine import available_cpus, environment
 from emnist_dali.data.shards import Shards
 from emnist_dali.evaluation.inference import evaluation_loader, predict
 from emnist_dali.evaluation.metrics import score
-from emnist_dali.evaluation.significance import wilson
 from emnist_dali.loading import sampling
 from emnist_dali.models.build import build_model
 from emnist_dali.options import with_flags
@@ -43,13 +42,15 @@ from emnist_dali.runtime import autocast, resolve
 from emnist_dali.training.build import build_training, training_shards
 from emnist_dali.training.trainer import DivergedError
 from frontier_nets import NETS, with_net
+from frontier_report import draw, epochs_of, table
 from result_file import check_result_file, write_result_file
 from speedrun.run import commit
 
 BUDGETS = (120, 300, 900)  # s
 FACTORS = (0.5, 1.0, 2.0)  # of `common`'s rate
 MOST_RATES = 8  # that are tried for a net
-GRID_SECONDS = 20.0  # of training at each
+GRID_SECONDS = 20.0  # of training at each, or as many as GRID_STEPS take
+GRID_STEPS = 40  # after 10, as ResNet-18 takes in 20 s on one CPU, all rates are as good as chance
 HELD_OUT = 0.1  # of the train images, for choosing the rate
 RATE_SECONDS = 3.0  # that measuring img/s takes at least
 _RATE_STEPS = 4
@@ -138,23 +139,36 @@ def measure(
     """
     base = resolve(base)
     shards = training_shards(base)
-    document = _continued(json_file, base, shards, epochs)
+    machine = environment(base.run.device)
+    document = _continued(json_file, base, shards, machine, epochs)
     done = {(run["budget"], run["net"], run["seed"]) for run in document["runs"]}
     left = [key for key in dict.fromkeys(product(budgets, names, seeds)) if key not in done]
     configs = {name: resolve(with_net(name, base)) for name in dict.fromkeys(name for _, name, _ in left)}
     for budget, name, seed in left:
         config = configs[name]
         if name not in document["nets"]:
+            if _kind(machine) != _kind(document["machine"]):
+                raise UserError(
+                    f"{json_file} is of another machine and lacks img/s of {name}; choose another --json."
+                )
             document["nets"][name] = choose_rate(config, shards, epochs)
             write_result_file(json_file, document)
         net = document["nets"][name]
         length, fraction = (epochs, 1.0) if epochs else plan(budget, net["images_per_second"], len(shards))
         config = config.override({"epochs": length, "val_fraction": 1 - fraction, "lr": net["lr"], "seed": seed})
-        click.echo(f"{name}, {budget} s: rate {net['lr']:g}, epochs {_epochs(length, fraction)}")
-        began = commit()
-        result = time_to_accuracy.run(config, shards)
-        key = {"net": name, "budget": budget, "epochs": length, "fraction": fraction, "lr": net["lr"]}
-        document["runs"].append({**key, **result, "commit": began, "config": config.to_dict()})
+        run = {
+            "net": name,
+            "budget": budget,
+            "epochs": length,
+            "fraction": fraction,
+            "images": round(length * fraction * len(shards)),
+            "lr": net["lr"],
+            "commit": commit(),
+            "cpu": machine["cpu"],
+            "config": config.to_dict(),
+        }
+        click.echo(f"{name}, {budget} s: rate {net['lr']:g}, epochs {epochs_of(run)}")
+        document["runs"].append(run | time_to_accuracy.run(config, shards))
         write_result_file(json_file, document)
     return document
 
@@ -177,7 +191,8 @@ def choose_rate(config: Config, shards: Shards, epochs: int | None = None) -> di
     labels, rate = shards.labels(), images_per_second(config, shards)
     indices, held_out = sampling.holdout(labels, HELD_OUT, config.training.seed)
     if epochs is None:
-        epochs, fraction = plan(GRID_SECONDS, rate, len(indices))
+        seconds = max(GRID_SECONDS, GRID_STEPS * config.data.batch_size / rate)
+        epochs, fraction = plan(seconds, rate, len(indices))
         indices = indices[sampling.holdout(labels[indices], 1 - fraction, config.training.seed)[0]]
     accuracies: dict[float, float] = {}
     grid, diverged, untried = [], None, list(FACTORS)
@@ -248,11 +263,13 @@ def _validated(config: Config, shards: Shards, indices: np.ndarray, held_out: np
     return result
 
 
-def _continued(json_file: Path, base: Config, shards: Shards, epochs: int | None) -> dict[str, Any]:
+def _continued(
+    json_file: Path, base: Config, shards: Shards, machine: dict[str, Any], epochs: int | None
+) -> dict[str, Any]:
     """The document in the file, or a new one; raises UserError if what is there cannot be compared with new runs."""
     document = {
         "benchmark": "frontier",
-        "machine": environment(base.run.device),
+        "machine": machine,
         "data": stage_timers.data_description(shards),
         "fingerprint": shards.manifest.fingerprint,
         "test_images": len(Shards(shards.folder, "test")),
@@ -265,14 +282,17 @@ def _continued(json_file: Path, base: Config, shards: Shards, epochs: int | None
         return document
     found = _read(json_file)
     if _setting(found) != _setting(document):
-        raise UserError(f"{json_file} is of another machine, other data or other settings; choose another --json.")
+        raise UserError(f"{json_file} is of other data or other settings; choose another --json.")
     return found
 
 
 def _setting(document: dict[str, Any]) -> tuple:
     """What all runs of a document share."""
-    machine, config = document["machine"], from_dict(document["config"])
-    return machine["cpu"], machine["cpus"], document["fingerprint"], document["epochs"], config.identity()
+    return document["fingerprint"], document["epochs"], from_dict(document["config"]).identity()
+
+
+def _kind(machine: dict[str, Any]) -> tuple[str, int]:
+    return machine["cpu"], machine["cpus"]
 
 
 def _read(json_file: Path) -> dict[str, Any]:
@@ -280,92 +300,6 @@ def _read(json_file: Path) -> dict[str, Any]:
         raise UserError(f"There is no {json_file}; name a result file with --json, or run some nets first.")
     check_result_file(json_file, "frontier")
     return read_json(json_file)
-
-
-def table(document: dict[str, Any]) -> str:
-    """Markdown: a row for each run, the shortest budget first, and in each the most accurate first."""
-    lines = [
-        "| budget, s | net | parameters | epochs | rate | seed | test accuracy, % | 95 % interval | img/s | s |",
-        "|---" * 10 + "|",
-    ]
-    for run in sorted(document["runs"], key=lambda run: (run["budget"], -run["accuracy"])):
-        images = document["test_images"]
-        low, high = wilson(round(run["accuracy"] * images), images)
-        cells = [
-            f"{run['budget']}",
-            NETS[run["net"]].label,
-            f"{document['nets'][run['net']]['parameters']:,}",
-            _epochs(run["epochs"], run["fraction"]),
-            f"{run['lr']:g}",
-            f"{run['seed']}",
-            f"{100 * run['accuracy']:.2f}",
-            f"{100 * low:.2f}–{100 * high:.2f}",
-            f"{run['images_per_second']:,.0f}",
-            f"{run['seconds']:.0f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _epochs(epochs: int, fraction: float) -> str:
-    return f"{epochs * fraction:.2f}" if fraction < 1 else str(epochs)
-
-
-def draw(document: dict[str, Any], path: Path) -> None:
-    """Writes an SVG: accuracy over seconds of training, and that of each net's longest budget over its parameters.
-
-    Points are means over the seeds. The axis is that of the error's logarithm, so that the best nets are apart.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (by_time, by_size) = pyplot.subplots(1, 2, figsize=(13, 5.5), sharey=True, layout="constrained")
-    colors = dict(zip(NETS, pyplot.get_cmap("tab20").colors, strict=False))
-    for name, points in _points(document):
-        ours = name.startswith("emnist_fast")
-        style = {"color": colors[name], "marker": "o" if ours else "s", "linewidth": 2.5 if ours else 1}
-        seconds, errors = zip(*points, strict=True)
-        by_time.plot(seconds, errors, label=NETS[name].label, **style)
-        by_size.plot(document["nets"][name]["parameters"], errors[-1], **style)
-    by_time.set_xlabel("seconds of training")
-    by_size.set_xlabel("parameters")
-    by_time.set_ylabel("test accuracy, %")
-    for axes in (by_time, by_size):
-        axes.set_xscale("log")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    budgets = sorted({run["budget"] for run in document["runs"]})
-    by_time.set_xticks(budgets, map(str, budgets))
-    by_time.set_xticks([], minor=True)
-    by_time.set_yscale("log")
-    by_time.invert_yaxis()
-    by_time.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7, 9)))
-    by_time.yaxis.set_major_formatter(lambda error, _: f"{100 * (1 - error):.3g}")
-    by_time.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    figure.legend(loc="outside right center", frameon=False, fontsize=9)
-    # Drawn again from the same figures, the file is the same.
-    with pyplot.rc_context({"svg.hashsalt": "frontier"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-
-
-def _points(document: dict[str, Any]) -> Iterator[tuple[str, list[tuple[float, float]]]]:
-    """Each net's mean (seconds, test error) at each budget, the shortest first."""
-    for name in NETS:
-        of_budget: dict[int, list[dict[str, Any]]] = {}
-        for run in sorted(document["runs"], key=lambda run: run["budget"]):
-            if run["net"] == name:
-                of_budget.setdefault(run["budget"], []).append(run)
-        if of_budget:
-            yield (
-                name,
-                [
-                    (mean(run["seconds"] for run in runs), 1 - mean(run["accuracy"] for run in runs))
-                    for runs in of_budget.values()
-                ],
-            )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 from click.testing import CliRunner
 
 import frontier
+import frontier_report
 import time_to_accuracy
 from emnist_dali.core.errors import UserError
 from emnist_dali.models.build import build_model, channels_last
@@ -139,6 +140,21 @@ def test_what_is_in_the_file_is_not_repeated(measured, base, tmp_path, monkeypat
     assert json.loads(json.dumps(continued)) == json.loads(copy.read_text())
 
 
+def test_another_machine_goes_on_with_the_trainings_and_does_not_measure_nets(measured, base, tmp_path, monkeypatch):
+    _, path, _ = measured
+    copy = tmp_path / "copy.json"
+    copy.write_bytes(path.read_bytes())
+    first = json.loads(path.read_text())
+    monkeypatch.setattr(frontier, "environment", lambda device: {"cpu": "another", "cpus": 2})
+    with pytest.raises(UserError, match="another machine"):
+        frontier.measure(base, ["two_conv"], [2], [0], copy, epochs=1)
+    assert copy.read_bytes() == path.read_bytes()
+    document = frontier.measure(base, ["lenet5"], [2], [1], copy, epochs=1)
+    assert document["machine"] == first["machine"]
+    assert document["nets"] == first["nets"]
+    assert [run["cpu"] for run in document["runs"]] == [first["machine"]["cpu"]] * 2 + ["another"]
+
+
 @pytest.mark.parametrize("change", [{"batch_size": 32}, {"affine": None}, {}])
 def test_runs_of_other_settings_are_not_added(measured, base, change):
     _, path, _ = measured
@@ -149,11 +165,13 @@ def test_runs_of_other_settings_are_not_added(measured, base, change):
     assert path.read_bytes() == before
 
 
-def test_a_net_that_is_too_slow_for_an_epoch_trains_on_a_part(base, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("steps", "images"), [(1, 180), (4, 252)])  # as many of every class
+def test_a_net_that_is_too_slow_for_an_epoch_trains_on_a_part(base, tmp_path, monkeypatch, steps, images):
     monkeypatch.setattr(frontier, "GRID_SECONDS", 0.5)
+    monkeypatch.setattr(frontier, "GRID_STEPS", steps)
     monkeypatch.setattr(frontier, "images_per_second", lambda *_: 360.0)
     document = frontier.measure(base, ["lenet5"], [1], [0], tmp_path / "a.json")
-    assert {trial["images"] for trial in document["nets"]["lenet5"]["grid"]} == {180}
+    assert {trial["images"] for trial in document["nets"]["lenet5"]["grid"]} == {images}
     rate = document["nets"]["lenet5"]["images_per_second"]
     monkeypatch.setattr(frontier, "plan", lambda *arguments: seen.append(arguments) or (1, 0.5))
     seen = []
@@ -186,7 +204,7 @@ def test_a_rate_that_diverges_is_not_chosen(base, tmp_path, monkeypatch):
 
 def test_the_table_has_a_row_a_run_and_the_best_first(measured):
     document, *_ = measured
-    header, _, *rows = frontier.table(document).splitlines()
+    header, _, *rows = frontier_report.table(document).splitlines()
     assert len(rows) == len(document["runs"])
     column = header.split("|").index(" test accuracy, % ")
     accuracies = [float(row.split("|")[column]) for row in rows]
@@ -197,16 +215,17 @@ def test_the_table_has_a_row_a_run_and_the_best_first(measured):
 def test_the_interval_is_of_the_test_images():
     runs = [
         {"net": "lenet5", "budget": 120, "epochs": 1, "fraction": 0.34, "lr": 0.02, "seed": 0, "accuracy": 0.9,
-         "images_per_second": 1000.0, "seconds": 119.0}
+         "images": 119_000, "seconds": 60.0}
     ]  # fmt: skip
-    text = frontier.table({"test_images": 18_800, "nets": {"lenet5": {"parameters": 64_851}}, "runs": runs})
+    nets = {"lenet5": {"parameters": 64_851, "images_per_second": 1000.0}}
+    text = frontier_report.table({"test_images": 18_800, "nets": nets, "runs": runs})
     assert "| 120 | LeNet-5 | 64,851 | 0.34 | 0.02 | 0 | 90.00 | 89.56–90.42 | 1,000 | 119 |" in text
 
 
 def test_the_plot_is_the_same_when_it_is_drawn_again(measured, tmp_path):
     document, *_ = measured
     for name in ("a.svg", "b.svg"):
-        frontier.draw(document, tmp_path / name)
+        frontier_report.draw(document, tmp_path / name)
     drawn = (tmp_path / "a.svg").read_bytes()
     assert drawn.startswith(b"<?xml")
     assert drawn == (tmp_path / "b.svg").read_bytes()
