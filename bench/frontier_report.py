@@ -42,7 +42,9 @@ def epochs_of(run: dict[str, Any]) -> str:
 
 
 def seconds(document: dict[str, Any], run: dict[str, Any]) -> float:
-    """That the training takes on the file's machine, where it may not have been run."""
+    """That the training took on the file's machine, or would have taken there at the net's img/s."""
+    if run["cpu"] == document["machine"]["cpu"]:
+        return run["seconds"]
     return run["images"] / document["nets"][run["net"]]["images_per_second"]
 
 

@@ -75,9 +75,9 @@ def improved(split: str) -> Config:
 def fast(split: str) -> Config:
     """The shortest way to a good accuracy on a GPU: a small net of dense convolutions at native size, with Muon.
 
-    Not run on a GPU: its accuracy is that of a CPU (RESULTS.md). The figures here and in `cpu` are on README's
-    Balanced data: validation accuracy, and in parentheses balanced accuracy, which is what the balanced test split
-    calls for.
+    Not run on a GPU: its accuracy is that of a CPU (RESULTS.md). Where no test is named, figures here are on
+    RESULTS.md's Balanced data: validation accuracy, and in parentheses balanced accuracy, which is what the balanced
+    test split calls for.
     """
     return Config(
         recipe="fast",
@@ -91,8 +91,8 @@ def fast(split: str) -> Config:
         model=Model(model="emnist_fast", pretrained=False),
         training=Training(
             epochs=16,  # test accuracy 90.21 % (sd 0.03, 3 seeds) in 1,504 steps; 1,760 on the official split
-            optimizer="muon",  # 3 epochs of `cpu`'s net: 90.4 % (89.8 %); AdamW 90.2 % (89.6 %), 4 % faster
-            lr=0.04,  # twice `cpu`'s, for batches four times as large
+            optimizer="muon",  # 3 epochs of `emnist_fast_small`: 90.4 % (89.8 %); AdamW 90.2 % (89.6 %), 4 % faster
+            lr=0.04,  # twice what 256 images a step take
             weight_decay=0.05,
             schedule="cosine",
             warmup=0.5,  # epochs: 47 steps
@@ -114,7 +114,7 @@ def fast_cpu(split: str) -> Config:
             "model": "emnist_fast_tiny",
             "compile": "off",
             "image_size": 24,
-            "batch_size": 640,  # 512 at 0.03 is as good and takes 7 % longer
+            "batch_size": 640,  # 512 at 0.03 is as good and takes 5 % longer
             "epochs": 4,
             "lr": 0.0375,
             "momentum": 0.85,  # 0.95: 0.22 ± 0.32 points less, 3 seeds
@@ -130,7 +130,7 @@ def fast_cpu(split: str) -> Config:
 
 
 def cpu(split: str) -> Config:
-    """`fast`'s wide net for minutes on 2 cores, with warps as large as on a GPU."""
+    """A wider net than `fast`'s for minutes on 2 cores, with warps as large as on a GPU."""
     return replace(fast_cpu(split), recipe="cpu").override(
         {
             "model": "emnist_fast_wide",
@@ -151,7 +151,7 @@ def cpu_long(split: str) -> Config:
     return replace(cpu(split), recipe="cpu_long").override(
         {
             "model": "emnist_fast_trio",
-            "batch_size": 1344,  # 448 a net; more would not be one step on a CPU
+            "batch_size": 1344,  # 448 a net; of more than 1,393 images a step on a CPU is in micro-batches
             "epochs": 54,  # a third of the images a net in each
         }
     )

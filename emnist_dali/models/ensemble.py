@@ -10,8 +10,8 @@ from torch import nn
 class Ensemble(nn.Module):
     """(N, in_chans, S, S) → (N, num_classes) logits: the logarithms of the members' mean probabilities.
 
-    In training each member takes its share of the batch, and the logits are those of its member. An epoch costs what
-    it costs one member, and `members` epochs teach each member once as much as one epoch teaches a network alone;
+    In training each of the n members takes its share of the batch, and the logits are those of its member. An epoch
+    costs what training one member costs, and n epochs train every member as long as one epoch trains a network alone;
     images are shared out anew in every epoch, so that all members see all images. Batch normalization needs two
     images of a training batch for each member.
     """

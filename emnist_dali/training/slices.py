@@ -50,7 +50,7 @@ class Slices:
 
     @contextmanager
     def one_thread(self) -> Iterator[None]:
-        """Has the operations of this thread use no others."""
+        """Operations that this thread starts use no other threads."""
         torch.set_num_threads(1)
         try:
             yield

@@ -96,7 +96,7 @@ def measured(base, tmp_path_factory):
         return predict
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frontier, "RATE_SECONDS", 0)
+        patch.setattr(frontier, "SPEED_SECONDS", 0)
         for module in (frontier, time_to_accuracy):
             patch.setattr(module, "predict", watched(module))
         document = frontier.measure(base, ["lenet5", "emnist_fast_tiny"], [2], [0], path, epochs=1)
@@ -190,7 +190,7 @@ def test_a_rate_that_diverges_is_not_chosen(base, tmp_path, monkeypatch):
         return real(config, *arguments)
 
     monkeypatch.setattr(frontier, "_validated", validated)
-    monkeypatch.setattr(frontier, "RATE_SECONDS", 0)
+    monkeypatch.setattr(frontier, "SPEED_SECONDS", 0)
     config = resolve(with_net("lenet5", base))
     shards = frontier.training_shards(config)
     net = frontier.choose_rate(config, shards, epochs=1)
@@ -212,14 +212,16 @@ def test_the_table_has_a_row_a_run_and_the_best_first(measured):
     assert "| LeNet-5 |" in "".join(rows)
 
 
-def test_the_interval_is_of_the_test_images():
+@pytest.mark.parametrize(("cpu", "seconds"), [("first", 60), ("another", 119)])
+def test_the_interval_is_of_the_test_images_and_the_seconds_of_the_first_machine(cpu, seconds):
     runs = [
         {"net": "lenet5", "budget": 120, "epochs": 1, "fraction": 0.34, "lr": 0.02, "seed": 0, "accuracy": 0.9,
-         "images": 119_000, "seconds": 60.0}
+         "images": 119_000, "seconds": 60.0, "cpu": cpu}
     ]  # fmt: skip
     nets = {"lenet5": {"parameters": 64_851, "images_per_second": 1000.0}}
-    text = frontier_report.table({"test_images": 18_800, "nets": nets, "runs": runs})
-    assert "| 120 | LeNet-5 | 64,851 | 0.34 | 0.02 | 0 | 90.00 | 89.56–90.42 | 1,000 | 119 |" in text
+    document = {"machine": {"cpu": "first"}, "test_images": 18_800, "nets": nets, "runs": runs}
+    text = frontier_report.table(document)
+    assert f"| 120 | LeNet-5 | 64,851 | 0.34 | 0.02 | 0 | 90.00 | 89.56–90.42 | 1,000 | {seconds} |" in text
 
 
 def test_the_plot_is_the_same_when_it_is_drawn_again(measured, tmp_path):
@@ -232,7 +234,7 @@ def test_the_plot_is_the_same_when_it_is_drawn_again(measured, tmp_path):
 
 
 def test_the_command_ends_with_its_document(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(frontier, "RATE_SECONDS", 0)
+    monkeypatch.setattr(frontier, "SPEED_SECONDS", 0)
     path = tmp_path / "frontier.json"
     options = ["--net", "lenet5", "--budget", "2", "--epochs", "1", "--split", "small", "--source", "glyphs"]
     result = CliRunner().invoke(frontier.main, [*options, "--data-dir", str(data_dir), "--json", str(path)])
