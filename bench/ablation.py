@@ -7,8 +7,8 @@ python bench/ablation.py --split byclass --recipe cpu --variant baseline --varia
 
 Every run has its own run folder in --out: an interrupted one is resumed and a complete one is used as it is, so
 that the command can be stopped and repeated, and commands with different --variant share runs. The result file at
---json is written after each run, and runs that it holds for the same data and settings are not repeated, so that
-the work can be spread over machines that keep no other files. Choose variants by the validation figures only; the
+--json is written after each run; what it holds stays and is not repeated, so that the work can be spread over
+commands, and over machines that keep no other files. Choose variants by the validation figures only; the
 test split is read once per run. The last line is a JSON document.
 """
 
@@ -164,7 +164,8 @@ def _name(recipe: str, variant: str) -> str:
 def measure(configs: dict[str, Config], seeds: int, out: Path, json_file: Path | None = None) -> dict[str, Any]:
     """The document of `configs` with seeds from 0, run in folders under `out`; differences are to the first config.
 
-    Runs in `json_file` are not repeated, and it is written after each run.
+    What `json_file` holds stays, its runs are not repeated, and it is written after each run. Raises UserError if it
+    is of other data, or has one of the names with other settings.
     """
     first = next(iter(configs.values()))
     shards = Shards(prepare(first.data.split, first.data.source, first.data.data_dir), "train")
@@ -175,38 +176,48 @@ def measure(configs: dict[str, Config], seeds: int, out: Path, json_file: Path |
         "fingerprint": shards.manifest.fingerprint,
         "configs": {name: resolve(config).to_dict() for name, config in configs.items()},
     }
-    finished = finished_runs(json_file, document["fingerprint"]) if json_file else {}
     runs: dict[str, list[dict[str, Any]]] = {}
+    if json_file and json_file.exists():
+        found = _found(json_file, document["fingerprint"], configs)
+        document["configs"] = found["configs"] | document["configs"]
+        runs = found["runs"]
     for seed in range(seeds):  # the table is complete after each seed
         for name, config in configs.items():
-            result = finished.get((_settings(config), seed))
-            if result is None:
-                result = run(config.override({"seed": seed}), out / f"{_slug(name)}-{seed}")
-            runs.setdefault(name, []).append(result)
-            reference = next(iter(runs.values()))
-            document["variants"] = {name: summary(results, reference) for name, results in runs.items()}
-            document["runs"] = runs
-            if json_file:
-                write_result_file(json_file, document)
+            of_name = runs.setdefault(name, [])
+            if seed in {result["seed"] for result in of_name}:
+                continue
+            of_name.append(run(config.override({"seed": seed}), out / f"{_slug(name)}-{seed}"))
+            _write(document, runs, json_file)
+    return _write(document, runs, json_file)
+
+
+def _write(document: dict[str, Any], runs: dict[str, list[dict[str, Any]]], json_file: Path | None) -> dict[str, Any]:
+    complete = {name: results for name, results in runs.items() if results}
+    reference = next(iter(complete.values()))
+    document["variants"] = {name: summary(results, reference) for name, results in complete.items()}
+    document["runs"] = complete
+    if json_file:
+        write_result_file(json_file, document)
     return document
 
 
-def finished_runs(path: Path, fingerprint: str) -> dict[tuple[str, int], dict[str, Any]]:
-    """The runs in a result file by their `_settings` and seed; raises UserError if it is of other data."""
+def _found(path: Path, fingerprint: str, configs: dict[str, Config]) -> dict[str, Any]:
+    """The document in a result file; raises UserError if runs of `configs` do not belong into it."""
     check_result_file(path, "ablation")
-    if not path.exists():
-        return {}
-    content = read_json(path)
-    if content.get("fingerprint") != fingerprint:
+    found = read_json(path)
+    if found.get("fingerprint") != fingerprint:
         raise UserError(f"{path} is a result file of other data; choose another --json.")
-    finished = {}
-    for name, results in content["runs"].items():
-        with suppress(UserError):  # of settings that were removed, or of a device that is not available here
-            settings = _settings(from_dict(content["configs"][name]))
-            for result in results:
-                renamed = {_RENAMED_METRICS.get(key, key): value for key, value in result.items()}
-                finished[settings, result["seed"]] = renamed
-    return finished
+    for name in configs.keys() & found["configs"].keys():
+        settings = None
+        with suppress(UserError):  # settings that were removed, or a device that is not available here
+            settings = _settings(from_dict(found["configs"][name]))
+        if settings != _settings(configs[name]):
+            raise UserError(f"{path} has {name!r} with other settings; choose another --json.")
+    found["runs"] = {
+        name: [{_RENAMED_METRICS.get(key, key): value for key, value in result.items()} for result in results]
+        for name, results in found["runs"].items()
+    }
+    return found
 
 
 def _settings(config: Config) -> str:

@@ -15,8 +15,7 @@ from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json
 from emnist_dali.core.machine import environment
 from emnist_dali.training.build import training_shards
-from result_file import check_result_file, write_result_file
-from speedrun.run import commit
+from result_file import check_result_file, commit, write_result_file
 
 
 def measure(

@@ -41,8 +41,7 @@ from emnist_dali.training.build import build_training, training_shards
 from emnist_dali.training.trainer import DivergedError
 from frontier_nets import NETS, with_net
 from frontier_report import draw, epochs_of, table
-from result_file import check_result_file, write_result_file
-from speedrun.run import commit
+from result_file import check_result_file, commit, write_result_file
 
 BUDGETS = (120, 300, 900)  # s
 FACTORS = (0.5, 1.0, 2.0)  # of `common`'s rate

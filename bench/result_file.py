@@ -1,6 +1,7 @@
 """The JSON file that a benchmark writes: its result file."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +25,13 @@ def check_result_file(path: Path | None, benchmark: str) -> None:
 def write_result_file(path: Path, document: dict[str, Any]) -> None:
     check_result_file(path, document["benchmark"])
     write_atomic(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def commit() -> str | None:
+    """The commit that runs, with a plus if files differ from it; None outside of a repository."""
+    try:
+        described = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+        folder = Path(__file__).parent
+        return subprocess.run(described, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

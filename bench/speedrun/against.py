@@ -26,8 +26,8 @@ from emnist_dali.core.files import write_json  # noqa: E402
 from emnist_dali.core.machine import environment  # noqa: E402
 from emnist_dali.options import with_flags  # noqa: E402
 from emnist_dali.runtime import resolve  # noqa: E402
-from result_file import check_result_file, write_result_file  # noqa: E402
-from speedrun.run import ROWS, commit, yardstick  # noqa: E402
+from result_file import check_result_file, commit, write_result_file  # noqa: E402
+from speedrun.run import ROWS, yardstick  # noqa: E402
 
 TREE = BENCH.parent
 # Runs in a process of either tree, so it uses only what both have.
@@ -37,7 +37,7 @@ tree, recipe, split, seed, changes = sys.argv[1:]
 sys.path[:0] = [tree, f"{tree}/bench"]
 import time_to_accuracy as bench
 from emnist_dali.runtime import resolve
-changes = json.loads(changes) | {"seed": int(seed), "val_fraction": 0.0}
+changes = json.loads(changes) | {"seed": int(seed)}
 config = resolve(bench.choose(recipe, split, gpu=False)[0].override(changes))
 shards = bench.training_shards(config)
 config = bench.with_backend(config, shards)
@@ -60,7 +60,7 @@ def main(
     """A row of the speed run and `fast` of an earlier commit, in turns: the ratio of their seconds."""
     try:
         check_result_file(json_file, "speedrun-against")
-        changes = {"data_dir": data_dir, "device": "cpu", "epochs": epochs}
+        changes = {"data_dir": data_dir, "device": "cpu", "epochs": epochs, "val_fraction": 0.0}
         document = measure(row, other, seeds, split, changes)
         if json_file:
             write_result_file(json_file, document)

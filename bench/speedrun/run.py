@@ -8,7 +8,6 @@ The last line of a run is a JSON document, which --json also writes to a file.
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -33,7 +32,7 @@ from emnist_dali.core.errors import UserError  # noqa: E402
 from emnist_dali.core.files import read_json  # noqa: E402
 from emnist_dali.options import with_flags  # noqa: E402
 from emnist_dali.runtime import AMP_DTYPES, resolve  # noqa: E402
-from result_file import check_result_file, write_result_file  # noqa: E402
+from result_file import commit, write_result_file  # noqa: E402
 
 RECORDS = Path(__file__).parent / "records"
 # The mean of all seeds is above the target with this confidence, by Student's one-sided test.
@@ -50,7 +49,7 @@ class Row:
 
 
 def small_net(split: str, **changes: Any) -> Config:
-    """`fast` at its CPU size, for as many epochs as the row needs."""
+    """`fast` at its CPU size, with what the row changes of it."""
     return recipes.fast_cpu(split).override(changes)
 
 
@@ -88,7 +87,8 @@ def main(
     if json_file and len(names) != 1:
         raise click.UsageError("--json holds one row's document; name one ROW.")
     try:
-        check_result_file(json_file, "speedrun")
+        if json_file and json_file.exists():
+            raise UserError(f"{json_file} exists; a record is not replaced: choose another --json.")
         for name in names or [name for name, row in ROWS.items() if row.device == device]:
             document = measure(name, split, seeds, data)
             click.echo(sentence(document))
@@ -128,15 +128,6 @@ def yardstick(config: Config) -> dict[str, float | str]:
     """What a reader on another machine compares with: matrix products in FLOP/s, copies in bytes/s."""
     dtype = AMP_DTYPES.get(config.run.amp, torch.float32)
     return asdict(limits.measure(torch.device(config.run.device), dtype, seconds=1.0))
-
-
-def commit() -> str | None:
-    """The commit that runs, with a plus if files differ from it; None outside of a repository."""
-    try:
-        described = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
-        return subprocess.run(described, cwd=BENCH, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def sentence(document: dict[str, Any]) -> str:

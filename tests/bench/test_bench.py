@@ -410,8 +410,15 @@ def test_an_ablation_continues_its_result_file_without_the_run_folders(ablated, 
     ablation.measure(elsewhere, 2, tmp_path, path)
     assert len(ran) == 4
     longer = {name: config.override({"epochs": 2}) for name, config in configs.items()}
-    ablation.measure(longer, 1, tmp_path, path)
-    assert ran[4:] == ["baseline-0", "no-averaged-weights-0"]
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="with other settings"):
+        ablation.measure(longer, 1, tmp_path, path)
+    assert path.read_bytes() == before
+    third = {"no warps": configs[ABLATED[0]].override({"data.affine": None})}
+    more = ablation.measure(third, 1, tmp_path, path)
+    assert ran[4:] == ["no-warps-0"]
+    assert {name: more["runs"][name] for name in ABLATED} == document["runs"]
+    assert more["configs"].keys() == more["variants"].keys() == {*ABLATED, "no warps"}
     path.write_text(json.dumps({**document, "fingerprint": "of other data"}))
     with pytest.raises(UserError, match="of other data"):
         ablation.measure(configs, 1, tmp_path, path)
@@ -421,23 +428,25 @@ def test_an_ablation_continues_its_result_file_without_the_run_folders(ablated, 
 
 
 def test_runs_in_an_older_result_file_are_read():
-    path = BENCH / "records" / "byclass-cpu-2-cores.json"  # with old names of metrics, and settings removed since
+    path = BENCH / "records" / "byclass-cpu-2-cores.json"  # with old names of metrics
     content = json.loads(path.read_text())
-    finished = ablation.finished_runs(path, content["fingerprint"])
-    assert len(finished) == 6
+    configs = {name: from_dict(config) for name, config in content["configs"].items()}
+    found = ablation._found(path, content["fingerprint"], configs)
     for name, runs in content["runs"].items():
-        settings = ablation._settings(from_dict(content["configs"][name]))
-        for old in runs:
-            run = finished[settings, old["seed"]]
+        for old, run in zip(runs, found["runs"][name], strict=True):
             assert run["balanced_accuracy"] == old["class_mean"]
             assert run["val_balanced_accuracy"] == old["val_class_mean"]
             assert ablation.summary([run], [run])["accuracy"]["mean"] == old["accuracy"]
 
 
-def test_runs_with_removed_settings_are_left_out_of_what_is_read():
+def test_runs_with_removed_settings_are_not_added_to():
     path = BENCH / "records" / "ablation-cpu-2-cores.json"  # one of its 9 variants erases
     content = json.loads(path.read_text())
-    assert len(ablation.finished_runs(path, content["fingerprint"])) == 3 * 8
+    (erased,) = (name for name in content["configs"] if "eras" in name)
+    config = from_dict(content["configs"]["baseline"])
+    assert len(ablation._found(path, content["fingerprint"], {"baseline": config})["runs"]) == 9
+    with pytest.raises(UserError, match="other settings"):
+        ablation._found(path, content["fingerprint"], {erased: config})
 
 
 def test_variants_of_a_recipe_are_named_after_both():

@@ -68,6 +68,15 @@ def test_a_result_file_is_of_one_row(names, tmp_path):
     assert "name one ROW" in result.output
 
 
+def test_a_record_is_not_replaced(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"benchmark": "speedrun"}')
+    result = CliRunner().invoke(run.main, ["cpu-89.5", "--json", str(path)])
+    assert result.exit_code == 1
+    assert "a record is not replaced" in result.output
+    assert path.read_text() == '{"benchmark": "speedrun"}'
+
+
 def test_every_idea_is_one_change_of_the_recipe_that_trains():
     base = run.recipes.fast_cpu("balanced")
     configs = {name: change(base) for name, change in ideas.IDEAS.items()}
