@@ -3,7 +3,7 @@
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from ..core.errors import UserError
 from ..core.files import is_plain, printable, reason, sha256
 from ..core.progress import progress
 from . import download, idx
+from .decoding import decode
 from .emnist import ARCHIVE_FOLDER, OFFICIAL_FILES, SPLITS
-from .image_files import image_errors, open_image, read_image_file, to_grey
+from .image_files import image_errors, read_image_file
 
 MAX_CLASSES = 256
 # Bytes of a folder's images at their final size, which are held in memory until they are packed.
@@ -93,7 +94,7 @@ def content_hashes(split: str, source: str) -> list[str]:
     """The sha256 of each of `Source.files` as `load` would give them for a path, without decoding any image."""
     kind, paths = _detect(split, Path(origin(source)))
     if kind == "images":
-        return [_hash_images(paths[0] / part, _image_paths(paths[0] / part)).sha256 for part in ("train", "test")]
+        return [_hash_images(paths[0] / part) for part in ("train", "test")]
     if kind == "zip":
         return [file.sha256 for file in _with_members(split, paths[0], lambda members: [*map(_source_file, members)])]
     return [_source_file(path).sha256 for path in paths]
@@ -260,26 +261,22 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _load_part(folder: Path, classes: tuple[str, ...], size: int) -> tuple[Part, SourceFile]:
-    paths, labels = _image_paths(folder), []
-    for path in paths:
+    files, labels = _ImageFiles(folder), []
+    for path in files.paths:
         name = path.parent.name
         if name not in classes:
             raise UserError(f"{path.parent} is not a class of the train images; remove it, or add {name} to train.")
         labels.append(classes.index(name))
-    if not paths:
+    if not labels:
         raise UserError(f"{folder} contains no images; add them as <class>/*.")
-    if len(paths) > idx.MAX_IMAGES or len(paths) * size**2 > MAX_BYTES:
+    if len(labels) > idx.MAX_IMAGES or len(labels) * size**2 > MAX_BYTES:
         raise UserError(
-            f"{folder} contains {len(paths):,} images; at most {idx.MAX_IMAGES:,}, and {MAX_BYTES // 2**30} GiB at "
+            f"{folder} contains {len(labels):,} images; at most {idx.MAX_IMAGES:,}, and {MAX_BYTES // 2**30} GiB at "
             f"{size} × {size}, are supported; remove some or lower --size."
         )
-    images = np.empty((len(paths), size, size), np.uint8)
-
-    def decode(i: int, content: bytes) -> None:
-        images[i] = to_grey(open_image(content), (size, size))
-
-    file = _hash_images(folder, paths, decode)
-    return Part(images, np.array(labels, np.uint8)), file
+    images = np.empty((len(labels), size, size), np.uint8)
+    decode(files, images)
+    return Part(images, np.array(labels, np.uint8)), files.source_file()
 
 
 def _image_paths(folder: Path) -> list[Path]:
@@ -287,16 +284,30 @@ def _image_paths(folder: Path) -> list[Path]:
     return [path for entry in _entries(folder) for path in _entries(entry)]
 
 
-def _hash_images(
-    folder: Path, paths: Sequence[Path], use: Callable[[int, bytes], None] = lambda i, content: None
-) -> SourceFile:
-    """Hashes one part of a folder of images over names and contents; also calls `use(i, content)` for each image."""
-    digest, total = hashlib.sha256(), 0
-    for i, path in enumerate(progress(paths, description=f"reading {folder.name}", unit=" images")):
-        with image_errors(path):
-            content = read_image_file(path)
-            use(i, content)
-        name = path.relative_to(folder).as_posix().encode()
-        digest.update(len(name).to_bytes(8, "big") + name + len(content).to_bytes(8, "big") + content)
-        total += len(content)
-    return SourceFile(folder.name, total, digest.hexdigest(), False)
+class _ImageFiles:
+    """The files of one part of a folder of images, hashed over names and contents while they are iterated."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = _image_paths(folder)
+        self._folder = folder
+
+    def __iter__(self) -> Iterator[tuple[Path, bytes]]:
+        self._digest, self._bytes = hashlib.sha256(), 0
+        for path in progress(self.paths, description=f"reading {self._folder.name}", unit=" images"):
+            with image_errors(path):
+                content = read_image_file(path)
+            name = path.relative_to(self._folder).as_posix().encode()
+            self._digest.update(len(name).to_bytes(8, "big") + name + len(content).to_bytes(8, "big") + content)
+            self._bytes += len(content)
+            yield path, content
+
+    def source_file(self) -> SourceFile:
+        """Of all that were read."""
+        return SourceFile(self._folder.name, self._bytes, self._digest.hexdigest(), False)
+
+
+def _hash_images(folder: Path) -> str:
+    files = _ImageFiles(folder)
+    for _ in files:
+        pass
+    return files.source_file().sha256
