@@ -80,7 +80,7 @@ def parts(data: list[str], device: str, scratch: Path, seconds: float = 0.5) -> 
         "tests": [*tests, f"not ({PARITY})"],
         "train": [*train, "--steps", "200" if on_gpu else "20", "--profile", "--out", str(scratch / "run"), *common],
         "step settings": [*settings, "--group", "step", "--group", "output", *common],
-        "peers": [*throughput, "--stage", "peers", *common],
+        "peers": [*throughput, "--stage", "peers", "--image-size", "112", *common],
         "pipeline settings": [*settings, *(f"--group={name}" for name in PIPELINE_GROUPS), *common],
     }
 

@@ -165,10 +165,11 @@ def training_of_steps(config: Config, shards: Shards, steps: int, threads: int) 
 class TrainingTimer:
     """The training loop with one resident batch (`model`) and with the real pipeline (`train`), on one trainer.
 
-    Each call is an epoch of as many steps as fill `setup.seconds`, at least 3.
+    Each call is an epoch of as many steps as fill `setup.seconds`, at least 3. With `backend` the batches of `train`
+    are its own.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, backend: MakeBackend | None = None) -> None:
         config, shards = setup.config, setup.shards
         self.waits: list[float] = []  # data wait of each `train`
         self._epochs: dict[Loader, int] = {}
@@ -180,17 +181,23 @@ class TrainingTimer:
         steps = max(_MIN_STEPS, ceil(setup.seconds / (entry["seconds"] / _MIN_STEPS)))
         self._training = training_of_steps(config, shards, steps, setup.threads)
         self.trainer, self._loader = self._training.trainer, self._training.loader
+        if backend:
+            self._loader = self._with_backend(backend)
         self.compile_seconds = self.trainer.warm_up() if config.run.compile != "off" else 0.0
-        self._resident = Loader(
-            shards,
-            self._loader.batches,
-            self._loader.pixels,
-            indices=self._loader.plan.indices,
-            backend="synthetic",
-            device=self._loader.device,
-        )
+        self._resident = self._with_backend("synthetic")
         for loader in (self._resident, self._loader):
             self._epoch(self.trainer, loader)
+
+    def _with_backend(self, backend: str | MakeBackend) -> Loader:
+        loader = self._training.loader
+        return Loader(
+            loader.shards,
+            loader.batches,
+            loader.pixels,
+            indices=loader.plan.indices,
+            backend=backend,
+            device=loader.device,
+        )
 
     def _epoch(self, trainer: Trainer, loader: Loader) -> dict[str, Any]:
         """The loader's next epoch, the first batches of which it has already made."""
@@ -209,5 +216,5 @@ class TrainingTimer:
 
     def close(self) -> None:
         """Ends the prefetching."""
-        self._resident.close()
-        self._training.close()
+        for loader in (self._resident, self._loader, self._training):
+            loader.close()

@@ -8,10 +8,8 @@ python bench/throughput.py --growth                 how the cost of an image gro
 Prints a table and, as the last line, the same as a JSON document. bench/README.md explains each line.
 """
 
-import importlib.util
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +21,7 @@ import torch
 
 import growth
 import limits
-import peers
+import peer_jobs
 import stage_timers
 from emnist_dali.config import Backend
 from emnist_dali.core.errors import UserError
@@ -35,20 +33,14 @@ from emnist_dali.data.stats import statistics
 from emnist_dali.loading.loader import with_backend
 from emnist_dali.options import with_flags
 from emnist_dali.recipes import choose
-from emnist_dali.runtime import AMP_DTYPES, half_images, resolve
+from emnist_dali.runtime import AMP_DTYPES, resolve
 from limits import Cost, Machine
 from result_file import check_result_file, write_result_file
 from stage_timers import Setup, TrainingTimer
-from timing import PAIRS, Rate, measure_interleaved, median_interval, rate
+from timing import PAIRS, Rate, measure_interleaved, median_interval
 
 STAGES = ("read", "pipeline", "mix", "model", "train", "peers")
-OURS = "emnist-dali, {backend}"
-# Peers hold their images in memory.
-PEER_IMAGES = 1 << 17
-# Seconds; two DataLoader workers fill their queues of 512 images at 112×112 in 0.15.
-SETTLE = 0.3
-# Grey levels, without and with float16: a peer whose images differ more from the reference does other work.
-TOLERANCE = {False: 1.0, True: 1.5}
+PEER_SIZES = (28, 112)  # the images' own side, and the mission's
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -82,7 +74,8 @@ def main(
             document |= growth.measure(setup)
             click.echo(growth.table(document))
         else:
-            document |= measure(setup, stages or STAGES)
+            sizes = (options["image_size"],) if options["image_size"] else PEER_SIZES
+            document |= measure(setup, stages or STAGES, sizes)
             click.echo(table(document))
             if plot_file:
                 import plot
@@ -101,7 +94,6 @@ def load(
     """The recipe for this machine with the config's fields in `options`, on the prepared split or drawn glyphs."""
     device = options["device"] or "auto"
     recipe, _ = choose("auto", split, gpu=torch.cuda.is_available() and not device.startswith("cpu"))
-    # Below the images' own size the peers do not agree: PIL reduces with another filter than it enlarges.
     size = max(recipe.data.image_size, 28)
     requested = recipe.override({"pretrained": False, "image_size": size}).override(options)
     if threads:
@@ -133,8 +125,8 @@ def describe(setup: Setup) -> dict[str, Any]:
     }
 
 
-def measure(setup: Setup, stages: tuple[str, ...]) -> dict[str, Any]:
-    """The document's limits, stages, ratios and peers."""
+def measure(setup: Setup, stages: tuple[str, ...], sizes: tuple[int, ...] = PEER_SIZES) -> dict[str, Any]:
+    """The document's limits, stages, ratios, and peers at `sizes`."""
     config = setup.config
     # Training first: the threads of some peers live as long as the process.
     training = None
@@ -164,8 +156,13 @@ def measure(setup: Setup, stages: tuple[str, ...]) -> dict[str, Any]:
         training.close()
         document["compile_seconds"] = training.compile_seconds
     document["stages"] = {name: _stage(rates[name], costs[name], machine) for name in rates}
-    document["peers"] = _peers(setup) if "peers" in stages else {}
-    document["ratios"] = _ratios(rates, training.waits if training else [], document["peers"], setup)
+    document["ratios"] = _ratios(rates, training.waits if training else [])
+    document["peers"] = {}
+    if "peers" in stages:
+        gpu = setup.device.type == "cuda"
+        loop, _ = choose("fast", setup.shards.manifest.split, gpu)
+        loop = resolve(loop.override({"device": config.run.device, "backend": config.data.backend}))
+        document["peers"] = peer_jobs.measure(setup, sizes, loop)
     return document
 
 
@@ -174,82 +171,7 @@ def _stage(rate: Rate, cost: Cost, machine: Machine) -> dict[str, Any]:
     return {**rate.to_dict(), "limit": limit, "limited_by": by, "share": rate.median / limit, "cost": asdict(cost)}
 
 
-class _Ours:
-    """This project's loader as one of the peers: without augmentation, and with indices instead of labels."""
-
-    def __init__(self, setup: Setup, samples: int) -> None:
-        self._setup = setup
-        self._loader = setup.loader(indices=np.arange(samples))
-        self._stream = stage_timers.endless(self._loader)
-        self._taken = 0
-
-    def batch(self) -> peers.Batch:
-        indices = self._loader.plan.batch(self._taken).indices
-        self._taken += 1
-        return next(self._stream).images, torch.from_numpy(indices)
-
-    def rate(self, seconds: float) -> float:
-        for _ in range(self._setup.max_ready):
-            next(self._stream)
-        return rate(lambda: len(next(self._stream).labels), seconds, self._setup.device)
-
-    def close(self) -> None:
-        self._loader.close()
-
-
-def _peers(setup: Setup) -> dict[str, dict[str, Any]]:
-    """By name, each peer's rate and how far its images are from the reference, or why it was not timed."""
-    if importlib.util.find_spec("cv2") is None:
-        raise UserError("Peers are checked against OpenCV: pip install -e '.[peers]', or choose other stages.")
-    samples = min(len(setup.shards), PEER_IMAGES)
-    if setup.batch_size > samples:
-        raise UserError(
-            f"The peers have {samples} images, fewer than a batch of {setup.batch_size}; lower --batch-size."
-        )
-    half = half_images(setup.config)
-    ours = OURS.format(backend=setup.config.data.backend)
-    results: dict[str, dict[str, Any]] = {}
-    running: dict[str, peers.Peer] = {}
-    with tempfile.TemporaryDirectory(prefix="emnist-dali-bench-") as folder:
-        work = peers.Work(
-            images=setup.shards.images(np.arange(samples)),
-            size=setup.config.data.image_size,
-            mean=setup.stats.mean,
-            std=setup.stats.std,
-            batch_size=setup.batch_size,
-            device=setup.device,
-            half=half,
-            threads=setup.threads,
-            folder=Path(folder),
-        )
-        try:
-            for name, make in {ours: lambda _: _Ours(setup, samples), **peers.PEERS}.items():
-                _progress(f"setting up: {name}")
-                try:
-                    peer = make(work)
-                except (peers.Missing, RuntimeError) as reason:
-                    results[name] = {"missing": str(reason).splitlines()[-1]}
-                    continue
-                running[name] = peer
-                difference = peers.check(peer.batch(), work)
-                results[name] = {"off_by_levels": difference}
-                if not difference <= TOLERANCE[half]:  # NaN as well
-                    results[name]["wrong"] = f"off by {difference:.2f} grey levels: not timed"
-                    running.pop(name).close()
-            _progress("peers, interleaved")
-            rates = measure_interleaved(
-                {name: (lambda peer=peer: peer.rate(setup.seconds)) for name, peer in running.items()},
-                settle=SETTLE,
-            )
-        finally:
-            for peer in running.values():
-                peer.close()
-    for name, measured in rates.items():
-        results[name] |= measured.to_dict()
-    return results
-
-
-def _ratios(rates: dict[str, Rate], waits: list[float], peer_results: dict, setup: Setup) -> dict[str, Any]:
+def _ratios(rates: dict[str, Rate], waits: list[float]) -> dict[str, Any]:
     ratios: dict[str, Any] = {}
     if "train" in rates:
         ratios["data_wait"] = float(np.median(waits))
@@ -262,13 +184,6 @@ def _ratios(rates: dict[str, Rate], waits: list[float], peer_results: dict, setu
         }
     if {"pipeline", "train"} <= rates.keys():
         ratios["pipeline_to_train"] = rates["pipeline"].median / rates["train"].median
-    timed = {name: peer["images_per_second"] for name, peer in peer_results.items() if "images_per_second" in peer}
-    ours = timed.pop(OURS.format(backend=setup.config.data.backend), None)
-    if ours:
-        ratios["to_peers"] = {name: ours / rate for name, rate in timed.items()}
-        loaders = [rate for name, rate in timed.items() if name.startswith("DataLoader")]
-        if loaders:
-            ratios["to_best_dataloader"] = ours / max(loaders)
     return ratios
 
 
@@ -302,15 +217,7 @@ def table(document: dict[str, Any]) -> str:
     if "pipeline_to_train" in ratios:
         lines.append(f"the pipeline is {ratios['pipeline_to_train']:,.0f} times as fast as training")
     if document["peers"]:
-        lines.append(
-            f"\n{'batches without augmentation':<34}{'img/s':>12}{'lowest':>12}{'highest':>12}{'ours / peer':>14}"
-        )
-    for name, peer in document["peers"].items():
-        if "images_per_second" in peer:
-            ratio = ratios.get("to_peers", {}).get(name)
-            lines.append(f"{name:<34}{_rates(peer)}" + (f"{ratio:>12,.2f} ×" if ratio else ""))
-        else:
-            lines.append(f"{name:<34}{'missing: ' + peer['missing'] if 'missing' in peer else peer['wrong']}")
+        lines += ["", peer_jobs.table(document["peers"])]
     return "\n".join(lines)
 
 

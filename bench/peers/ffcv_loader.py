@@ -1,18 +1,12 @@
-"""Runs FFCV for peers.py in its own environment (ffcv.sh): ffcv_worker.py SETTINGS, in a scratch folder.
+"""FFCV: raw pixels in a beton, whose pages the system caches.
 
-SETTINGS is JSON: size, mean, std, batch_size, device, half, threads, streamed; the images are in images.npy.
-Prints true when it is ready, then answers each request, a JSON line on stdin, with a JSON line on stdout:
-["batch"] with the name of an .npz, ["rate", seconds] with images/s.
+It has no operation that equalizes. With the `kernel` "torch" its loader gives whole batches of raw pixels, which
+torch preprocesses; with "fused" and "streamed" one numba operation made of this project's
+kernel does so in FFCV's own threads, "streamed" past the caches, which FFCV itself cannot do.
 """
 
-import json
-import os
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import torch
@@ -27,6 +21,7 @@ from ffcv.traversal_order import Random
 from ffcv.writer import DatasetWriter
 
 from emnist_dali.pipelines.fused import (
+    STREAMED,
     _equalized_levels,
     _fence,
     _resize_columns,
@@ -35,10 +30,11 @@ from emnist_dali.pipelines.fused import (
     bilinear_axis,
 )
 
-# 1, 2 and 3 are equally fast.
-BATCHES_AHEAD = 2
-# Images in one of FFCV's epochs.
-EPOCH_IMAGES = 1 << 22
+from . import whole_batches
+from .work import Batch, Missing, Stream, Work
+
+AHEAD = 2  # batches; 1, 2 and 3 are equally fast
+EPOCH_IMAGES = 1 << 22  # in one of FFCV's epochs
 
 
 class LongEpochs(Random):
@@ -64,10 +60,10 @@ class Preprocess(Operation):
     FFCV compiles its operations itself, and the engine's own kernel starts from records.
     """
 
-    def __init__(self, size: int, mean: float, std: float, streamed: bool, threads: int) -> None:
+    def __init__(self, work: Work, streamed: bool) -> None:
         super().__init__()
-        self._streamed, self._threads = streamed, threads
-        self._size, self._scale, self._shift = size, np.float32(1 / (255 * std)), np.float32(-mean / std)
+        self._streamed, self._threads, self._size = streamed, work.threads, work.size
+        self._scale, self._shift = np.float32(1 / (255 * work.std)), np.float32(-work.mean / work.std)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
         self._height, self._width = previous_state.shape
@@ -129,79 +125,40 @@ class Indexed:
         return self._images[index], index
 
 
-def batches(settings: dict) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    device, path = torch.device(settings["device"]), Path("images.beton")
-    if not path.exists():
-        images = np.load("images.npy", mmap_mode="r")
-        fields = {"images": NDArrayField(images.dtype, images.shape[1:]), "labels": IntField()}
-        DatasetWriter(str(path), fields, num_workers=settings["threads"]).from_indexed_dataset(Indexed(images))
-    to_torch = [ToTensor()] if device.type == "cpu" else [ToTensor(), ToDevice(device)]
-    preprocess = Preprocess(
-        settings["size"], settings["mean"], settings["std"], settings["streamed"], settings["threads"]
-    )
+def write(work: Work, **_: object) -> None:
+    fields = {"images": NDArrayField(work.images.dtype, work.images.shape[1:]), "indices": IntField()}
+    DatasetWriter(str(work.own), fields, num_workers=work.threads).from_indexed_dataset(Indexed(work.images))
+
+
+def stream(work: Work, kernel: str) -> Stream:
+    if kernel != "torch" and work.affine:
+        raise Missing("Its fused operation has no warp.")
+    if kernel == "streamed" and (work.size % 16 or 4 * work.size**2 < STREAMED):
+        raise Missing("Only images of at least 64×64 and a multiple of 16 are streamed.")
+    to_torch = [ToTensor(), ToDevice(torch.device(work.device))] if work.on_gpu else [ToTensor()]
+    operations = [] if kernel == "torch" else [Preprocess(work, kernel == "streamed")]
     loader = Loader(
-        str(path),
-        batch_size=settings["batch_size"],
-        num_workers=settings["threads"],
+        str(work.own),
+        batch_size=work.batch_size,
+        num_workers=work.threads,
         order=OrderOption.RANDOM,
         os_cache=True,
-        batches_ahead=BATCHES_AHEAD,
+        batches_ahead=AHEAD,
         pipelines={
-            "images": [NDArrayField.get_decoder_class(None)(), preprocess, *to_torch],
-            "labels": [IntField.get_decoder_class(None)(), *to_torch],
+            "images": [NDArrayField.get_decoder_class(None)(), *operations, *to_torch],
+            "indices": [IntField.get_decoder_class(None)(), *to_torch],
         },
     )
     # FFCV 1.0.2's own argument for this does not work: it calls the instance that it takes.
     loader.traversal_order = LongEpochs(loader)
     loader.first_traversal_order = loader.next_traversal_order()
-    while True:
-        for images, labels in loader:
-            yield images.half() if settings["half"] else images, labels.flatten()
+    preprocess = whole_batches.Preprocess(work, work.images.shape[1:]) if kernel == "torch" else None
 
+    def batches() -> Iterator[Batch]:
+        while True:
+            for images, indices in loader:
+                indices = indices.flatten()
+                yield Batch(preprocess(images, indices) if preprocess else images.to(work.dtype), indices)
 
-def rate(stream: Iterator[tuple[torch.Tensor, torch.Tensor]], seconds: float) -> float:
-    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    # What an idle loader has ready: its queue, and one batch that waits for a place there.
-    for _ in range(BATCHES_AHEAD + 1):
-        next(stream)
-    synchronize()
-    images, start = 0, perf_counter()
-    while perf_counter() - start < seconds:
-        images += len(next(stream)[1])
-    synchronize()
-    return images / (perf_counter() - start)
-
-
-def main() -> None:
-    # Whatever libraries print goes to stderr: stdout is for answers only.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(value: object) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
-    def fail(error: threading.ExceptHookArgs) -> None:
-        sys.__excepthook__(error.exc_type, error.exc_value, error.exc_traceback)
-        sys.stderr.flush()
-        os._exit(1)
-
-    # FFCV's loader would wait forever for a failed thread.
-    threading.excepthook = fail
-    stream = batches(json.loads(sys.argv[1]))
-    next(stream)
-    answer(True)
-    for line in sys.stdin:
-        request, *arguments = json.loads(line)
-        if request == "rate":
-            answer(rate(stream, *arguments))
-        else:
-            images, labels = next(stream)
-            np.savez("ffcv.npz", images=images.cpu(), labels=labels.cpu())
-            answer("ffcv.npz")
-    # Skips numba's clean-up, in which TBB would wait forever for the threads of an idle loader.
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+    # Its queue, and one batch that waits for a place there.
+    return Stream(batches(), ahead=AHEAD + 1)

@@ -1,0 +1,28 @@
+"""SPDL: a pipeline of stages in threads (its documentation, «Building and running Pipeline»).
+
+Each stage takes a whole batch: of single images the interpreter's lock leaves little to the second thread.
+"""
+
+import torch
+from spdl.pipeline import PipelineBuilder
+
+from .whole_batches import Preprocess
+from .work import Shuffled, Stream, Work, to_device
+
+
+def stream(work: Work) -> Stream:
+    torch.set_num_threads(1)  # parallel are the batches
+    images, preprocess = torch.from_numpy(work.images), Preprocess(work.on_cpu(), work.images.shape[1:])
+
+    def make(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return preprocess(images.index_select(0, indices), indices), indices
+
+    pipeline = (
+        PipelineBuilder()
+        .add_source(Shuffled(work))
+        .pipe(make, concurrency=work.threads)
+        .add_sink(2)
+        .build(num_threads=work.threads)
+    )
+    pipeline.start()
+    return Stream(to_device(pipeline.get_iterator(), work), ahead=work.threads + 3)
