@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from llvmlite.binding import get_host_cpu_features
+from numba import carray, config, njit, types
 from numba.extending import intrinsic
 
 from .pixels import PixelSpec
@@ -24,6 +25,12 @@ SLACK = 24
 # load what is overwritten: 350,000 against 285,000 img/s at 112×112, batch 512, on 2 threads. 64×64 float32: batches
 # of smaller images stay in the cache.
 STREAMED = 64 * 64 * 4
+# Output pixels that a warp makes at once where the CPU has AVX-512 and numba may use all that it has: 10.7 against
+# 47.8 µs an image at 112×112 on one core.
+LANES = 16
+HAS_LANES = bool(get_host_cpu_features().get("avx512f")) and not (config.CPU_NAME or config.CPU_FEATURES)
+# Rows beside those of the image in a warp's scratch; of the last five `_warp_lanes` may read.
+MARGIN = 8
 
 
 class _Table(NamedTuple):
@@ -401,32 +408,113 @@ def _stream_columns(lines, y0, y1, wy, line, target):
             _stream_line(line.ctypes.data + k, target + y * line.nbytes + k)
 
 
+@intrinsic
+def _warp_lanes(context, padded, stride, right, bottom, step_x, x, step_y, y, target):
+    """What `_warp` makes of 16 places, (x, y) and the next at steps of (step_x, step_y) → 16 float32 at `target`.
+
+    Addresses are int64. The neighbours of all 16 must lie in 4 rows of 8 pixels: these are held in two registers and
+    looked up there, for AVX-512 can permute 32 floats in 3 cycles and takes some 20 to gather 16 from memory.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        padded, stride, right, bottom, step_x, x, step_y, y, target = arguments
+        floats, numbers = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES)
+        row, wide = ir.VectorType(ir.FloatType(), 8), ir.IntType(64)
+
+        def function(name, *kinds):
+            return builder.module.declare_intrinsic(name, (), ir.FunctionType(floats, kinds))
+
+        multiply_add = function("llvm.fma.v16f32", floats, floats, floats)
+        permute = function("llvm.x86.avx512.vpermi2var.ps.512", floats, numbers, floats)
+
+        def number(value):
+            return ir.Constant(numbers, [value] * LANES)
+
+        def spread(value, kind):
+            one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+            return builder.shuffle_vector(one, one, number(0))
+
+        def axis(start, step, limit):
+            """The pixels before the places, the first of these, and the weights of the pixels after."""
+            lanes, zero = (ir.Constant(floats, [k * lane for lane in range(LANES)]) for k in (1.0, 0.0))
+            places = builder.call(multiply_add, [spread(step, floats), lanes, spread(start, floats)])
+            places = builder.select(builder.fcmp_ordered(">", places, zero), places, zero)
+            limit = spread(limit, floats)
+            places = builder.select(builder.fcmp_ordered("<", places, limit), places, limit)
+            before = builder.fptosi(places, numbers)
+            ends = [builder.extract_element(before, ir.Constant(ir.IntType(32), lane)) for lane in (0, LANES - 1)]
+            first = builder.select(builder.icmp_signed("<", *ends), *ends)
+            return before, first, builder.fsub(places, builder.sitofp(before, floats))
+
+        left, first_left, weight_x = axis(x, step_x, right)
+        top, first_top, weight_y = axis(y, step_y, bottom)
+        corner = builder.add(builder.mul(builder.sext(first_top, wide), stride), builder.sext(first_left, wide))
+        rows = []
+        for k in range(4):
+            at = builder.add(corner, builder.mul(stride, ir.Constant(wide, k)))
+            address = builder.add(padded, builder.mul(at, ir.Constant(wide, 4)))
+            rows.append(builder.load(builder.inttoptr(address, row.as_pointer()), align=4))
+        both = ir.Constant(numbers, list(range(LANES)))
+        tables = [builder.shuffle_vector(*pair, both) for pair in (rows[:2], rows[2:])]
+        column = builder.sub(left, spread(first_left, numbers))
+        line = builder.sub(top, spread(first_top, numbers))
+        index = builder.add(builder.shl(line, number(3)), column)
+
+        def neighbour(offset):
+            return builder.call(permute, [tables[0], builder.add(index, number(offset)), tables[1]])
+
+        def between(before, after, weight):
+            return builder.call(multiply_add, [weight, builder.fsub(after, before), before])
+
+        upper, lower = (between(neighbour(k), neighbour(k + 1), weight_x) for k in (0, 8))
+        builder.store(between(upper, lower, weight_y), builder.inttoptr(target, floats.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, *[types.float32] * 6, types.int64), codegen
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _no_lanes(padded, stride, right, bottom, step_x, x, step_y, y, target):
+    """Takes the place of `_warp_lanes` where the CPU lacks its instructions, and is never called."""
+
+
+_lanes = _warp_lanes if HAS_LANES else _no_lanes
+
+
 @njit(nogil=True, cache=True, inline="always")
 def _warp(image, levels, background, matrix, padded, out):
     """Bilinear through `matrix` (2, 3) float32, from output to input; `background` outside.
 
-    `padded` (H + 3, W + 3) float32 is scratch: the image with one row and column of background before it and
-    two after, so that a coordinate clamped to [-1, W] needs no test for the border.
+    `padded` (H + MARGIN, W + 3) float32 is scratch: the image with one row and column of background before it and
+    two after, so that a coordinate clamped to [-1, W] needs no test for the border. What follows is read, not used.
     """
-    height, width = padded.shape[0] - 3, padded.shape[1] - 3
+    height, width = padded.shape[0] - MARGIN, padded.shape[1] - 3
     for y in range(height):
         for x in range(width):
             padded[y + 1, x + 1] = levels[image[y * width + x]]
     padded[0, :] = background
-    padded[height + 1 :, :] = background
+    padded[height + 1 : height + 3, :] = background
     padded[:, 0] = background
     padded[:, width + 1 :] = background
     flat = padded.reshape(padded.size)
-    stride = padded.shape[1]
+    stride, size = padded.shape[1], out.shape[1]
     right, bottom, half = np.float32(width + 1), np.float32(height + 1), np.float32(0.5)
+    step_x, step_y = matrix[0, 0], matrix[1, 0]
+    # 16 places in a row then have their neighbours in 8 columns and 4 rows, however they are rounded.
+    near = HAS_LANES and abs(step_x) < np.float32(0.39) and abs(step_y) < np.float32(0.13)
+    in_lanes = size // LANES * LANES if near else 0
     for v in range(out.shape[0]):
         # Coordinates count from the corner of the first pixel: half a pixel to its centre and back, one for the pad.
         centre = np.float32(v) + half
-        origin_x = matrix[0, 0] * half + matrix[0, 1] * centre + matrix[0, 2] + half
-        origin_y = matrix[1, 0] * half + matrix[1, 1] * centre + matrix[1, 2] + half
-        for u in range(out.shape[1]):
-            x = min(max(matrix[0, 0] * np.float32(u) + origin_x, np.float32(0)), right)
-            y = min(max(matrix[1, 0] * np.float32(u) + origin_y, np.float32(0)), bottom)
+        origin_x = step_x * half + matrix[0, 1] * centre + matrix[0, 2] + half
+        origin_y = step_y * half + matrix[1, 1] * centre + matrix[1, 2] + half
+        for u in range(0, in_lanes, LANES):
+            x, y = step_x * np.float32(u) + origin_x, step_y * np.float32(u) + origin_y
+            target = out.ctypes.data + 4 * (v * size + u)
+            _lanes(padded.ctypes.data, stride, right, bottom, step_x, x, step_y, y, target)
+        for u in range(in_lanes, size):
+            x = min(max(step_x * np.float32(u) + origin_x, np.float32(0)), right)
+            y = min(max(step_y * np.float32(u) + origin_y, np.float32(0)), bottom)
             left, top = np.int32(x), np.int32(y)
             wx, wy = x - np.float32(left), y - np.float32(top)
             at = top * stride + left
@@ -445,7 +533,7 @@ def _run(table, indices, compressed, equalize, height, width, scale, shift, axes
     levels = np.empty(256, np.float32)
     row = np.empty(width + 2, np.float32)
     lines = np.empty((height, out.shape[2]), np.float32)
-    padded = np.empty((height + 3, width + 3), np.float32)
+    padded = np.empty((height + MARGIN, width + 3), np.float32)
     drawn = np.empty(out.shape[1:], np.float32)
     for v in range(256):  # of an image that is not equalized
         levels[v] = scale * np.float32(v) + shift

@@ -1,5 +1,10 @@
 """The engines against the reference, and the reference against OpenCV."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import cv2
 import lz4.block
 import numpy as np
@@ -203,6 +208,39 @@ def test_engines_agree_with_the_reference(size, warped, equalize, images):
     for run in ENGINES:
         found = run(images, size, 0.2, 0.35, matrices, equalize=equalize)
         assert np.abs(found - expected).max() <= LEVEL / 0.35
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (1, 1), (3, 2), (36, 20)])
+@pytest.mark.parametrize("size", [112, 100, 64])
+def test_a_warp_of_sixteen_pixels_at_once_agrees_with_the_reference(size, shape):
+    """Small and large steps of either sign along a row, across it, and from far outside."""
+    images = np.random.default_rng(3).integers(0, 256, (64, *shape), dtype=np.uint8)
+    rng = np.random.default_rng(4)
+    matrices = rng.uniform(-0.2, 0.2, (64, 2, 3)).astype(np.float32)
+    matrices[:16, 0, 0] = np.linspace(-0.4, 0.4, 16)
+    matrices[:16, 1, 0] = np.linspace(0.14, -0.14, 16)
+    matrices[16:32, 0, 0] = 0.3899  # the most that is done at once
+    matrices[16:32, 1, 0] = -0.1299
+    matrices[:, :, 2] = rng.uniform(-8, 36, (64, 2))
+    matrices[60:, :, 2] = [[-1e6, 5], [1e6, 5], [5, -1e9], [1e9, 1e9]]
+    found = run_fused(images, size, 0, 1, matrices)
+    assert np.abs(found - run_reference(images, size, 0, 1, matrices)).max() <= 0.01 * LEVEL
+
+
+def test_a_cpu_without_the_instructions_makes_the_same_warp(tmp_path):
+    """Where numba is told of another CPU, in which it then compiles for that one."""
+    script = (
+        "import sys, numpy as np; from tests.pipelines import test_pipelines as tests; "
+        "assert not tests.fused.HAS_LANES; "
+        "images = np.random.default_rng(0).integers(0, 256, (16, 28, 28), dtype=np.uint8); "
+        "np.save(sys.argv[1], tests.run_fused(images, 112, 0, 1, tests.draw_matrices(16, 112)))"
+    )
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", script, str(tmp_path / "found.npy")]
+    subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], check=True)
+    images = np.random.default_rng(0).integers(0, 256, (16, 28, 28), dtype=np.uint8)
+    expected = run_fused(images, 112, 0, 1, draw_matrices(16, 112))
+    assert np.abs(np.load(tmp_path / "found.npy") - expected).max() <= 0.01 * LEVEL
 
 
 def test_engines_agree_on_images_that_are_not_square():
