@@ -3,7 +3,7 @@
 import ast
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import product
@@ -91,7 +91,8 @@ def _measure_rates(setup: Setup, folder: Path, size: int, affine: Affine | None,
                 process = Process(peer, work)
                 stack.callback(process.close)
                 result |= {"off_by_levels": check(process.batch(), work), "first_batch_seconds": process.first}
-                results[name].setdefault("resume", _resumes(process, peer, work))
+                if "resume" not in results[name]:
+                    results[name]["resume"] = _resumes(process, peer, work)
             except Missing as reason:
                 result["missing"] = str(reason)
             except RuntimeError as error:
@@ -118,15 +119,15 @@ def _measure_rates(setup: Setup, folder: Path, size: int, affine: Affine | None,
 
 
 def _resumes(process: Process, peer: Peer, work: Work) -> str:
-    """Whether another process goes on from a saved state with the same images: "exact", "other images" or "no"."""
+    """How another process goes on from a saved state: "exact", "other images" than this one, "fails" or "no"."""
     if not process.resumable:
         return "no"
     state, indices = process.resume()
-    resumed = Process(peer, work, state)
     try:
-        return "exact" if resumed.indices() == indices else "other images"
-    finally:
-        resumed.close()
+        with closing(Process(peer, work, state)) as resumed:
+            return "exact" if resumed.indices() == indices else "other images"
+    except RuntimeError:
+        return "fails"
 
 
 def _measure_training(setup: Setup, folder: Path, config: Config, results: dict) -> None:
@@ -135,11 +136,8 @@ def _measure_training(setup: Setup, folder: Path, config: Config, results: dict)
         _progress(f"training with {name}")
         work = _work(setup, folder, name, config.data.image_size, config.data.batch_size, config.data.affine)
         try:
-            process = Process(peer, work)
-            try:
+            with closing(Process(peer, work)) as process:
                 pairs = process.train(config.to_dict(), setup.seconds, PAIRS)
-            finally:
-                process.close()
         except (Missing, RuntimeError) as reason:
             kind = "missing" if isinstance(reason, Missing) else "failed"
             results[name]["jobs"][TRAINING] = {kind: str(reason).splitlines()[-1]}

@@ -11,7 +11,7 @@ from .work import Shuffled, Stream, Work, to_device
 class Batches(Dataset):
     def __init__(self, work: Work) -> None:
         self._images = torch.from_numpy(work.images)
-        self._preprocess = Preprocess(work, work.images.shape[1:])
+        self._preprocess = Preprocess(work, work.shape[1:])
 
     def __getitem__(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self._preprocess(self._images.index_select(0, indices), indices), indices

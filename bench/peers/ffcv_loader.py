@@ -126,7 +126,7 @@ class Indexed:
 
 
 def write(work: Work, **_: object) -> None:
-    fields = {"images": NDArrayField(work.images.dtype, work.images.shape[1:]), "indices": IntField()}
+    fields = {"images": NDArrayField(work.images.dtype, work.shape[1:]), "indices": IntField()}
     DatasetWriter(str(work.own), fields, num_workers=work.threads).from_indexed_dataset(Indexed(work.images))
 
 
@@ -152,7 +152,7 @@ def stream(work: Work, kernel: str) -> Stream:
     # FFCV 1.0.2's own argument for this does not work: it calls the instance that it takes.
     loader.traversal_order = LongEpochs(loader)
     loader.first_traversal_order = loader.next_traversal_order()
-    preprocess = whole_batches.Preprocess(work, work.images.shape[1:]) if kernel == "torch" else None
+    preprocess = whole_batches.Preprocess(work, work.shape[1:]) if kernel == "torch" else None
 
     def batches() -> Iterator[Batch]:
         while True:

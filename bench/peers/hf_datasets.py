@@ -14,7 +14,7 @@ from .work import Shuffled, Stream, Work, to_device
 
 
 def write(work: Work, **_: object) -> None:
-    height, width = work.images.shape[1:]
+    height, width = work.shape[1:]
     columns = {"image": datasets.Array2D((height, width), "uint8"), "index": datasets.Value("int64")}
     rows = {"image": work.images, "index": np.arange(len(work.images))}
     dataset = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))

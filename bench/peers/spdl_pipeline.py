@@ -12,7 +12,7 @@ from .work import Shuffled, Stream, Work, to_device
 
 def stream(work: Work) -> Stream:
     torch.set_num_threads(1)  # parallel are the batches
-    images, preprocess = torch.from_numpy(work.images), Preprocess(work.on_cpu(), work.images.shape[1:])
+    images, preprocess = torch.from_numpy(work.images), Preprocess(work.on_cpu(), work.shape[1:])
 
     def make(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return preprocess(images.index_select(0, indices), indices), indices

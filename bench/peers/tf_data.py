@@ -42,7 +42,7 @@ def stream(work: Work, state: str | None = None) -> Stream:
 
 def _preprocess(work: Work):
     images = tf.constant(work.images)
-    height, width = work.images.shape[1:]
+    height, width = work.shape[1:]
     size, scale, shift = work.size, 1 / (255 * work.std), -work.mean / work.std
     transforms = None if work.matrices is None else tf.constant(_of_pixel_centres(work.matrices))
 

@@ -22,7 +22,7 @@ def write(work: Work, **_: object) -> None:
 
 
 def stream(work: Work, workers: int) -> Stream:
-    preprocess, shape = Preprocess(work), work.images.shape[1:]
+    preprocess, shape = Preprocess(work), work.shape[1:]
 
     def make(row: dict[str, bytes]) -> tuple[torch.Tensor, int]:
         index = int(row["index"])
@@ -31,7 +31,7 @@ def stream(work: Work, workers: int) -> Stream:
     shards = sorted(map(str, work.own.glob("*.tar")))
     dataset = (
         webdataset.WebDataset(shards, resampled=True, shardshuffle=True)
-        .shuffle(min(BUFFER, len(work.images)))
+        .shuffle(min(BUFFER, work.shape[0]))
         .map(make)
         .batched(work.batch_size, partial=False)
     )

@@ -51,6 +51,11 @@ class Work:
         return np.load(self.folder / "images.npy")
 
     @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """(n, H, W) of `images`, which are not read for it: many peers have files of their own."""
+        return np.load(self.folder / "images.npy", mmap_mode="r").shape
+
+    @cached_property
     def matrices(self) -> np.ndarray | None:
         """(n, 2, 3) float32: a warp for each image, in the convention of `affine.matrices`.
 
@@ -58,8 +63,8 @@ class Work:
         """
         if self.affine is None:
             return None
-        shape = self.images.shape[1:]
-        return affine.matrices(np.random.default_rng(0), len(self.images), shape, self.size, **self.affine)
+        samples, *shape = self.shape
+        return affine.matrices(np.random.default_rng(0), samples, shape, self.size, **self.affine)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -126,7 +131,7 @@ class Shuffled:
     """
 
     def __init__(self, work: Work, device: str = "cpu") -> None:
-        self._n, self._batch_size, self._device = len(work.images), work.batch_size, device
+        self._n, self._batch_size, self._device = work.shape[0], work.batch_size, device
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         while True:

@@ -6,6 +6,7 @@ line on stdin, with a JSON line on stdout.
 """
 
 import json
+import multiprocessing
 import os
 import pickle
 import sys
@@ -13,6 +14,7 @@ import threading
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -91,6 +93,15 @@ def disk_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
+def _write(peer: ModuleType, work: Work, options: dict[str, Any]) -> None:
+    """In another process, so that what it takes is not counted. Raises RuntimeError if that fails."""
+    writer = multiprocessing.get_context("fork").Process(target=peer.write, args=(work,), kwargs=options)
+    writer.start()
+    writer.join()
+    if writer.exitcode:
+        raise RuntimeError("its files could not be written")
+
+
 def main() -> None:
     # Whatever libraries print goes to stderr: stdout is for answers only.
     answers = os.fdopen(os.dup(1), "w")
@@ -114,7 +125,7 @@ def main() -> None:
     try:
         peer = import_module(f"peers.{module}")
         if hasattr(peer, "write") and not work.own.exists():
-            peer.write(work, **options)
+            _write(peer, work, options)
         start = perf_counter()
         stream = peer.stream(work, **options, **resumed)
         first = next(stream.batches)
