@@ -212,16 +212,15 @@ def test_the_table_has_a_row_a_run_and_the_best_first(measured):
     assert "| LeNet-5 |" in "".join(rows)
 
 
-@pytest.mark.parametrize(("cpu", "seconds"), [("first", 60), ("another", 119)])
-def test_the_interval_is_of_the_test_images_and_the_seconds_of_the_first_machine(cpu, seconds):
+def test_the_interval_is_of_the_test_images_and_the_seconds_of_the_images():
     runs = [
         {"net": "lenet5", "budget": 120, "epochs": 1, "fraction": 0.34, "lr": 0.02, "seed": 0, "accuracy": 0.9,
-         "images": 119_000, "seconds": 60.0, "cpu": cpu}
+         "images": 119_000, "seconds": 60.0, "cpu": "another"}
     ]  # fmt: skip
     nets = {"lenet5": {"parameters": 64_851, "images_per_second": 1000.0}}
     document = {"machine": {"cpu": "first"}, "test_images": 18_800, "nets": nets, "runs": runs}
     text = frontier_report.table(document)
-    assert f"| 120 | LeNet-5 | 64,851 | 0.34 | 0.02 | 0 | 90.00 | 89.56–90.42 | 1,000 | {seconds} |" in text
+    assert "| 120 | LeNet-5 | 64,851 | 0.34 | 0.02 | 0 | 90.00 | 89.56–90.42 | 1,000 | 119 |" in text
 
 
 def test_the_plot_is_the_same_when_it_is_drawn_again(measured, tmp_path):
