@@ -32,23 +32,25 @@ TRAINING = "training"
 PAIRS = 5  # of training with one resident batch and with a peer
 
 
-def measure(setup: Setup, sizes: Sequence[int], training: Config) -> dict[str, dict[str, Any]]:
+def measure(setup: Setup, sizes: Sequence[int], training: Config | None) -> dict[str, dict[str, Any]]:
     """What a document says of each peer: how it shuffles, its lines, how it resumes, and its rate at each of `jobs`.
 
-    The jobs are batches at each of `sizes`, without and with the recipe's warp, and being the loader of `training`.
+    The jobs are batches at each of `sizes`, without and with the recipe's warp, and being the loader of `training`
+    if that is given.
     Raises UserError if there are fewer images than a batch, or without OpenCV.
     """
     if find_spec("cv2") is None or find_spec("psutil") is None:
         raise UserError("Peers need OpenCV and psutil: pip install -e '.[peers]', or choose other stages.")
     samples = min(len(setup.shards), IMAGES)
-    if max(setup.batch_size, training.data.batch_size) > samples:
+    if max(setup.batch_size, training.data.batch_size if training else 0) > samples:
         raise UserError(f"The peers have {samples} images, fewer than a batch; lower --batch-size.")
     results = {name: {"shuffle": peer.shuffle, "lines": lines(peer), "jobs": {}} for name, peer in PEERS.items()}
     with tempfile.TemporaryDirectory(prefix="emnist-dali-bench-") as folder:
         np.save(Path(folder, "images.npy"), setup.shards.images(np.arange(samples)))
         for affine, size in product(dict.fromkeys((None, setup.config.data.affine)), sizes):
             _measure_rates(setup, Path(folder), size, affine, results)
-        _measure_training(setup, Path(folder), training, results)
+        if training:
+            _measure_training(setup, Path(folder), training, results)
     return results
 
 

@@ -23,7 +23,7 @@ import growth
 import limits
 import peer_jobs
 import stage_timers
-from emnist_dali.config import Backend
+from emnist_dali.config import Backend, Config
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.machine import available_cpus, environment
 from emnist_dali.data.manifest import MANIFEST
@@ -159,11 +159,15 @@ def measure(setup: Setup, stages: tuple[str, ...], sizes: tuple[int, ...] = PEER
     document["ratios"] = _ratios(rates, training.waits if training else [])
     document["peers"] = {}
     if "peers" in stages:
-        gpu = setup.device.type == "cuda"
-        loop, _ = choose("fast", setup.shards.manifest.split, gpu)
-        loop = resolve(loop.override({"device": config.run.device, "backend": config.data.backend}))
-        document["peers"] = peer_jobs.measure(setup, sizes, loop)
+        training = _fast(setup) if "train" in stages else None
+        document["peers"] = peer_jobs.measure(setup, sizes, training)
     return document
+
+
+def _fast(setup: Setup) -> Config:
+    """The training that peers are the loaders of."""
+    config, _ = choose("fast", setup.shards.manifest.split, gpu=setup.device.type == "cuda")
+    return resolve(config.override({"device": setup.config.run.device, "backend": setup.config.data.backend}))
 
 
 def _stage(rate: Rate, cost: Cost, machine: Machine) -> dict[str, Any]:
