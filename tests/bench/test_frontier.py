@@ -169,6 +169,7 @@ def test_runs_of_other_settings_are_not_added(measured, base, change):
 def test_a_net_that_is_too_slow_for_an_epoch_trains_on_a_part(base, tmp_path, monkeypatch, steps, images):
     monkeypatch.setattr(frontier, "GRID_SECONDS", 0.5)
     monkeypatch.setattr(frontier, "GRID_STEPS", steps)
+    monkeypatch.setattr(frontier, "MOST_RATES", 3)
     monkeypatch.setattr(frontier, "images_per_second", lambda *_: 360.0)
     document = frontier.measure(base, ["lenet5"], [1], [0], tmp_path / "a.json")
     assert {trial["images"] for trial in document["nets"]["lenet5"]["grid"]} == {images}
@@ -234,6 +235,7 @@ def test_the_plot_is_the_same_when_it_is_drawn_again(measured, tmp_path):
 
 def test_the_command_ends_with_its_document(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(frontier, "SPEED_SECONDS", 0)
+    monkeypatch.setattr(frontier, "MOST_RATES", 3)
     path = tmp_path / "frontier.json"
     options = ["--net", "lenet5", "--budget", "2", "--epochs", "1", "--split", "small", "--source", "glyphs"]
     result = CliRunner().invoke(frontier.main, [*options, "--data-dir", str(data_dir), "--json", str(path)])
