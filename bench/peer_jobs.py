@@ -109,11 +109,17 @@ def _measure_rates(setup: Setup, folder: Path, size: int, affine: Affine | None,
         measured: dict[str, list[dict[str, float]]] = {name: [] for name in running}
 
         def timer(name: str) -> float:
-            measured[name].append(running[name].rate(setup.seconds))
+            try:
+                measured[name].append(running[name].rate(setup.seconds))
+            except RuntimeError as error:  # the others go on
+                results[name]["jobs"][job].setdefault("failed", str(error).splitlines()[-1])
+                return 0.0
             return measured[name][-1]["images_per_second"]
 
         rates = measure_interleaved({name: (lambda name=name: timer(name)) for name in running})
     for name, rate in rates.items():
+        if "failed" in results[name]["jobs"][job]:
+            continue
         results[name]["jobs"][job] |= rate.to_dict() | {
             "cpu_seconds": median(turn["cpu_seconds"] for turn in measured[name]),
             "memory": max(turn["memory"] for turn in measured[name]),
@@ -124,8 +130,9 @@ def _resumes(process: Process, peer: Peer, work: Work) -> str:
     """How another process goes on from a saved state: "exact", "other images" than this one, "fails" or "no"."""
     if not process.resumable:
         return "no"
-    state, indices = process.resume()
     try:
+        with closing(Process(peer, work)) as saved:
+            state, indices = saved.resume()
         with closing(Process(peer, work, state)) as resumed:
             return "exact" if resumed.indices() == indices else "other images"
     except RuntimeError:

@@ -58,6 +58,7 @@ def _panel(axes: Any, title: str, bars: dict[str, dict[str, Any]]) -> None:
     if "model" in bars:
         bound = bars["model"]["images_per_second"]
         axes.axvline(bound, color=STAGE, linestyle=":", linewidth=1.2, label="upper bound of training")
+    if limits:
         axes.legend(frameon=False, loc="lower right", fontsize=9)
     axes.set_yticks(range(len(bars)), [f"{name}   {rate:,.0f}" for name, rate in zip(bars, rates, strict=True)])
     axes.invert_yaxis()

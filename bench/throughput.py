@@ -97,7 +97,7 @@ def load(
     size = max(recipe.data.image_size, 28)
     requested = recipe.override({"pretrained": False, "image_size": size}).override(options)
     if threads:
-        torch.set_num_threads(threads)  # for training and for peers that use torch
+        torch.set_num_threads(threads)
     if not source and not (split_folder(data_dir, split, None) / MANIFEST).exists():
         source = "glyphs"
     folder = prepare(split, source, data_dir)
@@ -128,7 +128,6 @@ def describe(setup: Setup) -> dict[str, Any]:
 def measure(setup: Setup, stages: tuple[str, ...], sizes: tuple[int, ...] = PEER_SIZES) -> dict[str, Any]:
     """The document's limits, stages, ratios, and peers at `sizes`."""
     config = setup.config
-    # Training first: the threads of some peers live as long as the process.
     training = None
     if {"model", "train"} & {*stages}:
         _progress("compiling and warming up the training step")

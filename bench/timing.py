@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isnan
 from statistics import median
-from time import perf_counter, sleep
+from time import perf_counter
 
 import torch
 from scipy.stats import quantile_test
@@ -34,18 +34,16 @@ class Rate:
 
 
 def measure_interleaved(
-    contestants: dict[str, Callable[[], float]], repetitions: int = REPETITIONS, settle: float = 0.0
+    contestants: dict[str, Callable[[], float]], repetitions: int = REPETITIONS
 ) -> dict[str, Rate]:
     """Calls the contestants in the order A B A B …; each returns its own rate.
 
-    Whatever slows the machine for a while then affects all of them. After each call `settle` seconds pass, in which a
-    contestant refills its queues: otherwise it would do so during the next one's measurement.
+    Whatever slows the machine for a while then affects all of them.
     """
     values: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(repetitions):
         for name, measure in contestants.items():
             values[name].append(measure())
-            sleep(settle)
     return {name: Rate(tuple(measured)) for name, measured in values.items()}
 
 

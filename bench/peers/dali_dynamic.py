@@ -1,8 +1,8 @@
-"""DALI's dynamic mode: its operators called one after another in Python, on the tar of `dali_webdataset`."""
+"""DALI's dynamic mode: its operators called one after another in Python, on a tar like that of `dali_webdataset`."""
 
 from collections.abc import Iterator
 
-from .dali_webdataset import IMAGES, write  # noqa: F401  (the worker calls it)
+from .dali_webdataset import write  # noqa: F401  (the worker calls it)
 from .work import Batch, Missing, Stream, Work
 
 
@@ -13,6 +13,7 @@ def stream(work: Work) -> Stream:
     except ImportError as error:
         raise Missing(f"DALI could not be imported ({error}); pip install nvidia-dali-cuda120 (Linux).") from error
 
+    ndd.set_num_threads(work.threads)
     reader = ndd.readers.Webdataset(
         paths=[str(work.own)], ext=["png", "cls"], dtypes=[types.UINT8, types.INT64], random_shuffle=True
     )

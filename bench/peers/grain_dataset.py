@@ -24,7 +24,7 @@ def stream(work: Work, workers: int, state: dict | None = None) -> Stream:
         .repeat()
         .map(Transform(work))
         .batch(work.batch_size, drop_remainder=True)
-        .to_iter_dataset()
+        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))  # images are in memory
         .mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     )
     iterator = iter(dataset)

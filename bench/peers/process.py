@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from . import Peer
@@ -63,7 +63,7 @@ class Process:
         return {
             "images_per_second": measured["images_per_second"],
             "cpu_seconds": (self._cpu_seconds() - before) / measured["images"] * 1e6,
-            "memory": sum(process.memory_full_info().pss for process in self._all()),
+            "memory": self._sum(lambda process: process.memory_full_info().pss),
         }
 
     def resume(self) -> tuple[str, list[int]]:
@@ -83,13 +83,15 @@ class Process:
         self._process.kill()
         self._process.wait()
         self._signal(signal.SIGTERM)  # its own, of which some clean up
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # of a request that it did not read
+            self._process.stdin.close()
         self._process.stdout.close()
 
     def _request(self, *request: object) -> Any:
         self._signal(signal.SIGCONT)
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended: `_receive` says so
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
         return self._receive()
 
     def _receive(self) -> Any:
@@ -103,12 +105,19 @@ class Process:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
-    def _all(self) -> list[psutil.Process]:
-        process = psutil.Process(self._process.pid)
-        return [process, *process.children(recursive=True)]
-
     def _cpu_seconds(self) -> float:
-        return sum(sum(process.cpu_times()[:2]) for process in self._all())
+        """Of all that run, and of those that have ended."""
+        return self._sum(lambda process: sum(process.cpu_times()[:4]))
+
+    def _sum(self, value: Callable[[Any], float]) -> float:
+        """Over the process and its own ones."""
+        import psutil  # of the `peers` extra: other stages do without
+
+        process, total = psutil.Process(self._process.pid), 0.0
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # ended meanwhile
+                total += value(one)
+        return total
 
 
 def _python(peer: Peer) -> str:

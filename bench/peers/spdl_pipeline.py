@@ -11,16 +11,16 @@ from .work import Shuffled, Stream, Work, to_device
 
 
 def stream(work: Work) -> Stream:
-    torch.set_num_threads(1)  # parallel are the batches
     images, preprocess = torch.from_numpy(work.images), Preprocess(work.on_cpu(), work.shape[1:])
 
     def make(indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.set_num_threads(1)  # of this thread: parallel are the batches
         return preprocess(images.index_select(0, indices), indices), indices
 
     pipeline = (
         PipelineBuilder()
         .add_source(Shuffled(work))
-        .pipe(make, concurrency=work.threads)
+        .pipe(make, concurrency=work.threads, output_order="input")
         .add_sink(2)
         .build(num_threads=work.threads)
     )

@@ -140,7 +140,7 @@ class Shuffled:
 
 
 def to_device(batches: Iterable[tuple[torch.Tensor, torch.Tensor]], work: Work) -> Iterator[Batch]:
-    """Batches made on the CPU, on the device; those for a GPU are pinned."""
+    """Batches made on the CPU, on the device; copies to a GPU wait unless the loader has pinned its memory."""
     for images, indices in batches:
         images = images.to(work.device, non_blocking=True)
         yield Batch(images.to(work.dtype), indices.to(work.device, non_blocking=True))

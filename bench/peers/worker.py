@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import sys
 import threading
 from importlib import import_module
@@ -99,6 +100,8 @@ def _write(peer: ModuleType, work: Work, options: dict[str, Any]) -> None:
     writer.start()
     writer.join()
     if writer.exitcode:
+        shutil.rmtree(work.own, ignore_errors=True)
+        work.own.unlink(missing_ok=True)
         raise RuntimeError("its files could not be written")
 
 

@@ -28,26 +28,29 @@ Piece = list[tuple[Path, bytes]]
 def decode(files: Iterable[tuple[Path, bytes]], images: np.ndarray) -> None:
     """Decodes files, with their contents, into `images` (N, H, W) uint8, in order.
 
-    Files are taken only as fast as they are decoded. Raises UserError for the first one that is not an image, and
-    where the system ends a process.
+    Files are taken only as fast as they are decoded. Raises UserError for one that is not an image, and where the
+    system ends a process.
     """
-    pieces, shape = _pieces(files), images.shape[1:]
-    if len(images) < FEWEST or available_cpus() == 1:
+    shape = images.shape[1:]
+    pieces, workers = _pieces(files, images[:1].nbytes), min(available_cpus(), len(images) // PIECE_IMAGES)
+    python = bool(sys.executable) and not getattr(sys, "frozen", False)  # a bundled program would start itself again
+    if len(images) < FEWEST or workers < 2 or not python:
         decoded = (_decode(piece, shape) for piece in pieces)
     else:
-        decoded = _on_all_cores(pieces, shape)
+        decoded = _in_processes(pieces, shape, workers)
     filled = 0
     for part in decoded:
         images[filled : filled + len(part)] = part
         filled += len(part)
 
 
-def _pieces(files: Iterable[tuple[Path, bytes]]) -> Iterator[Piece]:
+def _pieces(files: Iterable[tuple[Path, bytes]], decoded_bytes: int) -> Iterator[Piece]:
+    """Of at most PIECE_BYTES, or one more image, before decoding and after."""
     piece: Piece = []
     size = 0
     for path, content in files:
         piece.append((path, content))
-        size += len(content)
+        size += max(len(content), decoded_bytes)
         if len(piece) == PIECE_IMAGES or size >= PIECE_BYTES:
             yield piece
             piece, size = [], 0
@@ -63,7 +66,7 @@ def _decode(piece: Piece, shape: tuple[int, int]) -> np.ndarray:
     return images
 
 
-def _on_all_cores(pieces: Iterable[Piece], shape: tuple[int, int]) -> Iterator[np.ndarray]:
+def _in_processes(pieces: Iterable[Piece], shape: tuple[int, int], workers: int) -> Iterator[np.ndarray]:
     idle: SimpleQueue[_Process] = SimpleQueue()
 
     def decode_in_process(piece: Piece) -> np.ndarray:
@@ -73,7 +76,6 @@ def _on_all_cores(pieces: Iterable[Piece], shape: tuple[int, int]) -> Iterator[n
         finally:
             idle.put(process)
 
-    workers = available_cpus()
     with ThreadPoolExecutor(workers) as threads, ExitStack() as processes:
         for _ in range(workers):
             idle.put(processes.enter_context(_Process(shape)))
@@ -93,7 +95,8 @@ class _Process:
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
-        program = f"import sys; sys.path[:] = {sys.path}; from {__name__} import work; work({shape})"
+        path = [entry for entry in sys.path if isinstance(entry, str)]
+        program = f"import sys; sys.path[:] = {path}; from {__name__} import work; work({shape})"
         # In a session of its own, where Ctrl-C does not reach it.
         self._process = subprocess.Popen(
             [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
@@ -106,7 +109,7 @@ class _Process:
             answer = pickle.load(self._process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(
-                "The system ended a process that decodes images, perhaps for lack of memory; free some and try again."
+                "A process that decodes images ended, perhaps for lack of memory; free some and try again."
             ) from error
         if isinstance(answer, UserError):
             raise answer

@@ -19,7 +19,7 @@ SCRIPT = """
 from emnist_dali import Shards, prepare
 from emnist_dali.data import decoding
 
-decoding.FEWEST = 1
+decoding.FEWEST = decoding.PIECE_IMAGES = 1
 decoding.available_cpus = lambda: 2
 print(len(Shards(prepare("mine", "pictures", size=4), "train")))
 """
@@ -43,6 +43,7 @@ FILES = [(Path(f"{i}.png"), png(image)) for i, image in enumerate(IMAGES)]
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "available_cpus", lambda: 2)
     monkeypatch.setattr(decoding, "FEWEST", 1)
+    monkeypatch.setattr(decoding, "PIECE_IMAGES", 100)
 
 
 def test_images_come_in_order(two_cores):
@@ -86,7 +87,7 @@ def test_an_ended_process_is_a_sentence(two_cores, monkeypatch):
                     os.kill(child, signal.SIGKILL)
             yield file
 
-    with pytest.raises(UserError, match="The system ended a process"):
+    with pytest.raises(UserError, match="A process that decodes images ended"):
         decoding.decode(files(), np.empty_like(IMAGES))
 
 
