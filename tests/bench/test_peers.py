@@ -105,12 +105,6 @@ def test_check_sees_wrong_images_indices_and_warps(work: Work) -> None:
     assert not check(batch._replace(images=images), work) <= 1
 
 
-def test_small_images_are_not_streamed(work: Work) -> None:
-    pytest.importorskip("ffcv")
-    with pytest.raises(Missing, match="are streamed"):
-        import_module("peers.ffcv_loader").stream(replace(work, affine=None), kernel="streamed")
-
-
 def test_a_process_that_fails_says_why(work: Work) -> None:
     with pytest.raises(Missing, match=r"bench/peers\.sh nowhere"):
         Process(Peer("resident", environment="nowhere"), work)
