@@ -49,4 +49,4 @@ lint: .venv/installed
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv .venv-* build dist *.egg-info
+	rm -rf .venv .venv-loaders .venv-tensorflow .venv-ffcv build dist *.egg-info

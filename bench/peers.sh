@@ -56,5 +56,8 @@ ffcv() {
 }
 
 for name in ${*:-loaders tensorflow ffcv}; do
-    $name
+    case $name in
+        loaders | tensorflow | ffcv) "$name" ;;
+        *) echo "There is no environment $name; name loaders, tensorflow or ffcv." >&2 && exit 1 ;;
+    esac
 done

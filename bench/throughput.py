@@ -9,6 +9,7 @@ Prints a table and, as the last line, the same as a JSON document. bench/README.
 """
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -233,4 +234,6 @@ def _progress(text: str) -> None:
 
 
 if __name__ == "__main__":
+    # As Ctrl-C does, it ends the peers, which stand still and would stay.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -97,10 +97,15 @@ class _Process:
     def __init__(self, shape: tuple[int, int]) -> None:
         path = [entry for entry in sys.path if isinstance(entry, str)]
         program = f"import sys; sys.path[:] = {path}; from {__name__} import work; work({shape})"
-        # In a session of its own, where Ctrl-C does not reach it.
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-        )
+        command, pipe = [sys.executable, "-c", program], subprocess.PIPE
+        try:
+            # In a session of its own, where Ctrl-C does not reach it.
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
+        except OSError as error:
+            raise UserError(
+                f"A process that decodes images could not be started ({error.strerror}); end other programs and try "
+                "again."
+            ) from error
 
     def decode(self, piece: Piece) -> np.ndarray:
         try:

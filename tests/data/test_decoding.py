@@ -91,6 +91,15 @@ def test_an_ended_process_is_a_sentence(two_cores, monkeypatch):
         decoding.decode(files(), np.empty_like(IMAGES))
 
 
+def test_a_process_that_cannot_be_started_is_a_sentence(two_cores, monkeypatch):
+    def refuse(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(decoding.subprocess, "Popen", refuse)
+    with pytest.raises(UserError, match="could not be started \\(Resource temporarily unavailable\\)"):
+        decoding.decode(FILES, np.empty_like(IMAGES))
+
+
 def test_a_script_without_a_main_guard(tmp_path):
     for part in ("train", "test"):
         folder = tmp_path / "pictures" / part / "a"
