@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import date
 from functools import partial
@@ -91,9 +91,10 @@ def parts(data: list[str], device: str, scratch: Path, seconds: float = 0.5) -> 
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=0.5, show_default=True,
               help="Per repetition of a measurement.")  # fmt: skip
+@click.option("--part", "names", multiple=True, help="Only this; repeatable.  [default: all]")
 @click.option("--out", type=click.Path(path_type=Path), default=ROOT / "bench" / "records",
               help="Folder of the result files.  [default: bench/records]")  # fmt: skip
-def main(data_dir: str, source: str | None, device: str, seconds: float, out: Path) -> None:
+def main(data_dir: str, source: str | None, device: str, seconds: float, names: tuple[str, ...], out: Path) -> None:
     """Tests, benchmark and short trainings on this machine's GPU, with a JSON and a Markdown file of the results."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise click.ClickException("torch sees no GPU here; rehearse on the CPU with --device cpu.")
@@ -109,7 +110,10 @@ def main(data_dir: str, source: str | None, device: str, seconds: float, out: Pa
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{file_prefix(machine, device)}{date.today():%Y%m%d}.json"
         with tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch:
-            results = check(parts(data, device, Path(scratch), seconds), path, machine)
+            commands = parts(data, device, Path(scratch), seconds)
+            if unknown := [name for name in names if name not in commands]:
+                raise click.BadParameter(f"{unknown[0]} is none of {', '.join(commands)}.", param_hint="--part")
+            results = check(commands, path, machine, names)
     except UserError as error:
         raise click.ClickException(with_flags(str(error))) from error
     click.echo(f"{path} and {path.with_suffix('.md').name}")
@@ -130,8 +134,10 @@ def file_prefix(machine: dict[str, Any], device: str) -> str:
     return f"check-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}-"
 
 
-def check(commands: dict[str, list[str]], path: Path, machine: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Runs the parts and returns their results, which are also written to `path` and beside it as they come.
+def check(
+    commands: dict[str, list[str]], path: Path, machine: dict[str, Any], names: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Runs the parts, or those of `names`; returns their results, also written to `path` and beside it as they come.
 
     The exit code of a part that runs or was never reached is None in the files. Parts that succeeded in an earlier
     check in `path` are not run again; raises UserError if those had other commands or package versions.
@@ -147,6 +153,8 @@ def check(commands: dict[str, list[str]], path: Path, machine: dict[str, Any]) -
         write_atomic(path.with_suffix(".md"), markdown(document).encode())
 
     for name, command in commands.items():
+        if names and name not in names:
+            continue
         if results[name]["exit_code"] == 0:
             click.echo(f"… {name}: kept from {path}", err=True)
         else:

@@ -87,7 +87,7 @@ def measure(config: Config, target: float, runs: int) -> dict[str, Any]:
 
 
 def run(config: Config, shards: Shards) -> dict[str, Any]:
-    """Trains once from scratch and then evaluates on the test split."""
+    """Trains once from scratch and then evaluates on the images held out, if there are any, or on the test split."""
     started = perf_counter()
     with build_training(config, shards) as training:
         trainer, loader = training.trainer, training.loader
@@ -100,9 +100,10 @@ def run(config: Config, shards: Shards) -> dict[str, Any]:
             trainer.begin(epoch)
             entries.append(trainer.train_epoch(loader))
         seconds = perf_counter() - started
-    test = Shards(shards.folder, "test")
-    with Loader.from_config(test, config, train=False) as loader:
-        scores = score(predict(trainer.evaluated, loader, autocast(config), "test"), shards.manifest.classes)
+        scored = training.validation or Loader.from_config(Shards(shards.folder, "test"), config, train=False)
+        with scored:
+            predictions = predict(trainer.evaluated, scored, autocast(config), "evaluation")
+    scores = score(predictions, shards.manifest.classes)
     result = {
         "seed": config.training.seed,
         "accuracy": scores["accuracy"],

@@ -1,28 +1,42 @@
 #!/usr/bin/env python
-"""What each idea of the speed run gives alone: one change of the row's recipe at a time, over several seeds.
+"""What each idea of the speed run gives alone: changes of the row's recipe over several seeds.
 
 python bench/speedrun/ideas.py --seeds 3 --json bench/speedrun/ideas-3-seeds.json
+python bench/speedrun/ideas.py --device cuda --seeds 2 --json bench/speedrun/ideas-gpu.json
 
-A fifth of the train images is held out, and ideas are judged by balanced accuracy on them; test accuracies, read once
-a run, are shown and do not decide. Run folders, resuming and the result file are those of bench/ablation.py. The last
-line is a JSON document.
+A fifth of the train images is held out, and ideas are judged by balanced accuracy on them. On a CPU test
+accuracies, read once a run, are shown and do not decide; run folders, resuming and the result file are those of
+bench/ablation.py. On a GPU, where a run takes seconds, no folder is kept and no test read. The last line is a JSON
+document.
 """
 
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import click
+from timm.models import register_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ablation
+import stage_timers
+import time_to_accuracy
 from emnist_dali import recipes
 from emnist_dali.config import Config
 from emnist_dali.core.errors import UserError
+from emnist_dali.core.machine import environment
+from emnist_dali.data.stats import statistics
+from emnist_dali.models.ensemble import Ensemble
+from emnist_dali.models.fast_net import FastNet, FlatNet
 from emnist_dali.options import with_flags
+from emnist_dali.runtime import resolve
+from emnist_dali.training.build import training_shards
+from result_file import check_result_file, write_result_file
 
 
 def _with(**values: Any) -> Callable[[Config], Config]:
@@ -52,8 +66,77 @@ IDEAS: dict[str, Callable[[Config], Config]] = {
 }
 
 
+_LARGE = {"stem": 96, "widths": (192, 384)}
+_FLAT = {"stem": 64, "widths": (192, 192, 384), "hidden": 512, "halved": True}
+
+
+@register_model
+def idea_large(pretrained: bool = False, **options: Any) -> FastNet:
+    """emnist_fast at 1.5 times its width."""
+    return FastNet(**_LARGE, **_sizes(options))
+
+
+@register_model
+def idea_flat(pretrained: bool = False, **options: Any) -> FlatNet:
+    """emnist_fast_wide at twice its width."""
+    return FlatNet(**_FLAT, **_sizes(options))
+
+
+@register_model
+def idea_trio(pretrained: bool = False, **options: Any) -> Ensemble:
+    return Ensemble([FastNet(stem=64, widths=(128, 256), **_sizes(options)) for _ in range(3)])
+
+
+@register_model
+def idea_large_trio(pretrained: bool = False, **options: Any) -> Ensemble:
+    return Ensemble([FastNet(**_LARGE, **_sizes(options)) for _ in range(3)])
+
+
+@register_model
+def idea_flat_trio(pretrained: bool = False, **options: Any) -> Ensemble:
+    return Ensemble([FlatNet(**_FLAT, **_sizes(options)) for _ in range(3)])
+
+
+def _sizes(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("num_classes", "in_chans")}
+
+
+def _adjusted(**values: Any) -> Callable[[Config], Config]:
+    """With logit adjustment instead of class weights, and `values`."""
+    return _with(class_weights=False, logit_adjustment=1.0, **values)
+
+
+_TWICE_WARPS = replace(recipes.WARPS, rotation=(0.4,), scale=0.24, shear=0.3, translation=4 / 28)
+_HALF_WARPS = replace(recipes.WARPS, rotation=(0.1,), scale=0.06, shear=0.075, translation=1 / 28)
+# The most telling first: each has a seed before any has two.
+GPU_IDEAS: dict[str, Callable[[Config], Config]] = {
+    "fast": lambda config: config,
+    "logit adjustment (A)": _adjusted(),
+    "A, 8 epochs": _adjusted(epochs=8),
+    "A, 32 epochs": _adjusted(epochs=32),
+    "A, 8 epochs, momentum 0.85": _adjusted(epochs=8, momentum=0.85),
+    "A, 8 epochs, half of the CPU's warps": _adjusted(epochs=8, **{"data.affine": _HALF_WARPS}),
+    "A, three nets, 48 epochs": _adjusted(model="idea_trio", batch_size=3072, epochs=48),
+    "A, 1.5 times the width, 16 epochs": _adjusted(model="idea_large"),
+    "A, emnist_fast_wide at 24×24, 16 epochs": _adjusted(model="emnist_fast_wide", image_size=24),
+    "A, the same at twice its width": _adjusted(model="idea_flat", image_size=24),
+    "A, 24×24 images": _adjusted(image_size=24),
+    "A, 2,048 images a step at 0.056": _adjusted(batch_size=2048, lr=0.056),
+    "A, 512 images a step at 0.03": _adjusted(batch_size=512, lr=0.03),
+    "A, three nets of 1.5 times the width, 96 epochs": _adjusted(model="idea_large_trio", batch_size=3072, epochs=96),
+    "A, three of emnist_fast_wide at twice its width, 24×24, 96 epochs": _adjusted(
+        model="idea_flat_trio", image_size=24, batch_size=3072, epochs=96
+    ),
+    "A, 64 epochs": _adjusted(epochs=64),
+    "A, label smoothing 0.2": _adjusted(label_smoothing=0.2),
+    "A, weight decay 0.1": _adjusted(weight_decay=0.1),
+    "A, warps of twice the size, 32 epochs": _adjusted(epochs=32, **{"data.affine": _TWICE_WARPS}),
+}
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--idea", "names", multiple=True, type=click.Choice([*IDEAS]), help="Only this; repeatable.")
+@click.option("--idea", "names", multiple=True, help="Only this; repeatable.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds: 0, 1, 2, …")
 @click.option("--split", default="balanced", show_default=True)
 @click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
@@ -61,16 +144,57 @@ IDEAS: dict[str, Callable[[Config], Config]] = {
 @click.option("--epochs", type=int, help="[default: the recipe's]")
 @click.option("--out", type=click.Path(path_type=Path), default="runs/ideas", show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Result file to write, or to continue.")
-def main(names: tuple[str, ...], seeds: int, split: str, out: Path, json_file: Path | None, **data: Any) -> None:
+def main(
+    names: tuple[str, ...], device: str, seeds: int, split: str, out: Path, json_file: Path | None, **data: Any
+) -> None:
     """What each idea of the speed run gives alone."""
-    base = recipes.fast_cpu(split).override({**data, "device": "cpu", "val_fraction": 0.2})
+    ideas = GPU_IDEAS if device == "cuda" else IDEAS
+    if unknown := [name for name in names if name not in ideas]:
+        raise click.BadParameter(f"{unknown[0]} is none of {', '.join(ideas)}.", param_hint="--idea")
+    base = recipes.fast if device == "cuda" else recipes.fast_cpu
+    config = base(split).override({**data, "device": device, "val_fraction": 0.2})
+    configs = {name: ideas[name](config) for name in dict.fromkeys(("fast", *(names or ideas)))}
     try:
-        configs = {name: IDEAS[name](base) for name in dict.fromkeys(("fast", *(names or IDEAS)))}
-        document = ablation.measure(configs, seeds, out, json_file)
+        if device == "cuda":
+            document = measure(configs, seeds, json_file)
+        else:
+            document = ablation.measure(configs, seeds, out, json_file)
     except UserError as error:
         raise click.ClickException(with_flags(str(error))) from error
-    click.echo(ablation.table(document))
+    click.echo(table(document) if device == "cuda" else ablation.table(document))
     click.echo(json.dumps(document, ensure_ascii=False))
+
+
+def measure(configs: dict[str, Config], seeds: int, json_file: Path | None = None) -> dict[str, Any]:
+    """The document of `configs` with seeds from 0, each judged by the images held out; written after each run."""
+    check_result_file(json_file, "ideas")
+    resolved = {name: resolve(config) for name, config in configs.items()}
+    shards = training_shards(resolved["fast"])
+    document: dict[str, Any] = {
+        "benchmark": "ideas",
+        "machine": environment(resolved["fast"].run.device),
+        "data": stage_timers.data_description(shards),
+        "configs": {name: config.to_dict() for name, config in resolved.items()},
+        "runs": {},
+    }
+    for seed in range(seeds):
+        for name, config in resolved.items():
+            click.echo(f"{name}:")
+            statistics(shards.folder, config.data.image_size, config.data.equalize)
+            result = time_to_accuracy.run(config.override({"seed": seed}), shards)
+            document["runs"].setdefault(name, []).append(result)
+            if json_file:
+                write_result_file(json_file, document)
+    return document
+
+
+def table(document: dict[str, Any]) -> str:
+    """Markdown; of the images held out."""
+    lines = ["| idea | balanced accuracy of each seed, % | seconds |", "|---" * 3 + "|"]
+    for name, runs in document["runs"].items():
+        accuracies = ", ".join(f"{100 * run['balanced_accuracy']:.2f}" for run in runs)
+        lines.append(f"| {name} | {accuracies} | {mean(run['seconds'] for run in runs):.1f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
