@@ -138,6 +138,6 @@ def run(pipeline: Pipeline) -> tuple[torch.Tensor, torch.Tensor]:
     if pipeline.device_id is None:
         outputs = pipeline.run()
     else:
-        outputs = pipeline.run(cuda_stream=torch.cuda.current_stream(pipeline.device_id))
+        outputs = pipeline.run(torch.cuda.current_stream(pipeline.device_id))
     images, labels = (torch.from_dlpack(output.as_tensor()) for output in outputs)
     return images.flatten(0, 1), labels.flatten()
