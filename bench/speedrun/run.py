@@ -62,7 +62,20 @@ ROWS = {
         # A smaller emnist_fast_tiny gave 89.99 % of validation in 7 epochs, this net 90.14 % in 6 (2 seeds).
         config=partial(small_net, model="emnist_fast_flat", batch_size=512, lr=0.03, epochs=7, momentum=0.9),
     ),
-    "gpu-90.0": Row(target=0.9, device="cuda", config=recipes.fast),
+    "gpu-90.0": Row(
+        target=0.9,
+        device="cuda",
+        # 90.39 % of validation, twice; 16 epochs with momentum 0.95 and larger warps 90.23 and 90.49 %.
+        config=lambda split: recipes.fast(split).override(
+            {
+                "epochs": 8,
+                "momentum": 0.85,
+                "data.affine": recipes.fast_cpu(split).data.affine,
+                "class_weights": False,
+                "logit_adjustment": 1.0,
+            }
+        ),
+    ),
     "gpu-90.5": Row(target=0.905, device="cuda", config=lambda split: recipes.fast(split).override({"epochs": 32})),
 }
 
