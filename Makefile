@@ -34,7 +34,7 @@ bench: .venv/installed  ## where the time goes on this machine; options in ARGS
 speedrun: .venv/installed  ## seconds to an accuracy, ten seeds a row, on an idle machine; rows and options in ARGS
 	$(BIN)/python bench/speedrun/run.py $(ARGS)
 
-gpu-check:  ## parity and speed on a GPU, planned for ten minutes and not run; ARGS="--source FOLDER" names idx files
+gpu-check:  ## parity and speed on a GPU, planned for a quarter of an hour; ARGS="--source FOLDER" names idx files
 	$(GPU_PYTHON) bench/gpu_check.py $(ARGS)
 
 reproduce: .venv/installed  ## NIST's files, gpu-check, the GPU recipes on Balanced and ByClass with three seeds; can be stopped and repeated

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""What only a GPU can show, planned for ten minutes and not run on one yet: `make gpu-check`.
+"""What only a GPU can show, planned for a quarter of an hour: `make gpu-check`.
 
 python bench/gpu_check.py --source ../shared/emnist/balanced    idx files, if the split is not prepared yet
 python bench/gpu_check.py --device cpu                          the same on a CPU, as a rehearsal
+python bench/gpu_check.py --part fast --part "training step"    these parts only
 
 The most important comes first: the batches of tests/gpu against the CPU's, the speed of each backend, `fast`, the
 training step's speed, the rest of tests/gpu, a short profiled run of `published`, and then the peers and the values

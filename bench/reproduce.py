@@ -169,7 +169,7 @@ def announce(jobs: list[Job], check: bool, path: Path, results: Path) -> None:
     splits = ", ".join(dict.fromkeys(job.split for job in jobs))
     lines = [f"1. NIST's files of {splits} (33 MB for balanced, 203 MB for byclass), unless they are prepared"]
     if check:
-        lines.append("2. bench/gpu_check.py: parity and speed; planned for ten minutes on a GPU, not run on one yet")
+        lines.append("2. bench/gpu_check.py: parity and speed, planned for a quarter of an hour")
     left = len(jobs) - len(complete)
     lines += [
         f"{len(lines) + 1}. {len(jobs)} trainings, {left} of them not complete yet:",

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from .pixels import PixelSpec
 
-# Output pixels of one program, 8 for each thread of 4 warps. Not tuned: no GPU has run it.
+# Output pixels of one program, 8 for each thread of 4 warps. Not tuned.
 BLOCK = 1024
 
 

@@ -76,7 +76,22 @@ ROWS = {
             }
         ),
     ),
-    "gpu-90.5": Row(target=0.905, device="cuda", config=lambda split: recipes.fast(split).override({"epochs": 32})),
+    "gpu-90.5": Row(
+        target=0.905,
+        device="cuda",
+        # Each alone gains on validation; together they have not run.
+        config=lambda split: recipes.fast(split).override(
+            {
+                "model": "emnist_fast_large_trio",
+                "image_size": 24,
+                "batch_size": 3072,
+                "epochs": 48,
+                "label_smoothing": 0.2,
+                "class_weights": False,
+                "logit_adjustment": 1.0,
+            }
+        ),
+    ),
 }
 
 

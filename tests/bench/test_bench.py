@@ -615,6 +615,14 @@ def test_parity_comes_first_and_stuck_leaves_time(tmp_path, monkeypatch):
     assert limits == [300, gpu_check.LIMIT]
 
 
+def test_gpu_check_runs_the_parts_that_are_named(tmp_path):
+    commands = {name: [sys.executable, "-c", ""] for name in ("first", "second", "third")}
+    for name in ("second", "first"):
+        gpu_check.check(commands, tmp_path / "check.json", environment(), (name,))
+    parts = json.loads((tmp_path / "check.json").read_text())["parts"]
+    assert {name: part["exit_code"] for name, part in parts.items()} == {"first": 0, "second": 0, "third": None}
+
+
 def test_gpu_check_names_commands_that_exist(tmp_path):
     for device in ("cpu", "cuda"):
         data = ["--data-dir", "data"]

@@ -5,9 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from scipy import stats
 
+from emnist_dali.config import Model
+from emnist_dali.models.build import build_model
 from speedrun import against, ideas, run
 
 DATA = {"source": "glyphs", "epochs": 1}
@@ -83,6 +86,28 @@ def test_every_idea_is_one_change_of_the_recipe_that_trains():
     assert configs.pop("fast") == base
     assert all(config != base for config in configs.values())
     assert len({json.dumps(config.to_dict()) for config in configs.values()}) == len(configs)
+
+
+def test_every_idea_for_a_gpu_is_another_config_and_its_net_can_be_made():
+    base = run.recipes.fast("balanced")
+    configs = {name: change(base) for name, change in ideas.GPU_IDEAS.items()}
+    assert configs["fast"] == base
+    assert len({json.dumps(config.to_dict()) for config in configs.values()}) == len(configs)
+    for model in {config.model.model for config in configs.values()}:
+        net = build_model(Model(model=model, pretrained=False), 47).eval()
+        assert net(torch.zeros(2, 1, 24, 24)).shape == (2, 47)
+
+
+def test_ideas_are_judged_by_images_held_out(data_dir, tmp_path):
+    config = run.recipes.fast_cpu("small").override(
+        {**DATA, "data_dir": str(data_dir), "batch_size": 64, "val_fraction": 0.2, "device": "cpu"}
+    )
+    document = ideas.measure({"fast": config, "a slower one": config.override({"lr": 0.01})}, 1, tmp_path / "a.json")
+    assert {name: len(runs) for name, runs in document["runs"].items()} == {"fast": 1, "a slower one": 1}
+    right = document["runs"]["fast"][0]["accuracy"] * 120  # of 600; the test part has 108
+    assert right == pytest.approx(round(right), abs=1e-3)
+    assert json.loads((tmp_path / "a.json").read_text()) == json.loads(json.dumps(document))
+    assert "| a slower one |" in ideas.table(document)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ SIZES = {
     "emnist_fast_flat": (284_175, 24, 6.90),
     "emnist_fast_wide": (733_071, 24, 13.51),
     "emnist_fast_trio": (2_199_213, 24, 40.53),
+    "emnist_fast_large_trio": (3_363_789, 28, 137.67),
 }
 
 

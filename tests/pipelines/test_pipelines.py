@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import lz4.block
@@ -441,6 +442,15 @@ def test_matrices_are_those_of_one_draw_after_another(rotation, flip):
         expected[:, row, 2] = (0.5 + shift[row] - (along + across) * 0.5) * side
     found = affine.matrices(np.random.default_rng(5), n, (20, 36), 112, rotation=rotation, flip=flip, **limits)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_dali_gets_a_gpus_stream_by_position(monkeypatch):
+    """By name it would be an input of the graph."""
+    pipeline = mock.create_autospec(dali.Pipeline, instance=True, device_id=0)
+    pipeline.run.return_value = [mock.Mock(**{"as_tensor.return_value": torch.zeros(2, 3, 1)}) for _ in range(2)]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the stream")
+    dali.run(pipeline)
+    assert pipeline.run.call_args == mock.call("the stream")
 
 
 @pytest.mark.parametrize("compressed", [True, False])
