@@ -68,7 +68,7 @@ def _by_records(setup: Setup) -> list[dict[str, Any]]:
             )
         for records in RECORDS:
             folder = Path(scratch) / str(records)
-            _repeat_records(setup.shards, folder, records)
+            repeat_records(setup.shards, folder, records)
             settings = {
                 "folder": str(folder),
                 "batch_size": min(setup.batch_size, records),
@@ -84,7 +84,7 @@ def _by_records(setup: Setup) -> list[dict[str, Any]]:
     return results
 
 
-def _repeat_records(shards: Shards, folder: Path, records: int) -> None:
+def repeat_records(shards: Shards, folder: Path, records: int) -> None:
     """Writes a split of `records` records, those of `shards` repeated; every shard is a file of its own."""
     whole_shards, rest = divmod(records, packing.SHARD_SAMPLES)
     files: list[ShardFile] = []

@@ -27,8 +27,11 @@ MAX_FLOAT = 1e30  # float32 ends at 3 · 10³⁸
 _BOUNDS = {"ge": (ge, "at least"), "gt": (gt, "above"), "le": (le, "at most"), "lt": (lt, "below")}
 # Fields that were removed, and the value that meant «off».
 _REMOVED = {"erasing": 0, "elastic": 0}
-# Fields of `training` that were added, and the value that runs before had.
-_ADDED = {"momentum": 0.95, "logit_adjustment": 0.0, "balanced_sampling": False}
+# Fields that were added, by one of those beside them, and the value that runs before had.
+_ADDED: dict[str, dict[str, Any]] = {
+    "label_smoothing": {"momentum": 0.95, "logit_adjustment": 0.0, "balanced_sampling": False},
+    "equalize": {"shuffle_window": None},
+}
 RENAMED_RECIPES = {"seed": "published", "best": "improved"}
 
 
@@ -84,6 +87,11 @@ class Data(_Part, path="data"):
         False, "Hash every shard first, even those unchanged since the last check.", affects_result=False
     )
     equalize: bool = setting(True)
+    shuffle_window: int | None = setting(
+        None,
+        "Images that are shuffled together and read ahead, for data larger than memory: 262144, say.  [default: all]",
+        ge=1,
+    )
     affine: Affine | None = setting(None)
 
 
@@ -272,7 +280,10 @@ def current(content: dict[str, Any]) -> dict[str, Any]:
         if name == "recipe" and isinstance(value, str):
             value = RENAMED_RECIPES.get(value, value)
         result[name] = current(value) if name in PARTS and isinstance(value, dict) else value
-    return {**_ADDED, **result} if "label_smoothing" in result else result
+    for beside, added in _ADDED.items():
+        if beside in result:
+            result = {**added, **result}
+    return result
 
 
 class Setting(NamedTuple):

@@ -4,6 +4,8 @@ A shard is a safetensors file: `records` (uint8, all records concatenated), `off
 (uint8, n). `manifest.json` is written last and lists every shard with its size and sha256.
 """
 
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import ArrayLike
 from ..core import bus_error
 from ..core.errors import UserError
 from ..core.files import reason
+from ..core.machine import read_at_random, will_need
 from ..pipelines import fused
 from .manifest import REPACK, Manifest, ShardFile, read_manifest, verify_if_changed
 
@@ -42,6 +45,7 @@ class Shards:
         self._paths = [folder / file.file for file in files]
         opened = [_open(path, file, self.manifest) for path, file in zip(self._paths, files, strict=True)]
         verify_if_changed(folder, self.manifest, part)
+        self._mapped = opened
         self._labels = [labels for *_, labels in opened]
         self._records = fused.Records(opened)
         self._stats = [path.stat() for path in self._paths]
@@ -55,6 +59,11 @@ class Shards:
     def shape(self) -> tuple[int, int]:
         """(H, W) of every image."""
         return self.manifest.shape
+
+    @property
+    def bytes(self) -> int:
+        """The size of the part's files."""
+        return sum(file.bytes for file in self.manifest.shards[self.part])
 
     @property
     def compressed(self) -> bool:
@@ -103,6 +112,23 @@ class Shards:
         failed, records = self._records.gather(indices, sizes, lowest, highest)
         self._check_decoded(indices, failed)
         return records, sizes
+
+    def read_ahead(self, parts: Sequence[range]) -> None:
+        """Has the system read the records of ranges of samples into its cache, and does not wait for them."""
+        starts = self._records.table.starts
+        for part in parts:
+            first, last = np.searchsorted(starts, (part.start, part.stop - 1), side="right") - 1
+            for shard in range(first, last + 1):
+                records, offsets, labels = self._mapped[shard]
+                begin, end = np.clip((part.start, part.stop) - starts[shard], 0, len(labels)).tolist()
+                will_need(offsets[begin : end + 1])
+                will_need(labels[begin:end])
+                will_need(records[offsets[begin] : offsets[end]])
+
+    def read_singly(self) -> None:
+        """Has a record that is not in the system's cache read alone, without what lies around it."""
+        for array in chain.from_iterable(self._mapped):
+            read_at_random(array)
 
     def _check_decoded(self, indices: np.ndarray, failed: int) -> None:
         if failed == fused.SOUND:

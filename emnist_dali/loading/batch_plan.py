@@ -1,15 +1,18 @@
 """What is in each batch, before any image is touched."""
 
 from dataclasses import asdict, dataclass
+from threading import Lock, Thread
 from typing import NamedTuple
 
 import numpy as np
 
 from ..config import Affine
 from ..core.errors import UserError
+from ..core.machine import available_memory
 from ..data.shards import Shards
 from ..pipelines import affine as affine_matrices
 from . import sampling
+from .windows import WINDOW, Windows
 
 _NO_WARP = np.empty((0, 2, 3), np.float32)
 
@@ -20,14 +23,16 @@ class BatchSpec:
 
     `batch_size` is the global micro-batch size. In training the samples are shuffled anew each epoch by `seed`,
     warped by `affine`, and what does not fill `accumulation` batches is dropped; with `balanced` an epoch has equally
-    many of every class. In evaluation they come in order and the last batch is padded. Raises UserError where a batch
-    does not divide by the ranks.
+    many of every class, and with `window` only so many samples are shuffled together, and read ahead of their turn.
+    In evaluation they come in order and the last batch is padded. Raises UserError where a batch does not divide by
+    the ranks, and for `balanced` with a `window`.
     """
 
     batch_size: int
     train: bool = True
     affine: Affine | None = None
     balanced: bool = False
+    window: int | None = None  # samples; None is all
     accumulation: int = 1  # micro-batches an optimizer step
     seed: int = 0
     rank: int = 0
@@ -38,6 +43,11 @@ class BatchSpec:
             raise UserError(
                 f"A batch of {self.batch_size} images does not divide by {self.world_size} ranks; change "
                 "data.batch_size."
+            )
+        if self.balanced and self.window:
+            raise UserError(
+                "training.balanced_sampling takes images from anywhere, and data.shuffle_window from one place at a "
+                "time; drop one of the two."
             )
 
     @property
@@ -66,6 +76,16 @@ class BatchPlan:
         self.samples = len(shards) if indices is None else len(indices)
         self._affine = asdict(spec.affine) if spec.affine else None
         self._classes = sampling.Classes.of(shards.labels(indices)) if spec.train and spec.balanced else None
+        # What does not stay in the system's cache is read ahead where its order allows it: not in a shuffle of all.
+        large = bool(spec.window) or shards.bytes > available_memory() / 2
+        if large:
+            shards.read_singly()
+        if spec.window and spec.train:
+            _check_mixed(shards)
+        in_windows = large and (spec.window or not spec.train)
+        self._windows = Windows.of(self.samples, spec.window or WINDOW) if in_windows else None
+        self._read = 0  # windows that have been read ahead, counted through all epochs
+        self._lock = Lock()
         if spec.train:
             self.batches = sampling.batches_per_epoch(self.samples, spec.batch_size, spec.accumulation)
         else:
@@ -75,12 +95,16 @@ class BatchPlan:
         spec, n = self.spec, self.spec.local_batch_size
         epoch, batch = divmod(i, self.batches)
         positions = sampling.rank_batch(self.samples, batch, spec.batch_size, spec.rank, spec.world_size)
-        if self._classes:
-            indices = sampling.balanced(self._classes, positions, spec.seed, epoch)
-        elif spec.train:
-            indices = sampling.shuffled(self.samples, positions, spec.seed, epoch)
-        else:
+        if self._windows:
+            self._read_ahead(self._windows, self._windows.at(positions.start), epoch)
+        if not spec.train:
             indices = np.arange(positions.start, positions.stop)
+        elif self._windows:
+            indices = self._windows.shuffled(positions, spec.seed, epoch)
+        elif self._classes:
+            indices = sampling.balanced(self._classes, positions, spec.seed, epoch)
+        else:
+            indices = sampling.shuffled(self.samples, positions, spec.seed, epoch)
         if self.indices is not None:
             indices = self.indices[indices]
         labels = np.full(n, -1, np.int64)
@@ -94,3 +118,30 @@ class BatchPlan:
             )
             matrices = of_all_ranks[spec.rank * n : (spec.rank + 1) * n]
         return PlannedBatch(indices, labels, matrices)
+
+    def _read_ahead(self, windows: Windows, window: int, epoch: int) -> None:
+        """Begins to read the window and the next, the first time that a batch of it is made."""
+        here = epoch * len(windows) + window
+        with self._lock:
+            wanted = range(max(here, self._read), here + 2)
+            self._read = max(self._read, wanted.stop)
+        for each in wanted:
+            of_epoch, of_window = divmod(each, len(windows))
+            parts = [windows.places(of_window)]
+            if self.spec.train:
+                parts = windows.read(of_window, self.spec.seed, of_epoch)
+            if self.indices is not None:
+                parts = [range(self.indices[part.start], self.indices[part.stop - 1] + 1) for part in parts]
+            Thread(target=self.shards.read_ahead, args=(parts,), daemon=True).start()
+
+
+def _check_mixed(shards: Shards) -> None:
+    """Raises UserError if images of a class lie side by side, so that a window would hold few classes."""
+    labels = shards.labels(np.arange(min(len(shards), 2**20)))
+    shares = np.bincount(labels) / len(labels)
+    by_chance = (shares**2).sum()
+    if (labels[1:] == labels[:-1]).mean() > (1 + by_chance) / 2:
+        raise UserError(
+            f"Images of a class lie side by side in {shards.folder}, and data.shuffle_window would shuffle those of "
+            "few classes together; train without it."
+        )

@@ -94,6 +94,7 @@ class Loader:
                 train=train,
                 affine=data.affine if train else None,
                 balanced=config.training.balanced_sampling,
+                window=data.shuffle_window,
                 accumulation=config.training.accumulation if train else 1,
                 seed=config.training.seed,
                 rank=distributed.rank(),

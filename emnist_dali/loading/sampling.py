@@ -27,6 +27,8 @@ class Stream(IntEnum):
     MIXING = 3
     FOLDS = 6
     CLASS_ORDER = 7
+    BLOCK_ORDER = 8
+    WINDOW_ORDER = 9
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, batch: int = 0) -> np.random.Generator:
@@ -40,7 +42,12 @@ def shuffled(samples: int, positions: range, seed: int, epoch: int) -> np.ndarra
     A Feistel network over the samples' bits, applied again while it leads outside (Black & Rogaway 2002, «Ciphers
     with Arbitrary Finite Domains»): any place costs the same, and no list is kept, however many samples there are.
     """
-    return _shuffled(samples, np.arange(positions.start, positions.stop), _keys(seed, Stream.ORDER, epoch))
+    return permuted(samples, np.arange(positions.start, positions.stop), keys(seed, Stream.ORDER, epoch))
+
+
+def permuted(samples: int, places: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Where a permutation of 0 … samples − 1 that is chosen by `keys` takes each of `places` (n,) int64."""
+    return _shuffled(samples, places, keys)
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,13 @@ def balanced(classes: Classes, positions: range, seed: int, epoch: int) -> np.nd
     The samples of a class come in a shuffled order, each once, and then in another, on through all epochs.
     """
     places = shuffled(len(classes.samples), positions, seed, epoch)
-    return _balanced(classes.samples, classes.starts, places, epoch, _keys(seed, Stream.CLASS_ORDER))
+    return _balanced(classes.samples, classes.starts, places, epoch, keys(seed, Stream.CLASS_ORDER))
 
 
 @lru_cache(maxsize=4)  # 20 µs, and every batch of an epoch has the same
-def _keys(seed: int, stream: Stream, epoch: int = 0) -> np.ndarray:
-    return generator(seed, stream, epoch).integers(0, 2**64, _ROUNDS, np.uint64)
+def keys(seed: int, stream: Stream, epoch: int = 0, batch: int = 0) -> np.ndarray:
+    """What chooses a permutation."""
+    return generator(seed, stream, epoch, batch).integers(0, 2**64, _ROUNDS, np.uint64)
 
 
 @njit(nogil=True, cache=True)

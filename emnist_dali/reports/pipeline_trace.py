@@ -47,6 +47,7 @@ def training_plan(config: Config, shards: Shards) -> BatchPlan:
         batch_size=min(config.data.batch_size, len(indices)),
         affine=config.data.affine,
         balanced=config.training.balanced_sampling,
+        window=config.data.shuffle_window,
         seed=config.training.seed,
     )
     return BatchPlan(shards, spec, config.data.image_size, indices)

@@ -197,7 +197,7 @@ def test_growth_measures_each_size_batch_and_thread_count(setup, data_dir, monke
 
 def test_a_larger_data_set_repeats_the_real_records(setup, tmp_path, monkeypatch):
     monkeypatch.setattr(growth.packing, "SHARD_SAMPLES", 700)
-    growth._repeat_records(setup.shards, tmp_path / "repeated", 1500)
+    growth.repeat_records(setup.shards, tmp_path / "repeated", 1500)
     repeated = Shards(tmp_path / "repeated", "train")
     assert len(repeated) == 1500
     originals = np.arange(600)
