@@ -20,6 +20,7 @@ import ablation
 import ddp_scaling
 import gpu_check
 import growth
+import larger_than_memory
 import limits
 import pipeline_settings
 import plot
@@ -204,6 +205,29 @@ def test_a_larger_data_set_repeats_the_real_records(setup, tmp_path, monkeypatch
     for start in (0, 700):
         np.testing.assert_array_equal(repeated.images(originals + start), setup.shards.images(originals))
     np.testing.assert_array_equal(repeated.labels(np.arange(1400, 1500)), setup.shards.labels(np.arange(100)))
+
+
+def test_data_larger_than_memory_is_measured_in_turns(setup, monkeypatch):
+    """In this process instead of one each, and unbounded: control groups need root."""
+    monkeypatch.setattr(larger_than_memory, "BATCH_SIZE", 64)
+    monkeypatch.setattr(larger_than_memory, "GROUPS", Path("/no/control/groups"))
+    seen = []
+
+    def measured(settings):
+        seen.append(settings["name"])
+        return larger_than_memory._measure(settings)
+
+    monkeypatch.setattr(larger_than_memory, "_in_a_process", measured)
+    before = sorted(setup.shards.folder.parent.rglob("*"))
+    document = larger_than_memory.measure(setup.shards, 1500, 300, 500, seconds=0.02, repeats=2)
+    assert sorted(setup.shards.folder.parent.rglob("*")) == before
+    kinds = [larger_than_memory.DISK, *larger_than_memory.KINDS]
+    assert seen == [*kinds, *kinds, "batches, all shuffled"]
+    assert all(min(values) > 0 and len(values) == 2 for values in document["images_per_second"].values())
+    assert "caches were only dropped" in document["bounded_by"]
+    text = larger_than_memory.table(document)
+    assert "1,500 records" in text
+    assert all(f"| {name} |" in text for name in kinds)
 
 
 @pytest.mark.parametrize("group", ["block", "queue", "ahead", "threads", "gathering", "codec", "warp"])
