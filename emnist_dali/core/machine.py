@@ -78,13 +78,13 @@ def _advise(mapped: np.ndarray, advice: str) -> None:
     madvise(ctypes.c_void_p(start), ctypes.c_size_t(mapped.ctypes.data + mapped.nbytes - start), value)
 
 
-def available_memory() -> int:
-    """Bytes that programs and the system's cache can still take; 0 where Linux does not tell."""
+def available_memory() -> int | None:
+    """Bytes that programs and the system's cache can still take; None where Linux does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
-        return 0
+        return None
 
 
 def busy_seconds() -> float | None:

@@ -77,7 +77,8 @@ class BatchPlan:
         self._affine = asdict(spec.affine) if spec.affine else None
         self._classes = sampling.Classes.of(shards.labels(indices)) if spec.train and spec.balanced else None
         # What does not stay in the system's cache is read ahead where its order allows it: not in a shuffle of all.
-        large = bool(spec.window) or shards.bytes > available_memory() / 2
+        memory = available_memory()
+        large = bool(spec.window) or (memory is not None and shards.bytes > memory / 2)
         if large:
             shards.read_singly()
         if spec.window and spec.train:
@@ -96,7 +97,7 @@ class BatchPlan:
         epoch, batch = divmod(i, self.batches)
         positions = sampling.rank_batch(self.samples, batch, spec.batch_size, spec.rank, spec.world_size)
         if self._windows:
-            self._read_ahead(self._windows, self._windows.at(positions.start), epoch)
+            self._read_ahead(self._windows, positions, epoch)
         if not spec.train:
             indices = np.arange(positions.start, positions.stop)
         elif self._windows:
@@ -119,11 +120,14 @@ class BatchPlan:
             matrices = of_all_ranks[spec.rank * n : (spec.rank + 1) * n]
         return PlannedBatch(indices, labels, matrices)
 
-    def _read_ahead(self, windows: Windows, window: int, epoch: int) -> None:
-        """Begins to read the window and the next, the first time that a batch of it is made."""
-        here = epoch * len(windows) + window
+    def _read_ahead(self, windows: Windows, positions: range, epoch: int) -> None:
+        """Begins to read the windows of a batch and the next one, the first time that they are needed."""
+        first = epoch * len(windows) + windows.at(positions.start)
+        last = epoch * len(windows) + windows.at(max(positions.start, positions.stop - 1))
         with self._lock:
-            wanted = range(max(here, self._read), here + 2)
+            if self._read > last + 3:  # further back than threads that work on several batches at once
+                self._read = first
+            wanted = range(max(first, self._read), last + 2)
             self._read = max(self._read, wanted.stop)
         for each in wanted:
             of_epoch, of_window = divmod(each, len(windows))

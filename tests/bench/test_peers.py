@@ -1,5 +1,6 @@
 """The peers of bench/throughput.py make correct batches."""
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -167,3 +168,10 @@ def test_a_peer_that_makes_other_images_is_not_timed(setup: stage_timers.Setup, 
     ((_, peer),) = peer_jobs.measure(setup, (32,), setup.config).items()
     assert "grey levels: not timed" in peer["jobs"]["32×32"]["failed"]
     assert "not timed" in peer_jobs.table({RESIDENT: peer})
+
+
+def test_the_page_shows_the_record():
+    project = Path(peer_jobs.__file__).parents[1]
+    record = json.loads((project / "bench" / "records" / "throughput-cpu-2-cores.json").read_text())
+    shown = [line.rstrip() for line in peer_jobs.table(record["peers"]).splitlines()]
+    assert "\n".join(shown) in (project / "docs" / "loaders.md").read_text()

@@ -102,12 +102,12 @@ def test_an_epoch_has_each_image_once_and_the_next_another_order(shards):
     assert (first != second).mean() > 0.9
 
 
-@pytest.mark.parametrize("start", [0, 5])
-def test_what_a_batch_takes_has_been_asked_for(start, shards, monkeypatch):
+@pytest.mark.parametrize(("start", "batch_size"), [(0, 24), (5, 24), (0, 150)])
+def test_what_a_batch_takes_has_been_asked_for(start, batch_size, shards, monkeypatch):
     asked: list[range] = []
     monkeypatch.setattr(shards, "read_ahead", asked.extend)
     monkeypatch.setattr("emnist_dali.loading.batch_plan.Thread", _AtOnce)
-    plan = BatchPlan(shards, BatchSpec(batch_size=24, window=64), 28, np.arange(0, 600, 2))
+    plan = BatchPlan(shards, BatchSpec(batch_size=batch_size, window=64), 28, np.arange(0, 600, 2))
     for i in range(start, 3 * plan.batches):
         taken = plan.batch(i).indices
         assert set(taken.tolist()) <= {k for part in asked for k in part}
@@ -116,6 +116,9 @@ def test_what_a_batch_takes_has_been_asked_for(start, shards, monkeypatch):
     number = len(asked)
     plan.batch(3 * plan.batches - 1)
     assert len(asked) == number
+    asked.clear()
+    taken = plan.batch(1).indices  # from the beginning again
+    assert set(taken.tolist()) <= {k for part in asked for k in part}
 
 
 class _AtOnce:
