@@ -102,6 +102,10 @@ def main(data_dir: str, source: str | None, device: str, seconds: float, names: 
     raise_on_signals()
     machine = environment(device)
     data = ["--data-dir", os.path.abspath(data_dir)]  # the parts run in ROOT
+    if unknown := [name for name in names if name not in parts(data, device, Path())]:
+        raise click.BadParameter(
+            f"{unknown[0]} is none of {', '.join(parts(data, device, Path()))}.", param_hint="--part"
+        )
     try:
         if source:
             prepare("balanced", source, data_dir)
@@ -112,13 +116,11 @@ def main(data_dir: str, source: str | None, device: str, seconds: float, names: 
         path = out / f"{file_prefix(machine, device)}{date.today():%Y%m%d}.json"
         with tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch:
             commands = parts(data, device, Path(scratch), seconds)
-            if unknown := [name for name in names if name not in commands]:
-                raise click.BadParameter(f"{unknown[0]} is none of {', '.join(commands)}.", param_hint="--part")
             results = check(commands, path, machine, names)
     except UserError as error:
         raise click.ClickException(with_flags(str(error))) from error
     click.echo(f"{path} and {path.with_suffix('.md').name}")
-    if failed := [name for name, result in results.items() if result["exit_code"]]:
+    if failed := [name for name in names or results if results[name]["exit_code"]]:
         raise click.ClickException(f"{', '.join(failed)} failed; the result file has the end of the output.")
 
 

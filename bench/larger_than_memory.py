@@ -36,6 +36,7 @@ from emnist_dali.data.stats import Stats, statistics
 from emnist_dali.loading.batch_plan import BatchSpec
 from emnist_dali.loading.loader import Loader
 from emnist_dali.options import with_flags
+from gpu_check import raise_on_signals
 from result_file import check_result_file, write_result_file
 
 BATCH_SIZE = 512
@@ -66,6 +67,7 @@ def main(
     source: str | None, json_file: Path | None,
 ) -> None:  # fmt: skip
     """Images/s from data larger than memory."""
+    raise_on_signals()
     try:
         check_result_file(json_file, "larger_than_memory")
         folder = prepare(split, source, data_dir)
@@ -85,7 +87,8 @@ def measure(shards: Shards, records: int, memory: int, window: int, seconds: flo
             raise UserError(f"{scratch} has too little space for {records:,} records; choose another --data-dir.")
         folder = Path(scratch) / "records"
         growth.repeat_records(shards, folder, records)
-        large = Shards(folder, "train")
+        os.sync()  # what is not written yet cannot be dropped from the cache
+        total = Shards(folder, "train").bytes
         settings = {
             "folder": str(folder),
             "window": window,
@@ -104,7 +107,8 @@ def measure(shards: Shards, records: int, memory: int, window: int, seconds: flo
         "machine": environment("cpu"),
         "data": stage_timers.data_description(shards),
         "records": records,
-        "bytes": large.bytes,
+        "bytes": total,
+        "records_from_memory": len(shards),
         "memory_mib": memory,
         "bounded_by": "control group" if group else "nothing: caches were only dropped before",
         "window": window,
@@ -128,7 +132,9 @@ def table(document: dict[str, Any]) -> str:
         median = float(np.median(values))
         spread = f"{min(values):,.0f}–{max(values):,.0f}"
         lines.append(f"| {name} | {median:,.0f} | {spread} | {100 * median / disk:.1f} % |")
-    lines.append(f"| batches from memory, unbounded | {document['from_memory']:,.0f} | | |")
+    lines.append(
+        f"| batches from memory, {document['records_from_memory']:,} records | {document['from_memory']:,.0f} | | |"
+    )
     return "\n".join(lines)
 
 
@@ -153,14 +159,23 @@ def bounded(memory: int) -> Iterator[str | None]:
 
 
 def _in_a_process(settings: dict[str, Any]) -> float:
+    """Raises UserError if it fails, as it does where the memory is too little."""
     command = [sys.executable, __file__, "--measure", json.dumps(settings)]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    if settings["group"]:  # from its first byte on
+        command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', settings["group"], *command]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        output, _ = process.communicate()
+    finally:
+        process.kill()
+        process.wait()  # its control group can be removed only then
+    if process.returncode:
+        raise UserError(f"«{settings['name']}» failed with {process.returncode}; does it need more --memory?")
+    return float(output)
 
 
 def _measure(settings: dict[str, Any]) -> float:
     """In a process of its own: images/s of one of KINDS."""
-    if settings["group"]:
-        Path(settings["group"]).write_text(str(os.getpid()))
     paths = sorted(Path(settings["folder"]).glob("train-*.safetensors"))
     for path in paths:
         with path.open("rb") as file:
@@ -171,11 +186,11 @@ def _measure(settings: dict[str, Any]) -> float:
     in_windows, batches = KINDS[settings["name"]]
     spec = BatchSpec(batch_size=BATCH_SIZE, window=settings["window"] if in_windows else None)
     pixels = Stats(**settings["stats"]).pixel_spec(shards.shape, SIZE)
-    shards.read_singly()
     with Loader(shards, spec, pixels) as loader:
         if batches:
             stream = stage_timers.endless(loader)
             return _rate(lambda: len(next(stream).labels), settings["seconds"])
+        loader.plan.read_ahead()
         numbers, threads = count(), available_cpus()
 
         def gather(number: int) -> int:

@@ -89,8 +89,9 @@ class Data(_Part, path="data"):
     equalize: bool = setting(True)
     shuffle_window: int | None = setting(
         None,
-        "Images that are shuffled together and read ahead, for data larger than memory: 262144, say.  [default: all]",
-        ge=1,
+        "Images that are shuffled together and read ahead, in steps of 4096: for data larger than memory.  "
+        "[default: all]",
+        ge=4096,
     )
     affine: Affine | None = setting(None)
 

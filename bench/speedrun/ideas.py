@@ -29,6 +29,7 @@ import time_to_accuracy
 from emnist_dali import recipes
 from emnist_dali.config import Config
 from emnist_dali.core.errors import UserError
+from emnist_dali.core.files import read_json
 from emnist_dali.core.machine import environment
 from emnist_dali.data.stats import statistics
 from emnist_dali.models.ensemble import Ensemble
@@ -178,7 +179,10 @@ def main(
 
 
 def measure(configs: dict[str, Config], seeds: int, json_file: Path | None = None) -> dict[str, Any]:
-    """The document of `configs` with seeds from 0, each judged by the images held out; written after each run."""
+    """The document of `configs` with seeds from 0, each judged by the images held out; written after each run.
+
+    What `json_file` holds stays and is not repeated. Raises UserError if it has one of the names with other settings.
+    """
     check_result_file(json_file, "ideas")
     resolved = {name: resolve(config) for name, config in configs.items()}
     shards = training_shards(resolved["fast"])
@@ -189,8 +193,17 @@ def measure(configs: dict[str, Config], seeds: int, json_file: Path | None = Non
         "configs": {name: config.to_dict() for name, config in resolved.items()},
         "runs": {},
     }
+    if json_file and json_file.exists():
+        found = read_json(json_file)
+        for name in found["configs"].keys() & resolved.keys():
+            if found["configs"][name] != json.loads(json.dumps(document["configs"][name])):
+                raise UserError(f"{json_file} has {name!r} with other settings; choose another --json.")
+        document["configs"] = found["configs"] | document["configs"]
+        document["runs"] = found["runs"]
     for seed in range(seeds):
         for name, config in resolved.items():
+            if seed in {result["seed"] for result in document["runs"].get(name, [])}:
+                continue
             click.echo(f"{name}:")
             statistics(shards.folder, config.data.image_size, config.data.equalize)
             result = time_to_accuracy.run(config.override({"seed": seed}), shards)

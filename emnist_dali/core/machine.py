@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
@@ -16,6 +17,8 @@ import numpy as np
 
 from .files import masked, printable
 
+# The most that Linux reads for one MADV_WILLNEED, on a disk with its default read-ahead.
+_PIECE = 128 << 10
 PACKAGES = ("emnist-dali", "torch", "timm", "nvidia-dali-cuda120", "lion-pytorch", "torchmetrics", "numba", "numpy")
 # What nvidia-smi --query-gpu calls each field of `gpu_state`.
 _GPU_FIELDS = {
@@ -58,14 +61,13 @@ def keep_freed_memory() -> None:
 
 def will_need(mapped: np.ndarray) -> None:
     """Has the system read the memory-mapped file under an array into its cache, and does not wait for it."""
-    _advise(mapped, "MADV_WILLNEED")
+    bytes_ = mapped.view(np.uint8)
+    for start in range(0, len(bytes_), _PIECE):
+        _advise(bytes_[start : start + _PIECE], "MADV_WILLNEED")
 
 
 def read_at_random(mapped: np.ndarray) -> None:
-    """Has a page of the memory-mapped file under an array read alone, instead of 128 kB around it.
-
-    With 10⁷ records and 1 GiB for cache and process, random ones came at 20,119 instead of 71 a second.
-    """
+    """Has a page of the memory-mapped file under an array read alone, without the disk's read-ahead around it."""
     _advise(mapped, "MADV_RANDOM")
 
 
@@ -79,12 +81,26 @@ def _advise(mapped: np.ndarray, advice: str) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that programs and the system's cache can still take; None where Linux does not tell."""
+    """Bytes that programs and the system's cache can still take; None where Linux does not tell.
+
+    A control group's limit, as in a container, counts as a whole, whatever of it is taken.
+    """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        left = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
     except (OSError, StopIteration):
         return None
+    limits = [left]
+    for group in groups:
+        _, kind, path = group.split(":", 2)
+        root, name = (Path("/sys/fs/cgroup"), "memory.max") if not kind else (
+            Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+        )  # fmt: skip
+        for folder in {root, root / path.lstrip("/")} if kind in ("", "memory") else ():
+            with suppress(OSError, ValueError):  # there is none, or it is "max"
+                limits.append(int((folder / name).read_text()))
+    return min(limits)
 
 
 def busy_seconds() -> float | None:

@@ -76,6 +76,7 @@ class CpuBackend:
         pinned: bool = True,
     ) -> None:
         self.position = self._ahead = first
+        plan.read_ahead()
         self._plan, self._device, self._dtype = plan, device, getattr(torch, pixels.dtype)
         self._preprocess = Preprocess(pixels, compressed=plan.shards.compressed)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
@@ -149,6 +150,7 @@ class DaliBackend:
                 f"DALI could not be imported ({error}); install nvidia-dali-cuda120 (Linux) or take data.backend cpu."
             ) from error
         on_gpu, n = device.type == "cuda", plan.spec.local_batch_size
+        plan.read_ahead()
         self.position = self._first = first
         self._plan, self._gathered_ahead = plan, gathered_ahead
         self._run, self._tensors = dali.run, dali.tensors

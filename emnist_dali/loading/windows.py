@@ -14,8 +14,6 @@ from . import sampling
 
 # Consecutive samples that are read at once: 1.5 MB of LZ4 records, enough for a disk's full rate.
 BLOCK = 4096
-# Samples of a window where none is asked for: 100 MB of LZ4 records, and another such window is read meanwhile.
-WINDOW = 64 * BLOCK
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,22 @@
 """The order of data larger than memory, and that what it needs is read before."""
 
+import mmap
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emnist_dali.core import machine
 from emnist_dali.core.errors import UserError
 from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.sources import Part, Source
+from emnist_dali.data.stats import Stats
 from emnist_dali.loading import windows as windows_module
 from emnist_dali.loading.batch_plan import BatchPlan, BatchSpec
+from emnist_dali.loading.loader import Loader
 from emnist_dali.loading.windows import Windows
 
 
@@ -103,22 +109,30 @@ def test_an_epoch_has_each_image_once_and_the_next_another_order(shards):
 
 
 @pytest.mark.parametrize(("start", "batch_size"), [(0, 24), (5, 24), (0, 150)])
-def test_what_a_batch_takes_has_been_asked_for(start, batch_size, shards, monkeypatch):
-    asked: list[range] = []
-    monkeypatch.setattr(shards, "read_ahead", asked.extend)
-    monkeypatch.setattr("emnist_dali.loading.batch_plan.Thread", _AtOnce)
+def test_what_a_batch_takes_has_been_asked_for(start, batch_size, asked, shards):
     plan = BatchPlan(shards, BatchSpec(batch_size=batch_size, window=64), 28, np.arange(0, 600, 2))
+    plan.read_ahead()
     for i in range(start, 3 * plan.batches):
         taken = plan.batch(i).indices
-        assert set(taken.tolist()) <= {k for part in asked for k in part}
-    windows = 3 * 300 // 16 // 4
-    assert sum(map(len, asked)) < 2.5 * 3 * 600 * windows  # and not again for every batch
-    number = len(asked)
+        # In the last three windows that were asked for, or as many as the batch reaches into.
+        latest = asked[-3 - batch_size // 64 :]
+        assert set(taken.tolist()) <= {k for parts in latest for part in parts for k in part}
+    windows = 300 // 16 // 4
+    assert len(asked) == 3 * windows + 1 - start // 5  # each once: the fifth batch begins in the second window
     plan.batch(3 * plan.batches - 1)
-    assert len(asked) == number
+    assert len(asked) == 3 * windows + 1 - start // 5
     asked.clear()
     taken = plan.batch(1).indices  # from the beginning again
-    assert set(taken.tolist()) <= {k for part in asked for k in part}
+    assert set(taken.tolist()) <= {k for parts in asked for part in parts for k in part}
+
+
+@pytest.fixture
+def asked(shards, monkeypatch) -> list[list[range]]:
+    """What the shards are asked to read ahead, a list a time."""
+    calls: list[list[range]] = []
+    monkeypatch.setattr(shards, "read_ahead", calls.append)
+    monkeypatch.setattr("emnist_dali.loading.batch_plan.Thread", _AtOnce)
+    return calls
 
 
 class _AtOnce:
@@ -139,17 +153,93 @@ def test_reading_ahead_asks_for_the_bytes_of_the_samples(shards, monkeypatch):
     np.testing.assert_array_equal(labels, shards.labels(np.arange(240, 260)))
 
 
-def test_data_larger_than_memory_is_read_singly_and_evaluated_ahead(shards, monkeypatch):
-    calls = []
-    monkeypatch.setattr(shards, "read_singly", lambda: calls.append("singly"))
-    monkeypatch.setattr(shards, "read_ahead", lambda parts: calls.append(parts))
-    monkeypatch.setattr("emnist_dali.loading.batch_plan.Thread", _AtOnce)
-    for memory, expected in ((10 * shards.bytes, []), (shards.bytes, ["singly", [range(600)]])):
-        monkeypatch.setattr("emnist_dali.loading.batch_plan.available_memory", lambda memory=memory: memory)
-        calls.clear()
-        plan = BatchPlan(shards, BatchSpec(batch_size=100, train=False), 28)
-        np.testing.assert_array_equal(plan.batch(5).indices, np.arange(500, 600))
-        assert calls[:2] == expected
+@pytest.mark.parametrize("memory", [10, 1, None])
+@pytest.mark.parametrize("train", [True, False])
+def test_data_larger_than_memory_is_read_singly_and_evaluated_ahead(memory, train, asked, shards, monkeypatch):
+    """`memory` is in sizes of the part; None is unknown."""
+    singly = []
+    monkeypatch.setattr(shards, "read_singly", lambda: singly.append(True))
+    monkeypatch.setattr("emnist_dali.loading.batch_plan.available_memory", lambda: memory and memory * shards.bytes)
+    plan = BatchPlan(shards, BatchSpec(batch_size=20, train=train), 28)
+    plan.read_ahead()
+    for i in range(2 * plan.batches):
+        plan.batch(i)
+    assert bool(singly) == (memory == 1)
+    of_a_pass = [[range(start, start + 20)] for start in range(160, 600, 20)]
+    assert asked == (2 * of_a_pass if memory == 1 and not train else [])
+
+
+@pytest.mark.parametrize(("step", "read"), [(1, True), (30, True), (300, False)])
+def test_an_evaluation_reads_what_lies_between_only_where_it_is_little(step, read, asked, monkeypatch):
+    shards = mock.Mock(spec=Shards, bytes=10**9, shape=(28, 28))
+    shards.read_ahead = asked.append
+    shards.labels.side_effect = lambda indices: np.zeros(len(indices), np.uint8)
+    monkeypatch.setattr("emnist_dali.loading.batch_plan.available_memory", lambda: 10**6)
+    plan = BatchPlan(shards, BatchSpec(batch_size=10, train=False), 28, np.arange(0, 100 * step, step))
+    plan.read_ahead()
+    plan.batch(0)
+    assert asked == ([[range(80 * step, 89 * step + 1)]] if read else [])
+
+
+def test_indices_in_no_order_are_not_read_ahead(asked, shards):
+    plan = BatchPlan(shards, BatchSpec(batch_size=24, window=64), 28, np.random.default_rng(0).permutation(600))
+    plan.read_ahead()
+    for i in range(plan.batches):
+        plan.batch(i)
+    assert not asked
+
+
+@pytest.mark.parametrize("backend", ["cpu", "dali", "resident"])
+def test_backends_that_take_records_batch_by_batch_read_ahead(backend, asked, shards):
+    spec = BatchSpec(batch_size=48, window=64)
+    with Loader(shards, spec, Stats(0.2, 0.3).pixel_spec(shards.shape, 28), backend=backend) as loader:
+        images = [batch.images.clone() for batch in loader]
+    assert len(images) == 12
+    assert bool(asked) == (backend != "resident")
+
+
+def test_what_is_advised_is_the_pages_of_an_array_in_pieces_that_the_system_takes(monkeypatch):
+    advised = []
+
+    class Libc:
+        def madvise(self, start, size, advice):
+            advised.append((start.value, size.value, advice))
+
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: Libc())
+    array = np.zeros(10**6, np.uint8)[1234:-77]
+    machine.will_need(array)
+    starts, sizes, advices = zip(*advised, strict=True)
+    assert set(advices) == {mmap.MADV_WILLNEED}
+    assert all(start % mmap.PAGESIZE == 0 for start in starts)
+    assert max(sizes) <= (128 << 10) + mmap.PAGESIZE
+    assert starts[0] <= array.ctypes.data < starts[0] + mmap.PAGESIZE
+    ends = [start + size for start, size in zip(starts, sizes, strict=True)]
+    assert all(start <= end for start, end in zip(starts[1:], ends, strict=False))
+    assert ends[-1] == array.ctypes.data + array.nbytes
+    advised.clear()
+    machine.read_at_random(array)
+    assert [advice for *_, advice in advised] == [mmap.MADV_RANDOM]
+
+
+def test_the_limit_of_a_container_is_its_memory(monkeypatch):
+    files = {
+        "/proc/meminfo": "MemTotal: 9000000 kB\nMemAvailable:    8000000 kB\n",
+        "/proc/self/cgroup": "4:memory:/jobs/7\n3:cpu:/\n0::/\n",
+        "/sys/fs/cgroup/memory/jobs/7/memory.limit_in_bytes": "1000000\n",
+        "/sys/fs/cgroup/memory.max": "max\n",
+    }
+
+    def read_text(path):
+        if str(path) not in files:
+            raise FileNotFoundError(path)
+        return files[str(path)]
+
+    monkeypatch.setattr(machine.Path, "read_text", read_text)
+    assert machine.available_memory() == 1_000_000
+    files["/proc/self/cgroup"] = "0::/\n"
+    assert machine.available_memory() == 8_000_000 * 1024
+    del files["/proc/meminfo"]
+    assert machine.available_memory() is None
 
 
 def test_balanced_sampling_needs_all_images_at_hand():
