@@ -1,13 +1,34 @@
-"""The result of throughput.py as charts: the stages with their limits, and the peers at each of their jobs."""
+#!/usr/bin/env python
+"""The result of throughput.py as charts: the stages with their limits, and the peers at each of their jobs.
 
+python bench/plot.py bench/records/throughput-cpu-2-cores.json docs/images/speed.png --job 112×112
+"""
+
+import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+import click
 
 STAGE, OURS, PEER, LIMIT = "#4477aa", "#228833", "#bbbbbb", "#ee6677"
 
 
-def draw(document: dict[str, Any], path: Path) -> None:
-    """Writes a PNG or SVG; images/s on logarithmic axes."""
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("record", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--job", "jobs", multiple=True, help="Only this; repeatable.  [default: all]")
+def main(record: Path, path: Path, jobs: tuple[str, ...]) -> None:
+    """Draws the result file of throughput.py as PNG or SVG."""
+    document = json.loads(record.read_text())
+    known = dict.fromkeys(job for peer in document["peers"].values() for job in peer["jobs"])
+    if unknown := [job for job in jobs if job not in known]:
+        raise click.BadParameter(f"{unknown[0]} is none of {', '.join(known)}.", param_hint="--job")
+    draw(document, path, jobs)
+
+
+def draw(document: dict[str, Any], path: Path, jobs: Collection[str] = ()) -> None:
+    """Writes a PNG or SVG of the stages and of `jobs`, or all; images/s on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -16,7 +37,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
     panels = {"stages of training": document["stages"]} if document["stages"] else {}
     for name, peer in document["peers"].items():
         for job, result in peer["jobs"].items():
-            if "images_per_second" in result:
+            if "images_per_second" in result and (not jobs or job in jobs):
                 panels.setdefault(job, {})[name] = result
     figure, all_axes = pyplot.subplots(
         len(panels),
@@ -66,3 +87,7 @@ def _panel(axes: Any, title: str, bars: dict[str, dict[str, Any]]) -> None:
     axes.set_xlim(min(rates) / 3, 2 * max([*rates, *limits.values()]))
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, fontsize=10, loc="left")
+
+
+if __name__ == "__main__":
+    main()

@@ -98,7 +98,11 @@ class Process:
         line = self._process.stdout.readline()
         self._signal(signal.SIGSTOP)
         if not line:
-            raise RuntimeError(self._log.read_text().strip() or "it ended without a word")
+            self._signal(signal.SIGCONT)
+            code = self._process.wait()
+            ended = f"it was ended by {signal.Signals(-code).name}" if code < 0 else ""
+            said = f"{self._log.read_text().strip()}\n{ended}".strip()
+            raise RuntimeError(said or "it ended without a word")
         return json.loads(line)
 
     def _signal(self, number: int) -> None:
