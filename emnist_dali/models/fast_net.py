@@ -1,4 +1,4 @@
-"""Small convolutional networks, registered with timm: `emnist_fast`, `_small`, `_tiny`, `_wide`, `_trio` and `_flat`.
+"""Small convolutional networks, registered with timm: `emnist_fast` and its variants.
 
 Modelled on the networks that hold CIFAR-10's speed records (KellerJordan/cifar10-airbench): plain dense convolutions,
 pooled before they are normalized.
@@ -164,7 +164,7 @@ def emnist_fast_trio(pretrained: bool = False, **options: Any) -> Ensemble:
 
 @register_model
 def emnist_fast_large_trio(pretrained: bool = False, **options: Any) -> Ensemble:
-    """Three `emnist_fast`: 3.3 M parameters, 138 M multiply-adds per 28×28 image, a third of them in training."""
+    """Three `emnist_fast`: 3.4 M parameters, 138 M multiply-adds per 28×28 image, a third of them in training."""
     return build_model_with_cfg(_large_trio, "emnist_fast_large_trio", pretrained, **options)
 
 
