@@ -172,10 +172,15 @@ def _parts_before(path: Path, commands: dict[str, list[str]], machine: dict[str,
         return {}
     before = read_json(path, "choose another --out")
     for name, part in before["parts"].items():
-        same = _comparable(part["command"]) == _comparable(shlex.join(commands.get(name, [])))
+        same = _comparable(part["command"]) == _comparable(_portable(commands.get(name, [])))
         if part["exit_code"] == 0 and not (same and before["machine"]["packages"] == machine["packages"]):
             raise UserError(f"{path} holds «{name}» with other settings or package versions; choose another --out.")
     return before["parts"]
+
+
+def _portable(command: list[str]) -> str:
+    """As one types it in the project's folder, because records are read on other machines."""
+    return shlex.join(command).replace(sys.executable, "python").replace(f"{ROOT}{os.sep}", "")
 
 
 def _comparable(command: str) -> str:
@@ -188,7 +193,7 @@ def _result(
     document: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     return {
-        "command": shlex.join(command), "exit_code": code, "seconds": seconds, "output": output, "document": document,
+        "command": _portable(command), "exit_code": code, "seconds": seconds, "output": output, "document": document,
     }  # fmt: skip
 
 
