@@ -27,7 +27,7 @@ import ablation
 import stage_timers
 import time_to_accuracy
 from emnist_dali import recipes
-from emnist_dali.config import Config
+from emnist_dali.config import Config, Mixing
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json
 from emnist_dali.core.machine import environment
@@ -89,6 +89,12 @@ def idea_large_trio(pretrained: bool = False, **options: Any) -> Ensemble:
 
 
 @register_model
+def idea_large_five(pretrained: bool = False, **options: Any) -> Ensemble:
+    """Five of emnist_fast."""
+    return Ensemble([FastNet(stem=64, widths=(128, 256), **_sizes(options)) for _ in range(5)])
+
+
+@register_model
 def idea_flat_trio(pretrained: bool = False, **options: Any) -> Ensemble:
     return Ensemble([FlatNet(**_FLAT, **_sizes(options)) for _ in range(3)])
 
@@ -108,6 +114,7 @@ def _smoothed(**values: Any) -> Callable[[Config], Config]:
 
 _SHORT: dict[str, Any] = {"momentum": 0.85, "data.affine": recipes.fast_cpu("balanced").data.affine}
 _THREE: dict[str, Any] = {"model": "emnist_fast_large_trio", "batch_size": 3072}
+_MIXED = Mixing(mixup_alpha=0.2, cutmix_alpha=0.6, probability=1 / 3, switch=0.5)
 _TWICE_WARPS = replace(recipes.WARPS, rotation=(0.4,), scale=0.24, shear=0.3, translation=4 / 28)
 # The most telling first: each has a seed before any has two.
 GPU_IDEAS: dict[str, Callable[[Config], Config]] = {
@@ -143,6 +150,18 @@ GPU_IDEAS: dict[str, Callable[[Config], Config]] = {
         model="idea_flat_trio", batch_size=3072, epochs=48
     ),
     "B, three nets, 48 epochs, label smoothing 0.3": _smoothed(**_THREE, epochs=48, label_smoothing=0.3),
+    "B, 4 epochs, momentum 0.85, warps of fast on a CPU": _smoothed(epochs=4, **_SHORT),
+    "B, 6 epochs, momentum 0.85, warps of fast on a CPU, 2,048 images a step at 0.06": _smoothed(
+        epochs=6, batch_size=2048, lr=0.06, **_SHORT
+    ),
+    "B, 8 epochs, momentum 0.85, warps of fast on a CPU, 512 images a step at 0.03": _smoothed(
+        epochs=8, batch_size=512, lr=0.03, **_SHORT
+    ),
+    "B, five nets, 80 epochs": _smoothed(model="idea_large_five", batch_size=5120, epochs=80),
+    "B, five nets, 60 epochs, momentum 0.9": _smoothed(
+        model="idea_large_five", batch_size=5120, epochs=60, momentum=0.9
+    ),
+    "B, three nets, 48 epochs, a third mixed": _smoothed(**_THREE, epochs=48, mixing=_MIXED),
     "A, warps of twice the CPU's, 32 epochs": _adjusted(epochs=32, **{"data.affine": _TWICE_WARPS}),
 }
 
