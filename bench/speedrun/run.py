@@ -77,7 +77,7 @@ ROWS = {
     "gpu-90.5": Row(
         target=0.905,
         device="cuda",
-        config=partial(large_net, model="emnist_fast_large_trio", batch_size=3072, epochs=36, momentum=0.9),
+        config=partial(large_net, model="emnist_fast_large_trio", batch_size=3072, epochs=48),
     ),
 }
 
