@@ -253,7 +253,7 @@ def _validated(config: Config, shards: Shards, indices: np.ndarray, held_out: np
             trainer.begin(epoch)
             entries.append(trainer.train_epoch(training.loader))
     with evaluation_loader(config, shards, training.stats, held_out) as loader:
-        scores = score(predict(trainer.evaluated, loader, autocast(config), "validation"), shards.manifest.classes)
+        scores = score(predict(trainer.trained, loader, autocast(config), "validation"), shards.manifest.classes)
     seconds = sum(entry["seconds"] for entry in entries)
     result = {
         "lr": config.training.lr,

@@ -54,7 +54,7 @@ TAIL = 4000  # characters
 TIMED_OUT, INTERRUPTED = 124, 130  # exit codes, as of timeout(1) and of a shell after Ctrl-C
 # In the names of those of tests/gpu that compare batches with the CPU's, as pytest's -k takes it.
 PARITY = "equalize or grey_level or half_images or padded or reach_the_gpu_whole or are_the_cpus"
-PIPELINE_GROUPS = ("block", "queue", "ahead", "threads", "gathering", "codec")
+PIPELINE_GROUPS = ("operators", "concurrency", "block", "queue", "ahead", "threads", "gathering", "codec")
 SCRATCH = "emnist-dali-check-"  # the scratch folder's name begins so
 DOCUMENT = '{"benchmark"'  # the beginning of the line that has one
 

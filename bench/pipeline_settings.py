@@ -11,6 +11,7 @@ each group. The last line is a JSON document.
 
 import json
 import tempfile
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -120,6 +121,43 @@ def warp(setup: Setup) -> dict[str, Measure]:
     }
 
 
+def operators(setup: Setup) -> dict[str, Measure]:
+    """DALI: the graph cut after each operator, with the recipe's warp if it has one."""
+    affine = setup.config.data.affine
+    names = ("equalize", "warp_affine" if affine else "resize", "crop_mirror_normalize")
+    cut = {f"… {name}": _timer(setup, partial(_cut, names[i + 1 :]), affine) for i, name in enumerate(names[:-1])}
+    return {"records": _timer(setup, partial(_cut, names), affine), **cut, "whole *": _timer(setup, "dali", affine)}
+
+
+def _cut(names: tuple[str, ...], *arguments: Any) -> DaliBackend:
+    """A backend whose graph goes without these operators."""
+    without = {name: lambda images, *_, **__: images for name in names}
+    with mock.patch.multiple(dali.fn, **without), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # matrices that no warp takes
+        return DaliBackend(*arguments)
+
+
+def concurrency(setup: Setup) -> dict[str, Measure]:
+    """DALI: which operators run side by side on the host, with the recipe's warp if it has one."""
+    from nvidia.dali.pipeline import OperatorConcurrency, StreamPolicy
+
+    policies = {
+        "DALI's own *": {},
+        "of different batches": {"concurrency": OperatorConcurrency.FULL},
+        "and on streams of their own": {
+            "concurrency": OperatorConcurrency.FULL,
+            "stream_policy": StreamPolicy.PER_OPERATOR,
+        },
+    }
+    affine = setup.config.data.affine
+    return {name: _timer(setup, partial(_with_policy, policy), affine) for name, policy in policies.items()}
+
+
+def _with_policy(policy: dict[str, Any], *arguments: Any) -> DaliBackend:
+    with mock.patch.object(dali, "_graph", partial(dali._graph, **policy)):
+        return DaliBackend(*arguments)
+
+
 def _two_passes(*arguments: Any) -> DaliBackend:
     """A backend whose graph warps after the resize; no one else needs another graph, so it is patched in."""
     one_pass = dali.preprocess
@@ -173,7 +211,8 @@ def step(setup: Setup) -> dict[str, Measure]:
 
 
 GROUPS: dict[str, Callable[[Setup], dict[str, Measure]]] = {
-    group.__name__: group for group in (block, queue, ahead, threads, gathering, codec, warp, output, step)
+    group.__name__: group
+    for group in (block, queue, ahead, threads, gathering, codec, warp, operators, concurrency, output, step)
 }
 _cleanup = ExitStack()
 

@@ -102,7 +102,7 @@ def run(config: Config, shards: Shards) -> dict[str, Any]:
         seconds = perf_counter() - started
         scored = training.validation or Loader.from_config(Shards(shards.folder, "test"), config, train=False)
         with scored:
-            predictions = predict(trainer.evaluated, scored, autocast(config), "evaluation")
+            predictions = predict(trainer.trained, scored, autocast(config), "evaluation")
     scores = score(predictions, shards.manifest.classes)
     result = {
         "seed": config.training.seed,

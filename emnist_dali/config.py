@@ -178,7 +178,7 @@ class Run(_Part, path="run"):
     )
     compile: Compile = setting(
         "auto",
-        "on: torch.compile for training and validation; graph: each step as one CUDA graph where one can hold it, "
+        "on: torch.compile for the training step; graph: each step as one CUDA graph where one can hold it, "
         "without compiling; auto is on with a GPU.",
     )
     profile: bool = setting(

@@ -19,7 +19,7 @@ from emnist_dali.config import (
     settings,
 )
 from emnist_dali.core.errors import UserError
-from emnist_dali.recipes import RECIPES, choose, cpu, fast, fast_cpu, published, recipe
+from emnist_dali.recipes import RECIPES, choose, cpu, fast, fast_cpu, gpu, published, recipe
 
 ALL = [recipe(split) for recipe in RECIPES.values() for split in ("balanced", "byclass", "letters")]
 
@@ -210,24 +210,24 @@ def test_a_recipe_knows_its_name_and_split(name):
 
 
 def test_choosing_says_why():
-    for gpu, name in ((True, "improved"), (False, "cpu")):
-        config, why = choose("auto", "balanced", gpu)
+    for has_gpu, name in ((True, "improved"), (False, "cpu")):
+        config, why = choose("auto", "balanced", has_gpu)
         assert config == recipe(name)
         assert name in why
         assert "GPU" in why
-    for gpu in (True, False):
-        config, why = choose("published", "byclass", gpu)
+    for has_gpu in (True, False):
+        config, why = choose("published", "byclass", has_gpu)
         assert config == published("byclass")
         assert "published" in why
         assert "requested" in why
 
 
-@pytest.mark.parametrize(("gpu", "model"), [(True, "emnist_fast"), (False, "emnist_fast_tiny")])
-def test_the_fast_recipe_has_a_size_for_the_machine(gpu, model):
-    config, why = choose("fast", "balanced", gpu)
-    assert config == (fast if gpu else fast_cpu)("balanced")
+@pytest.mark.parametrize(("has_gpu", "model"), [(True, "emnist_fast"), (False, "emnist_fast_tiny")])
+def test_the_fast_recipe_has_a_size_for_the_machine(has_gpu, model):
+    config, why = choose("fast", "balanced", has_gpu)
+    assert config == (fast if has_gpu else fast_cpu)("balanced")
     assert (config.model.model, config.recipe) == (model, "fast")
-    assert ("a GPU" if gpu else "a CPU") in why
+    assert ("a GPU" if has_gpu else "a CPU") in why
 
 
 def test_a_recipe_is_a_function_of_the_split_only(monkeypatch):
@@ -240,19 +240,17 @@ def test_a_recipe_is_a_function_of_the_split_only(monkeypatch):
 def test_a_recipe_by_its_name():
     assert recipe("cpu") == cpu("balanced")
     assert recipe("fast", "letters") == fast("letters")
-    with pytest.raises(UserError, match="no recipe 'fats'; choose published, improved, fast, cpu, cpu_long"):
+    with pytest.raises(UserError, match="no recipe 'fats'; choose published, improved, fast, gpu, cpu, cpu_long"):
         recipe("fats")
     for old, new in RENAMED_RECIPES.items():
         with pytest.raises(UserError, match=f"{old} is now called {new}"):
             recipe(old)
 
 
-def test_the_fast_recipe_weights_classes_only_where_the_test_split_is_even():
-    assert {split: fast(split).training.class_weights for split in ("balanced", "byclass", "mnist")} == {
-        "balanced": True,
-        "byclass": False,
-        "mnist": False,
-    }
+def test_small_recipes_adjust_logits_only_where_the_test_split_is_even():
+    for make in (fast, gpu, cpu):
+        adjusted = {split: make(split).training.logit_adjustment for split in ("balanced", "byclass", "mnist")}
+        assert adjusted == {"balanced": 1.0, "byclass": 0.0, "mnist": 0.0}
 
 
 def test_the_command_line_imports_nothing_heavy():

@@ -173,7 +173,7 @@ def _out_of_fold(config: Config, shards: Shards, indices: np.ndarray, held_out: 
             trainer.begin(trainer.epoch + 1)
     # Not `evaluation_loader`: every held-out image is looked at, even in a trial.
     with Loader.from_config(shards, config, indices=held_out, train=False) as loader:
-        return predict(trainer.evaluated, loader, autocast(config), "fold").probabilities
+        return predict(trainer.trained, loader, autocast(config), "fold").probabilities
 
 
 def _write_list(path: Path, issues: list[Issue]) -> None:

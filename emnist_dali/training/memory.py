@@ -11,6 +11,7 @@ _MODELS = {
     "emnist_fast_small": (0.28e6, 202),
     "emnist_fast_wide": (0.73e6, 165),
     "emnist_fast_trio": (2.2e6, 150),
+    "emnist_fast_large_trio": (3.36e6, 399),
 }
 # Weights, gradients, averages and two moments in float32, a copy in bf16, and what an update takes in passing.
 _BYTES_PER_PARAMETER = 30

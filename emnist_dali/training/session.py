@@ -199,7 +199,7 @@ class Session:
 
     def _validate(self) -> dict[str, Any]:
         predictions = predict(
-            self.trainer.evaluated,
+            self.trainer.trained,
             self.training.validation,
             autocast(self.config),
             "validation",

@@ -77,7 +77,6 @@ class Trainer:
         self.loss = compiled(self._loss, config)
         self.ema = ModelEmaV3(self.model, decay=training.ema, use_warmup=True) if training.ema else None
         self._averages = _pairs_by_dtype(self.ema.module, self.model) if self.ema else []
-        self.evaluated = compiled(self.trained, config)
         self.optimizer = build_optimizer(self.model, training)
         # Only fp16 scales its gradients; for Lion and Muon the host waits for the check for infinities at each step.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.run.amp == "fp16")
@@ -133,8 +132,7 @@ class Trainer:
                     self._backward(images, targets)
                     self.optimizer.zero_grad()
             with torch.inference_mode(), self.autocast():
-                # Made here, because compiled code asks whether its images are inference tensors.
-                self.evaluated.eval()(channels_last(torch.zeros(shape, dtype=dtype, device=self.device)))
+                self.trained.eval()(channels_last(torch.zeros(shape, dtype=dtype, device=self.device)))
         except Exception as error:  # any of timm's models, or a compiler, may raise anything
             if is_out_of_memory(error) or distributed.is_peer_failure(error):
                 raise

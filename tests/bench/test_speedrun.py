@@ -91,7 +91,7 @@ def test_every_idea_is_one_change_of_the_recipe_that_trains():
 def test_every_idea_for_a_gpu_is_another_config_and_its_net_can_be_made():
     base = run.recipes.fast("balanced")
     configs = {name: change(base) for name, change in ideas.GPU_IDEAS.items()}
-    assert configs["fast"] == base
+    assert base in configs.values()
     assert len({json.dumps(config.to_dict()) for config in configs.values()}) == len(configs)
     for model in {config.model.model for config in configs.values()}:
         net = build_model(Model(model=model, pretrained=False), 47).eval()

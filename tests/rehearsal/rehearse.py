@@ -156,7 +156,7 @@ def rehearse(
         trainer.train_epoch(loader, phases.after_step)
         steps = phases.steps()
         peak = torch.cuda.max_memory_allocated()
-        predict(trainer.evaluated, loader, trainer.autocast, "")
+        predict(trainer.trained, loader, trainer.autocast, "")
         trainer.load(trainer.state())
     step = max(steps, key=lambda step: len(_kernels(step)))
     return {
@@ -196,11 +196,8 @@ def _identity(config: Config) -> dict[str, Any]:
 def _work(log: Log, trainer: Trainer, loader: OnTheGpu) -> dict[str, int]:
     """Of one optimizer step."""
     if trainer.config.run.compile == "on":
-        both = metrics.num_bytes_accessed  # of training and inference, counted when they were compiled
-        torch._dynamo.reset()
-        metrics.reset()
-        predict(trainer.evaluated, loader, trainer.autocast, "")
-        return {"bytes": (both - metrics.num_bytes_accessed) * trainer.config.training.accumulation}
+        # Counted when it was compiled.
+        return {"bytes": metrics.num_bytes_accessed * trainer.config.training.accumulation}
     trainer.begin(2)
     with Work(log) as work:
         trainer.train_epoch(loader)

@@ -161,7 +161,7 @@ def test_evaluation_reads_its_results_once(run, data_dir, monkeypatch):
         loop.step = "evaluation"
         with HostReads() as reads:
             reads.trainer = loop
-            score(predict(loop.evaluated, loader, autocast(loop.config), "test"), shards.manifest.classes)
+            score(predict(loop.trained, loader, autocast(loop.config), "test"), shards.manifest.classes)
     assert len(loader) == 2
     assert len(updates) == 1
 
