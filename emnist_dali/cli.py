@@ -15,10 +15,11 @@ from . import __version__
 from .core.errors import UserError, is_out_of_memory
 from .core.files import masked, printable
 from .data.emnist import SPLITS
-from .options import ConfigCommand, PlainPath, RecipeName, chosen, config_options, with_flags
+from .options import ConfigCommand, ModelPath, PlainPath, RecipeName, chosen, config_options, with_flags
 
 _RUN = PlainPath(exists=True, file_okay=False, path_type=Path)
-_MODEL = PlainPath(exists=True, path_type=Path)
+_EVALUATED = ModelPath(exists=True, file_okay=False, path_type=Path)
+_MODEL = ModelPath(exists=True, path_type=Path)
 _FILE = PlainPath(dir_okay=False, path_type=Path)
 _FOLDER = PlainPath(path_type=Path)
 
@@ -213,7 +214,7 @@ def train(recipe: str | None, resume: str | None, resume_force: bool, dry_run: b
 
 
 @main.command(short_help="Print the metrics of a run, or of an ensemble of runs.")
-@click.argument("runs", nargs=-1, required=True, type=_RUN)
+@click.argument("runs", nargs=-1, required=True, type=_EVALUATED)
 @click.option("--split", help="Another split with the same classes.  [default: the run's]")
 @click.option("--data-dir", type=_FOLDER, help="Folder of the prepared splits.  [default: the run's]")
 @click.option("--validation", is_flag=True, help="Use the run's validation images instead of the test split.")
@@ -271,21 +272,21 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 
 
 @main.command(short_help="Recognize the characters in image files.")
-@click.argument("model", type=_MODEL)
-@click.argument("images", nargs=-1, required=True)
+@click.argument("images", nargs=-1, required=True, metavar="[MODEL] IMAGES...")
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Predictions per image.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per image.")
 @click.option("--show", type=_FILE, help="PNG file to write: each image, what the model saw of it, its predictions.")
-def predict(model: Path, images: tuple[str, ...], top: int, as_json: bool, show: Path | None) -> None:
-    """Recognize characters. MODEL is a run folder or an exported .onnx; IMAGES are files, folders or globs, one
-    character per image, dark on light or light on dark.
+def predict(images: tuple[str, ...], top: int, as_json: bool, show: Path | None) -> None:
+    """Recognize characters. MODEL is a run folder or an exported .onnx, or left out for the built-in model; IMAGES
+    are files, folders or globs, one character per image, dark on light or light on dark.
 
     \b
+    emnist-dali predict photo.jpg
     emnist-dali predict runs/balanced-cpu-20261122-160000 photo.jpg scans/
     """
-    from .deploy.predict import format_table, predict
+    from .deploy.predict import format_table, model_and_images, predict
 
-    answers, errors = predict(model, images, top, show)
+    answers, errors = predict(*model_and_images(images), top, show)
     _print(json.dumps(answers) if as_json else format_table(answers))
     for message in errors:
         click.echo(_line(message), err=True)
@@ -314,14 +315,16 @@ def export(run: Path, kind: str, output: Path | None) -> None:
 
 
 @main.command(short_help="Serve a page to draw characters on, and an HTTP API.")
-@click.argument("model", type=_MODEL)
+@click.argument("model", type=_MODEL, default="builtin")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 picks a free port.")
 def serve(model: Path, port: int) -> None:
-    """Recognize characters drawn in the browser, or sent by POST, on 127.0.0.1.
+    """Recognize characters drawn in the browser, or sent by POST, on 127.0.0.1. MODEL is a run folder or an exported
+    .onnx, or left out for the built-in model.
 
     Needs pip install 'emnist-dali[serve]'.
 
     \b
+    emnist-dali serve
     emnist-dali serve runs/balanced-cpu-20261122-160000
     """
     from .deploy.serve import serve

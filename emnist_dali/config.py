@@ -100,7 +100,9 @@ class Data(_Part, path="data"):
 class Model(_Part, path="model"):
     model: str = setting("efficientnet_b2", "Name of any timm model.")
     pretrained: bool = setting(True, "Start from timm's pretrained weights.")
-    weights: str | None = setting(None, "Local file of pretrained weights, used instead of the hub's.")
+    weights: str | None = setting(
+        None, "Local file of pretrained weights, or builtin for those in the package, used instead of the hub's."
+    )
     # `folded` sums the pretrained RGB stem to one channel; `new` initializes it at random.
     stem: Literal["folded", "new"] = setting("folded")
     stem_stride: int | None = setting(None, ge=1, le=8)  # None keeps the model's own

@@ -14,6 +14,7 @@ from .config import RENAMED_RECIPES, Config, parse, settings
 from .core.errors import UserError
 from .core.files import MAX_NAME, is_plain
 from .recipes import RECIPES, choose, unknown_recipe
+from .weights import located
 
 
 def flag(path: str) -> str:
@@ -39,6 +40,13 @@ class PlainPath(click.Path):
                 ctx,
             )
         return super().convert(value, param, ctx)
+
+
+class ModelPath(PlainPath):
+    """A run folder or an exported file, or `builtin` for the model in the package."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return super().convert(located(value), param, ctx)
 
 
 class RecipeName(click.Choice):

@@ -157,7 +157,7 @@ _ANY_BATCH = {"images": {0: torch.export.Dim("batch", min=1)}}
 def _model_and_example(trained: TrainedClassifier) -> tuple[ExportableModel, tuple[torch.Tensor]]:
     """On the CPU; the example has two images, since torch.export would treat a batch size of 1 as a constant."""
     net = copy.deepcopy(trained.model).cpu()
-    model = ExportableModel(net, trained.config.data.image_size, trained.stats).eval()
+    model = ExportableModel(net, trained.config.data.image_size, trained.stats, trained.calibration).eval()
     return model, (torch.zeros(2, *trained.shape, dtype=torch.uint8),)
 
 

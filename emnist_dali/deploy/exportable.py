@@ -6,25 +6,26 @@ from torch.nn import functional
 
 from ..data.stats import Stats
 from ..models.build import channels_last
+from ..runs.calibration import Calibration
 
 
 class ExportableModel(nn.Module):
-    """images (N, H, W) uint8 → probabilities (N, classes) float32: equalize, resize, normalize, net, softmax.
+    """images (N, H, W) uint8 → probabilities (N, classes) float32: equalize, resize, normalize, net, calibrate.
 
     `net` takes (N, 1, S, S) float32 with S = `image_size` and returns logits. The preprocessing computes in float32
     what `pipelines/fused.py` does, so that a deployed model sees what it was trained on.
     """
 
-    def __init__(self, net: nn.Module, image_size: int, stats: Stats) -> None:
+    def __init__(self, net: nn.Module, image_size: int, stats: Stats, calibration: Calibration) -> None:
         super().__init__()
-        self.net, self.image_size, self.stats = net, image_size, stats
+        self.net, self.image_size, self.stats, self.calibration = net, image_size, stats, calibration
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         levels = (equalize(images) if self.stats.equalize else images).float()
         size = (self.image_size, self.image_size)
         resized = functional.interpolate(levels[:, None], size, mode="bilinear", align_corners=False, antialias=False)
         normalized = (resized / 255 - self.stats.mean) / self.stats.std
-        return self.net(channels_last(normalized)).softmax(-1)
+        return self.calibration(self.net(channels_last(normalized)))
 
 
 def equalize(images: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,8 @@ from ..core.progress import progress
 from ..data.image_files import image_errors, open_image, read_image_file
 from ..data.sources import IGNORED
 from ..runs.classifier import Classifier, load_classifier
+from ..runs.folder import is_run
+from ..weights import NAME as BUILTIN
 from .decoder import decode
 from .emnist_style import flatten_to_grey
 
@@ -22,13 +24,29 @@ MAX_SHOWN = 100  # pictures
 _COLUMNS = 5
 
 
+def model_and_images(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The model that the first argument is, else the built-in one, and the other arguments.
+
+    Raises UserError if the first is neither a model nor a picture, so that no other model answers in its place.
+    """
+    first, *rest = arguments
+    if first == BUILTIN or first.endswith(".onnx") or is_run(Path(first)):
+        if not rest:
+            raise UserError(f"{first} is a model, and no picture is named; name pictures after it.")
+        return first, rest
+    if not os.path.lexists(first) and not glob.glob(first):
+        raise UserError(f"{first} is neither a model nor a picture; name a run folder, a .onnx file or pictures.")
+    return BUILTIN, arguments
+
+
 def predict(
-    model: Path, images: Sequence[str], top: int, show: Path | None
+    model: str | Path, images: Sequence[str], top: int, show: Path | None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The answers for `images`, and an error message for each that could not be read.
 
     `images` are files, folders (whose files are read, except hidden ones) and glob patterns. An answer has `path`,
-    `character`, `probability` and `top`, the `top` most likely characters with their probabilities, in that order.
+    `model`, the model's name, `character`, `probability` and `top`, the `top` most likely characters with their
+    probabilities, in that order.
     The first MAX_SHOWN pictures are drawn into the PNG `show`. Raises UserError if `model` cannot be loaded, or if
     `show` cannot be written or exists and is not from emnist-dali.
     """
@@ -52,7 +70,7 @@ def predict(
         return [], errors
     probabilities = classifier.probabilities(np.stack(glyphs))
     answers = [
-        {"path": str(path), **to_answer(row, classifier.classes, top)}
+        {"path": str(path), "model": classifier.name, **to_answer(row, classifier.classes, top)}
         for path, row in zip(paths, probabilities, strict=True)
     ]
     if show:

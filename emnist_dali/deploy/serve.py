@@ -108,7 +108,8 @@ def _allow_open_files(number: int) -> None:
 
 
 def create_app(classifier: Classifier) -> "flask.Flask":
-    """GET / is the page; POST /predict takes a picture and returns `to_answer`, and as `seen` the model's input.
+    """GET / is the page; POST /predict takes a picture and returns the `model`, `to_answer`, and as `seen` the
+    model's input.
 
     Errors are {"error": one sentence}: 400 for invalid images, 413 above MAX_BODY, 403 for other sites, 503 if too
     many pictures are waiting.
@@ -148,7 +149,8 @@ def create_app(classifier: Classifier) -> "flask.Flask":
         top = _parse_top(request.args.get("top", "5"))
         image = decode(_read_picture(request))
         probabilities = model_thread.submit(classifier.probabilities, image[None]).result()[0]
-        return {**to_answer(probabilities, classifier.classes, top), "seen": png(image)}
+        answer = to_answer(probabilities, classifier.classes, top)
+        return {"model": classifier.name, **answer, "seen": png(image)}
 
     @app.errorhandler(UserError)
     def handle_user_error(error: UserError) -> tuple[dict[str, str], int]:

@@ -87,7 +87,9 @@ def predict_run(
                 raise UserError(f"{path} held out no validation images; evaluate it without --validation.")
         with evaluation_loader(config, shards, trained.stats, indices) as loader:
             # Not compiled, which takes longer than evaluating some 10⁴ images.
-            predictions[part] = predict(trained.model, loader, autocast(config), part, after_batch)
+            predictions[part] = predict(
+                trained.model, loader, autocast(config), part, after_batch, trained.calibration
+            )
     return manifest.classes, predictions
 
 

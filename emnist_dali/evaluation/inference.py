@@ -12,6 +12,7 @@ from ..data.shards import Shards
 from ..data.stats import Stats
 from ..loading.loader import Loader
 from ..models.build import channels_last
+from ..runs.calibration import UNCALIBRATED, Calibration
 from ..runs.predictions import Predictions
 
 # A run with training.steps is a trial: it is evaluated on this many images.
@@ -36,6 +37,7 @@ def predict(
     autocast: Callable,
     description: str,
     after_batch: Callable[[], None] = lambda: None,
+    calibration: Calibration = UNCALIBRATED,
 ) -> Predictions:
     """Predicts every image of one pass of `loader`; each rank has its slices, and all get the whole.
 
@@ -47,7 +49,7 @@ def predict(
         for images, labels in progress(loader, description=description, total=len(loader), unit=" batches"):
             with autocast():
                 logits = model(channels_last(images))
-            probabilities.append(logits.float().softmax(-1))
+            probabilities.append(calibration(logits.float()))
             true.append(labels.clone())  # the loader reuses its buffer
             after_batch()
     local_batch_size = len(true[0])

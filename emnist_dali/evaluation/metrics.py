@@ -42,10 +42,7 @@ def score(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
     for k in (2, 3):
         top = MulticlassAccuracy(**shared, average="micro", top_k=min(k, n))
         result[f"top{k}"] = top(probabilities, labels).item()
-    # torchmetrics puts exactly 1 into a 16th bin; this is the largest float32 below it.
-    confidence = probabilities.amax(-1).clamp(max=1 - 2**-24)
-    calibration = BinaryCalibrationError(n_bins=CALIBRATION_BINS, norm="l1", validate_args=False)
-    result["calibration_error"] = calibration(confidence, (predicted == labels).int()).item()
+    result["calibration_error"] = calibration_error(probabilities.amax(-1), predicted == labels)
     for name, alike in (("case_merged", CASE_ALIKE), ("shape_merged", CASE_ALIKE | SHAPE_ALIKE)):
         group = torch.tensor(groups(alike, classes))
         result[name] = (group[predicted] == group[labels]).float().mean().item()
@@ -53,6 +50,13 @@ def score(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
     result["balanced_accuracy"] = torch.tensor(result["per_class"])[present].mean().item()
     result["per_class"] = dict(zip(classes, result["per_class"], strict=True))
     return {**result, "images": len(labels)}
+
+
+def calibration_error(confidence: torch.Tensor, correct: torch.Tensor) -> float:
+    """Expected difference of probability and accuracy of predictions: (N,) float32 and (N,) bool."""
+    calibration = BinaryCalibrationError(n_bins=CALIBRATION_BINS, norm="l1", validate_args=False)
+    # torchmetrics puts exactly 1 into a 16th bin; this is the largest float32 below it.
+    return calibration(confidence.clamp(max=1 - 2**-24), correct.int()).item()
 
 
 def groups(alike: dict[str, str], classes: Sequence[str]) -> list[int]:

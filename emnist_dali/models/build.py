@@ -1,7 +1,6 @@
 """timm models with a 1-channel stem."""
 
 from difflib import get_close_matches
-from pathlib import Path
 
 import torch
 
@@ -9,6 +8,7 @@ from ..config import Model
 from ..core.errors import UserError
 from ..core.files import is_uncompressed_zip
 from ..core.machine import reachable
+from ..weights import FILE, located
 
 
 def build_model(model: Model, classes: int) -> torch.nn.Module:
@@ -69,7 +69,7 @@ def first_layers(net: torch.nn.Module) -> tuple[str, ...]:
 def _from_file(model: Model, classes: int) -> torch.nn.Module:
     import timm
 
-    path = Path(model.weights)
+    path = located(model.weights, FILE)
     if not path.is_file():
         raise UserError(f"{path} is not a file; set model.weights to a file with weights of {model.model}.")
     try:

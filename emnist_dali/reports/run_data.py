@@ -14,6 +14,7 @@ from ..data.manifest import Manifest, read_manifest
 from ..data.prepare import split_folder
 from ..data.shards import Shards
 from ..evaluation.inference import evaluated_indices
+from ..runs.calibration import Calibration
 from ..runs.checkpoint import load_weights
 from ..runs.folder import METRICS, RunFolder, is_run
 from ..runs.predictions import read_predictions
@@ -28,9 +29,9 @@ class RunData:
     """A run under the name that its report uses.
 
     `dataset` describes the data in a phrase; `epochs` are entries of metrics.jsonl, never empty; `results` are those
-    of `metrics.score` by part, empty before the test; `predictions` are the test's: probabilities (N, classes),
-    predicted and labels (N,). `test_images` gives images (n, H, W) uint8 by their indices (n,) in `predictions`;
-    `data_problem` says why it or `manifest` is None.
+    of `metrics.score` by part, empty before the test; `predictions` are the test's, after `calibration`, with
+    probabilities (N, classes), predicted and labels (N,). `test_images` gives images (n, H, W) uint8 by their indices
+    (n,) in `predictions`; `data_problem` says why it or `manifest` is None.
     """
 
     name: str
@@ -41,6 +42,7 @@ class RunData:
     epochs: list[dict[str, Any]]
     results: dict[str, dict[str, Any]]
     predictions: dict[str, np.ndarray] | None
+    calibration: Calibration
     manifest: Manifest | None
     test_images: Callable[[np.ndarray], np.ndarray] | None
     data_problem: str
@@ -94,6 +96,7 @@ def read_run_data(path: Path, name: str) -> RunData:
         epochs=epochs,
         results=results,
         predictions=predictions,
+        calibration=Calibration(*about.get("calibration", ())),
         manifest=manifest,
         test_images=test_images,
         data_problem=data_problem,

@@ -3,16 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from ..evaluation.metrics import CALIBRATION_BINS, confusions
+from ..evaluation.metrics import CALIBRATION_BINS, calibration_error, confusions
 from ..evaluation.significance import wilson
+from ..runs.calibration import UNCALIBRATED
 from .html import percent
 from .run_data import RunData, part_name
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from plotly.graph_objects import Figure, Scatter
 
 CONFUSIONS, EXAMPLES = 15, 5
 MISTAKES = 48
@@ -164,13 +166,40 @@ def _per_class(run: RunData) -> dict[str, Any]:
 
 
 def _calibration(run: RunData) -> dict[str, Any] | None:
+    """Accuracy by probability, as the model answers and as it would without its calibration."""
     from plotly.graph_objects import Figure, Scatter
 
     if run.predictions is None:
         return None
     predicted = run.predictions["predicted"]
-    confidence = run.predictions["probabilities"][np.arange(len(predicted)), predicted].astype(np.float32)
     correct = predicted == run.predictions["labels"]
+    probabilities = torch.from_numpy(run.predictions["probabilities"]).float()
+    figure = Figure()
+    error_before = None
+    if run.calibration != UNCALIBRATED:
+        before = run.calibration.undone(probabilities)
+        error_before = calibration_error(before.amax(-1), torch.from_numpy(correct))
+        of_predicted = before.numpy()[np.arange(len(predicted)), predicted]
+        figure.add_trace(_reliability(of_predicted, correct, "before calibration", "#bbb"))
+    of_predicted = probabilities.numpy()[np.arange(len(predicted)), predicted]
+    figure.add_trace(_reliability(of_predicted, correct, "as it answers", None))
+    diagonal = {"dash": "dot", "color": "#888"}
+    figure.add_trace(Scatter(x=[0, 1], y=[0, 1], mode="lines", line=diagonal, hoverinfo="skip", showlegend=False))
+    axis = {"tickformat": ".0%", "range": [-0.02, 1.02], "constrain": "domain"}
+    figure.update_layout(
+        showlegend=error_before is not None,
+        legend=LEGEND,
+        xaxis={**axis, "title": {"text": "probability of the prediction", "standoff": 5}},
+        yaxis={**axis, "title": {"text": "accuracy", "standoff": 5}, "scaleanchor": "x"},
+    )
+    error = run.results["test"]["calibration_error"]
+    return {"figure": figure, "error": error, "error_before": error_before, "bins": CALIBRATION_BINS}
+
+
+def _reliability(confidence: np.ndarray, correct: np.ndarray, name: str, color: str | None) -> "Scatter":
+    """The accuracy in each bin of the predictions' probabilities, with its 95 % interval."""
+    from plotly.graph_objects import Scatter
+
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     masks = [bins == i for i in np.unique(bins)]
     x, y = [confidence[mask].mean() for mask in masks], [correct[mask].mean() for mask in masks]
@@ -180,16 +209,9 @@ def _calibration(run: RunData) -> dict[str, Any] | None:
         "array": [high - mean for (_, high), mean in zip(intervals, y, strict=True)],
         "arrayminus": [mean - low for (low, _), mean in zip(intervals, y, strict=True)],
     }
-    figure = Figure()
     hover = "probability %{x:.1%}, accuracy %{y:.1%}<br>%{customdata:,} images<extra></extra>"
     images = [int(mask.sum()) for mask in masks]
-    figure.add_trace(Scatter(x=x, y=y, error_y=error_bars, customdata=images, mode="markers", hovertemplate=hover))
-    diagonal = {"dash": "dot", "color": "#888"}
-    figure.add_trace(Scatter(x=[0, 1], y=[0, 1], mode="lines", line=diagonal, hoverinfo="skip"))
-    axis = {"tickformat": ".0%", "range": [-0.02, 1.02], "constrain": "domain"}
-    figure.update_layout(
-        showlegend=False,
-        xaxis={**axis, "title": {"text": "probability of the prediction", "standoff": 5}},
-        yaxis={**axis, "title": {"text": "accuracy", "standoff": 5}, "scaleanchor": "x"},
+    marker = {"color": color} if color else None
+    return Scatter(
+        x=x, y=y, error_y=error_bars, customdata=images, mode="markers", hovertemplate=hover, name=name, marker=marker
     )
-    return {"figure": figure, "error": run.results["test"]["calibration_error"], "bins": CALIBRATION_BINS}

@@ -15,6 +15,9 @@ from ..data.stats import Stats
 from ..models.build import build_model, channels_last
 from ..pipelines.fused import Preprocess, Records
 from ..runtime import autocast, resolve, with_local_device
+from ..weights import NAME as BUILTIN
+from ..weights import located
+from .calibration import Calibration
 from .checkpoint import load_weights
 from .folder import RunFolder
 from .onnx_classifier import OnnxClassifier
@@ -35,20 +38,20 @@ class Classifier(Protocol):
         ...
 
 
-def load_classifier(path: str | Path) -> Classifier:
-    """The model in a run folder, or in a .onnx file that `emnist-dali export` wrote.
+def load_classifier(path: str | Path = BUILTIN) -> Classifier:
+    """The model in a run folder, in a .onnx file that `emnist-dali export` wrote, or `builtin`: that of the package.
 
     Raises UserError if the run has no weights yet, if the file is damaged or not from emnist-dali, or if onnx or
     onnxruntime is missing for a .onnx.
 
     >>> import numpy as np
     >>> from emnist_dali import load_classifier
-    >>> model = load_classifier("runs/first")
+    >>> model = load_classifier()
     >>> images = np.zeros((5, *model.shape), np.uint8)
-    >>> model.probabilities(images).shape == (5, len(model.classes))
-    True
+    >>> model.probabilities(images).shape
+    (5, 47)
     """
-    path = Path(path)
+    path = located(path)
     return OnnxClassifier(path) if path.suffix == ".onnx" else TrainedClassifier(path)
 
 
@@ -73,6 +76,7 @@ class TrainedClassifier:
         self.shape: tuple[int, int] = tuple(self.about.get("shape", (28, 28)))
         self.converted: bool = self.about.get("converted", True)
         self.stats = Stats(*self.about["stats"])
+        self.calibration = Calibration(*self.about.get("calibration", ()))
         self.model = build_model(replace(self.config.model, pretrained=False, weights=None), len(self.classes))
         try:
             self.model.load_state_dict(weights)
@@ -96,5 +100,5 @@ class TrainedClassifier:
         with torch.inference_mode(), context():
             for start in range(0, len(images), _BATCH):
                 inputs = self.preprocess(images[start : start + _BATCH]).to(self.config.run.device)
-                batches.append(self.model(channels_last(inputs)).float().softmax(-1).cpu().numpy())
+                batches.append(self.calibration(self.model(channels_last(inputs)).float()).cpu().numpy())
         return np.concatenate(batches)

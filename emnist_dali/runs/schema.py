@@ -134,6 +134,7 @@ ABOUT: Fields = {
     "model": is_plain, "classes": _is_classes, "stats": _is_stats, "image_size": _integer(1, MAX_SIDE),
     "data": is_plain, "shape": _list_of(_integer(1, MAX_SIDE), 2, 2), "converted": _is_bool, "fingerprint": is_plain,
     "epoch": _COUNT, "step": _COUNT, "loss": _NUMBER, "lr": _NONNEGATIVE,
+    "calibration": _list_of(_number(0.1, 10), 2, 2),
 }  # fmt: skip
 
 

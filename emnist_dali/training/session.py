@@ -20,8 +20,10 @@ from ..core.signals import Interrupt, Stop
 from ..evaluation.evaluate import predict_run, summary
 from ..evaluation.inference import predict
 from ..evaluation.metrics import score
+from ..runs.calibration import fit_calibration
 from ..runs.checkpoint import save_weights
 from ..runs.folder import RunFolder, check_can_create
+from ..runs.predictions import Predictions
 from ..runtime import autocast, resolve
 from . import profiling, resume, tracking
 from .build import Training, build_training
@@ -171,8 +173,10 @@ class Session:
             self._tell_of_other_work(busy_seconds() - busy - (process_time() - own), monotonic() - started)
         trainer.check()  # the last update comes after the last loss
         accuracy = float(trainer.epoch)  # with nothing to validate on, the last weights are the best
+        predictions = None
         if self.training.validation:
-            result = self._validate()
+            predictions = self._validate()
+            result = score(predictions, self.classes)
             entry |= {f"val_{name}": result[name] for name in VALIDATION_METRICS}
             accuracy = result["accuracy"]
         self.run.log({"kind": "epoch", **entry})
@@ -180,7 +184,7 @@ class Session:
         say(_epoch_line(self.config, entry))
         if accuracy > self.best:
             self.best = accuracy
-            self._save_best(entry)
+            self._save_best(entry, predictions)
         trainer.begin(trainer.epoch + 1)
         self._save()
         self._stop_if_signalled()  # without a test nothing else would notice it after the last epoch
@@ -197,15 +201,14 @@ class Session:
                 "training is faster without it."
             )
 
-    def _validate(self) -> dict[str, Any]:
-        predictions = predict(
+    def _validate(self) -> Predictions:
+        return predict(
             self.trainer.trained,
             self.training.validation,
             autocast(self.config),
             "validation",
             self._stop_if_signalled,
         )
-        return score(predictions, self.classes)
 
     def _test(self) -> None:
         self.training.shards.check()  # the test opens the folder anew
@@ -244,7 +247,8 @@ class Session:
         self.run.save_checkpoint(self.state(), self.config.run.keep)
         self._saved = monotonic()
 
-    def _save_best(self, entry: dict[str, Any]) -> None:
+    def _save_best(self, entry: dict[str, Any], predictions: Predictions | None) -> None:
+        """With a calibration if there were validation images."""
         if not distributed.is_main():
             return
         manifest = self.training.shards.manifest
@@ -259,6 +263,10 @@ class Session:
             "fingerprint": manifest.fingerprint,
             **{name: value for name, value in entry.items() if name not in TIMING},
         }
+        if predictions:
+            training = self.config.training
+            even = bool(training.logit_adjustment or training.balanced_sampling)
+            about["calibration"] = fit_calibration(predictions, even=even)
         save_weights(self.run.best, self.trainer.trained, about)
 
     def state(self) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""The model that comes with the package."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from emnist_dali.cli import main
+from emnist_dali.config import Model
+from emnist_dali.core.errors import UserError
+from emnist_dali.data.emnist import SPLITS
+from emnist_dali.data.pack import pack
+from emnist_dali.data.prepare import split_folder
+from emnist_dali.data.sources import load as load_source
+from emnist_dali.deploy.predict import model_and_images
+from emnist_dali.evaluation.evaluate import evaluate
+from emnist_dali.models.build import build_model
+from emnist_dali.runs.classifier import load_classifier
+from emnist_dali.weights import FILE
+
+from ..conftest import REAL
+from .test_emnist_style import picture_of
+
+CHARACTERS = "2345678ABEGHRT"
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """A working directory with a picture of each of CHARACTERS in a font, which EMNIST does not have."""
+    for character in CHARACTERS:
+        picture_of(character).save(tmp_path / f"{character}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def predict(*arguments):
+    return CliRunner().invoke(main, ["predict", *map(str, arguments)])
+
+
+def test_it_is_small():
+    assert FILE.stat().st_size < 3e6
+
+
+def test_it_reads_pictures_without_a_model_or_data(pictures):
+    result = predict(*(f"{character}.png" for character in CHARACTERS), "--json")
+    answers = json.loads(result.stdout)
+    assert {answer["model"] for answer in answers} == {"builtin"}
+    right = sum(answer["character"] == answer["path"][0] for answer in answers)
+    assert right >= len(CHARACTERS) - 2
+
+
+def test_its_name_names_it(pictures):
+    assert predict("builtin", "2.png", "--json").stdout == predict("2.png", "--json").stdout
+
+
+def test_its_classes_are_those_of_balanced():
+    assert load_classifier().classes == load_classifier("builtin").classes
+    assert len(load_classifier().classes) == len(SPLITS["balanced"].classes) == 47
+
+
+def test_a_model_that_is_not_there_is_not_replaced_by_it(pictures):
+    result = predict("runs/first", "2.png")
+    assert result.exit_code == 1
+    assert "runs/first is neither a model nor a picture" in result.output
+    with pytest.raises(UserError, match="builtin is a model, and no picture is named"):
+        model_and_images(["builtin"])
+
+
+def test_another_model_is_taken_where_one_is_named(trained_run):
+    assert model_and_images([str(trained_run), "a.png"]) == (str(trained_run), ["a.png"])
+    assert model_and_images(["model.onnx", "a.png"]) == ("model.onnx", ["a.png"])
+
+
+def test_training_starts_from_it():
+    """All but the last layer, and that, too, where the classes are as many."""
+    model = Model(model="emnist_fast_wide", pretrained=True, weights="builtin")
+    same, other = (build_model(model, classes).state_dict() for classes in (47, 12))
+    shipped = load_classifier().model.state_dict()
+    assert [name for name in shipped if not same[name].equal(shipped[name])] == []
+    assert [name for name in shipped if other[name].shape != shipped[name].shape] == ["head.weight", "head.bias"]
+    assert other["stem.0.weight"].equal(shipped["stem.0.weight"])
+
+
+@pytest.mark.skipif(not (REAL / "balanced").is_dir(), reason=f"{REAL} is missing")
+def test_it_is_as_accurate_as_its_card_says(tmp_path):
+    """On RESULTS.md's Balanced test, in single precision, with probabilities that mean what they say."""
+    source = load_source("balanced", str(REAL / "balanced"), tmp_path)
+    pack(source, "balanced", split_folder(tmp_path, "balanced", None))
+    test = evaluate("builtin", data_dir=tmp_path)["test"]
+    assert test["images"] == 18_800
+    assert test["accuracy"] > 0.902
+    assert test["calibration_error"] < 0.012
+    card = FILE.parent.parent / "README.md"
+    assert f"{test['accuracy']:.4f}" in card.read_text()
+
+
+def test_it_holds_nothing_of_the_machine_that_trained_it():
+    folder = FILE.parent.parent
+    for path in (folder / "config.json", folder / "README.md", FILE):
+        assert not any(place in path.read_bytes() for place in (b"/work", b"/home", b"/root", b"/tmp"))
+
+
+def test_blank_images_are_no_obstacle():
+    probabilities = load_classifier().probabilities(np.zeros((2, 28, 28), np.uint8))
+    assert probabilities.shape == (2, 47)
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
