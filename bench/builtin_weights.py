@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Makes the model in the package, emnist_dali/weights/builtin/, from a run.
 
-emnist-dali train --split balanced --recipe cpu --seed 0 --source ../shared/emnist/balanced --out runs/builtin
+emnist-dali train --split balanced --recipe cpu --seed 2 --out runs/builtin
 python bench/builtin_weights.py runs/builtin
 """
 

@@ -3,8 +3,8 @@
 
 python bench/fine_tuning.py --json bench/records/fine-tuning-cpu-2-cores.json
 
-Eight small letters that Balanced does not have, 75 training and 100 test images each, drawn by the seed from the test
-part of ByClass, without those that are among Balanced's training images: there they are capitals, and the model has
+Eight small letters that Balanced merges with their capitals, 75 training and 100 test images each, drawn by the seed
+from the test part of ByClass, without those that are among Balanced's training images: the model in the package has
 seen them. Balanced and ByClass must be prepared. The last line is a JSON document.
 """
 

@@ -45,7 +45,7 @@ from result_file import check_result_file, write_result_file
 
 ROOT = Path(__file__).resolve().parent.parent
 # Seconds, after which a part is considered stuck: a cold start imports torch and DALI from a slow disk, compiles the
-# CPU kernels, and then EfficientNet-B2 for training and for evaluation.
+# CPU kernels, and then EfficientNet-B2, which takes minutes.
 LIMIT = 1200
 LIMITS = {"parity": 300}  # it comes first and compiles little: if it is stuck, the others must still have time
 SAVE_EVERY = 1  # seconds between two writes of the record while a part runs

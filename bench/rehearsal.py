@@ -78,7 +78,7 @@ def groups() -> Iterator[list[dict[str, Any]]]:
     for name in RECIPES:
         yield [case(name, "off", optimizer=optimizer) for optimizer in OPTIMIZERS]
     yield [case(name, "off", "byclass") for name in ("published", "improved")]
-    for name in ("fast", "cpu"):  # a graph holds one micro-batch
+    for name in ("fast", "gpu", "cpu"):  # a graph holds one micro-batch
         yield [case(name, "graph", optimizer=optimizer) for optimizer in OPTIMIZERS]
     for name in ("fast", "cpu", "published"):  # `improved` compiles the same network
         yield [case(name, "on")]

@@ -73,7 +73,7 @@ class Job:
 @click.option("--split", "splits", multiple=True, type=click.Choice([*SPLITS]), default=("balanced", "byclass"),
               show_default=True, help="Repeatable.")  # fmt: skip
 @click.option("--recipe", "recipe_names", multiple=True, type=click.Choice([*RECIPES]), show_default=True,
-              default=("fast", "published", "improved"), help="Repeatable.")  # fmt: skip
+              default=("fast", "gpu", "published", "improved"), help="Repeatable.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds: 0, 1, 2, …")
 @click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
 @click.option("--source", default="official", show_default=True, help="As for emnist-dali prepare.")

@@ -286,7 +286,10 @@ def predict(images: tuple[str, ...], top: int, as_json: bool, show: Path | None)
     """
     from .deploy.predict import format_table, model_and_images, predict
 
-    answers, errors = predict(*model_and_images(images), top, show)
+    model, pictures = model_and_images(images)
+    if pictures == images:
+        click.echo(f"Reading with {model}, the model in the package.", err=True)
+    answers, errors = predict(model, pictures, top, show)
     _print(json.dumps(answers) if as_json else format_table(answers))
     for message in errors:
         click.echo(_line(message), err=True)

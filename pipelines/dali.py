@@ -15,8 +15,8 @@ from nvidia.dali.tensors import TensorListCPU
 
 from .pixels import PixelSpec
 
-# Images in one DALI sample, to pay DALI's cost a sample once a block. Not measured on a GPU yet; on the CPU 64 are
-# as fast as 1.
+# Images in one DALI sample, to pay DALI's cost a sample once a block. On an H100 a batch of 512 takes 2.3 to 2.5 ms
+# in blocks of 16 to 512 and 3.2 ms in single images; on the CPU 64 are as fast as 1.
 BLOCK = 64
 # Images that `fn.resize` takes at once on a GPU. DALI's default of 32 counts images, not blocks, and would set up and
 # launch its kernels 16 times for a batch of 512 (`resize_op_impl_gpu.h`). Each needs scratch for one pass: 12.5 kB

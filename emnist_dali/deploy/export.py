@@ -54,6 +54,8 @@ def export(run: Path, kind: str, output: Path | None = None) -> list[str]:
     trained = TrainedClassifier(run)
     results = {entry["kind"]: entry for entry in RunFolder(run).entries() if entry["kind"] in ("test", "unseen")}
     metadata = _metadata(trained, results)
+    if kind != "safetensors":  # the others hold it in their graph
+        metadata.pop("calibration", None)
     content, probabilities = _FORMATS[kind](trained, metadata, output)
     comparison = _compare(trained, probabilities, output)
     write_output(output, content)

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from ..data.stats import Stats
 from ..models.build import channels_last
-from ..runs.calibration import Calibration
+from ..runs.calibration import UNCALIBRATED, Calibration
 
 
 class ExportableModel(nn.Module):
@@ -16,7 +16,9 @@ class ExportableModel(nn.Module):
     what `pipelines/fused.py` does, so that a deployed model sees what it was trained on.
     """
 
-    def __init__(self, net: nn.Module, image_size: int, stats: Stats, calibration: Calibration) -> None:
+    def __init__(
+        self, net: nn.Module, image_size: int, stats: Stats, calibration: Calibration = UNCALIBRATED
+    ) -> None:
         super().__init__()
         self.net, self.image_size, self.stats, self.calibration = net, image_size, stats, calibration
 

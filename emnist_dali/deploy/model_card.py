@@ -15,6 +15,7 @@ from ..core.files import printable
 from ..evaluation.metrics import confusions
 from ..models.build import first_layers
 from ..reports.run_data import part_name
+from ..runs.calibration import UNCALIBRATED
 from ..runs.classifier import TrainedClassifier
 from ..runs.folder import RunFolder
 
@@ -57,6 +58,7 @@ def model_card(
         metadata=_metadata(trained, name, about["data"], results).to_yaml(),
         name=name,
         about=about,
+        calibrated=trained.calibration != UNCALIBRATED,
         classes=trained.classes,
         classes_json=json.dumps(trained.classes, ensure_ascii=False),
         parameters=sum(weight.numel() for weight in trained.model.parameters()),

@@ -15,28 +15,44 @@ from ..core.progress import progress
 from ..data.image_files import image_errors, open_image, read_image_file
 from ..data.sources import IGNORED
 from ..runs.classifier import Classifier, load_classifier
-from ..runs.folder import is_run
+from ..runs.folder import FILES, is_run
 from ..weights import NAME as BUILTIN
 from .decoder import decode
 from .emnist_style import flatten_to_grey
 
 MAX_SHOWN = 100  # pictures
 _COLUMNS = 5
+_OF_MODELS = (".safetensors", ".pt", ".pt2", ".json")
 
 
 def model_and_images(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
     """The model that the first argument is, else the built-in one, and the other arguments.
 
-    Raises UserError if the first is neither a model nor a picture, so that no other model answers in its place.
+    Raises UserError if the first looks like a model that is not there or not one of ours, or like nothing at all, so
+    that no other model answers in its place.
     """
     first, *rest = arguments
-    if first == BUILTIN or first.endswith(".onnx") or is_run(Path(first)):
+    if first == BUILTIN or first.endswith(".onnx") or _is_run(first):
         if not rest:
             raise UserError(f"{first} is a model, and no picture is named; name pictures after it.")
         return first, rest
-    if not os.path.lexists(first) and not glob.glob(first):
-        raise UserError(f"{first} is neither a model nor a picture; name a run folder, a .onnx file or pictures.")
+    try:
+        files = _list_files(first)
+    except UserError:
+        files = []
+    if not files or any(path.name in FILES or path.suffix in _OF_MODELS for path in files):
+        raise UserError(
+            f"{first or 'An empty argument'} is neither a model nor a picture; name a run folder, a .onnx file, or "
+            "pictures alone for the model in the package."
+        )
     return BUILTIN, arguments
+
+
+def _is_run(argument: str) -> bool:
+    try:
+        return bool(argument) and is_run(Path(argument))
+    except OSError:  # no name that a file can have, or a folder that may not be read
+        return False
 
 
 def predict(

@@ -15,6 +15,7 @@ from ..loading import sampling
 from ..runs.classifier import TrainedClassifier
 from ..runs.predictions import Predictions
 from ..runtime import autocast
+from ..weights import located
 from . import inference
 from .inference import evaluation_loader, predict
 from .metrics import confusions, score
@@ -30,15 +31,16 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """Metrics of a run's best weights by part: `test`, and for drawn glyphs `unseen`; or with `validation` that part.
 
-    Of several runs the mean of their probabilities is evaluated. `split` and `data_dir` default to the run's own. The
-    metrics are those of `metrics.score`. Raises UserError as `predict_run`, and if the runs' images differ.
+    `builtin` is the model in the package. Of several runs the mean of their probabilities is evaluated. `split` and
+    `data_dir` default to the run's own. The metrics are those of `metrics.score`. Raises UserError as `predict_run`,
+    and if the runs' images differ.
 
     >>> from emnist_dali import evaluate
     >>> results = evaluate("runs/first")
     >>> 0 <= results["test"]["accuracy"] <= 1
     True
     """
-    paths = [Path(runs)] if isinstance(runs, str | Path) else list(runs)
+    paths = [located(runs)] if isinstance(runs, str | Path) else list(map(located, runs))
     all_predictions = [predict_run(path, split, data_dir, validation=validation) for path in paths]
     classes, first = all_predictions[0]
     results = {}

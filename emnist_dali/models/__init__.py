@@ -1,4 +1,4 @@
-"""The networks: any timm model with a 1-channel stem, and six small ones for images of 24×24 and 28×28."""
+"""The networks: any timm model with a 1-channel stem, and seven small ones for images of 24×24 and 28×28."""
 
 from typing import TYPE_CHECKING
 

@@ -175,14 +175,12 @@ def _calibration(run: RunData) -> dict[str, Any] | None:
     correct = predicted == run.predictions["labels"]
     probabilities = torch.from_numpy(run.predictions["probabilities"]).float()
     figure = Figure()
+    figure.add_trace(_reliability(_of(predicted, probabilities), correct, "as it answers", None))
     error_before = None
     if run.calibration != UNCALIBRATED:
         before = run.calibration.undone(probabilities)
         error_before = calibration_error(before.amax(-1), torch.from_numpy(correct))
-        of_predicted = before.numpy()[np.arange(len(predicted)), predicted]
-        figure.add_trace(_reliability(of_predicted, correct, "before calibration", "#bbb"))
-    of_predicted = probabilities.numpy()[np.arange(len(predicted)), predicted]
-    figure.add_trace(_reliability(of_predicted, correct, "as it answers", None))
+        figure.add_trace(_reliability(_of(predicted, before), correct, "before calibration", "#bbb"))
     diagonal = {"dash": "dot", "color": "#888"}
     figure.add_trace(Scatter(x=[0, 1], y=[0, 1], mode="lines", line=diagonal, hoverinfo="skip", showlegend=False))
     axis = {"tickformat": ".0%", "range": [-0.02, 1.02], "constrain": "domain"}
@@ -194,6 +192,10 @@ def _calibration(run: RunData) -> dict[str, Any] | None:
     )
     error = run.results["test"]["calibration_error"]
     return {"figure": figure, "error": error, "error_before": error_before, "bins": CALIBRATION_BINS}
+
+
+def _of(predicted: np.ndarray, probabilities: torch.Tensor) -> np.ndarray:
+    return probabilities.numpy()[np.arange(len(predicted)), predicted]
 
 
 def _reliability(confidence: np.ndarray, correct: np.ndarray, name: str, color: str | None) -> "Scatter":

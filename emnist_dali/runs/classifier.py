@@ -62,7 +62,7 @@ class TrainedClassifier:
     """
 
     def __init__(self, path: str | Path) -> None:
-        run = RunFolder(located(path))
+        run = RunFolder(path)
         self.path, self.name = run.path, run.path.resolve().name
         self.config = with_local_device(distributed.broadcast_from_main(run.config))
         if self.config.run.device.startswith("cuda") and not torch.cuda.is_available():

@@ -264,6 +264,7 @@ class Session:
             **{name: value for name, value in entry.items() if name not in TIMING},
         }
         if predictions:
+            # Class weights are between: they make rare classes count more, not as much as others.
             training = self.config.training
             even = bool(training.logit_adjustment or training.balanced_sampling)
             about["calibration"] = fit_calibration(predictions, even=even)

@@ -8,5 +8,5 @@ FILE = FOLDER / "checkpoints" / "best.safetensors"
 
 
 def located(path: str | Path, of_builtin: Path = FOLDER) -> Path:
-    """`path`, or `of_builtin` where it is the name of the model in the package."""
-    return of_builtin if str(path) == NAME else Path(path)
+    """`path`, or `of_builtin` where it is the name, a string, of the model in the package; `./builtin` is a file."""
+    return of_builtin if path == NAME else Path(path)

@@ -1,6 +1,8 @@
 """The model that comes with the package."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from emnist_dali.data.sources import load as load_source
 from emnist_dali.deploy.predict import model_and_images
 from emnist_dali.evaluation.evaluate import evaluate
 from emnist_dali.models.build import build_model
-from emnist_dali.runs.classifier import load_classifier
+from emnist_dali.runs.classifier import TrainedClassifier, load_classifier
 from emnist_dali.weights import FILE
 
 from ..conftest import REAL
@@ -65,6 +67,23 @@ def test_a_model_that_is_not_there_is_not_replaced_by_it(pictures):
     assert "runs/first is neither a model nor a picture" in result.output
     with pytest.raises(UserError, match="builtin is a model, and no picture is named"):
         model_and_images(["builtin"])
+
+
+@pytest.mark.parametrize("first", ["", "a" * 300, "model.safetensors", "folder", "nothing", "*.jpg", "a\0b"])
+def test_what_is_neither_a_model_nor_a_picture_is_refused(first, pictures):
+    (pictures / "model.safetensors").write_bytes(b"weights")
+    (pictures / "folder" / "checkpoints").mkdir(parents=True)
+    result = predict(first, "2.png")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "is neither a model nor a picture" in result.stderr
+
+
+def test_a_run_of_that_name_is_the_users_own(trained_run, tmp_path, monkeypatch):
+    shutil.copytree(trained_run, tmp_path / "builtin")
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("builtin"), "./builtin"):
+        assert len(load_classifier(path).classes) == 12
+    assert len(TrainedClassifier(Path("builtin")).classes) == 12
 
 
 def test_another_model_is_taken_where_one_is_named(trained_run):

@@ -229,6 +229,6 @@ def test_own_images_are_resized_as_they_were_for_training(tmp_path):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    code, _, err = run(tmp_path, tmp_path)
-    assert code == 1
-    assert "config.json is missing" in err
+    code, out, err = run(tmp_path, tmp_path)
+    assert (code, out) == (1, "")
+    assert f"{tmp_path} is neither a model nor a picture" in err

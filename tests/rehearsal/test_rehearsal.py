@@ -23,7 +23,7 @@ CASES = {
     },
     **{
         f"{name} {optimizer} graph": {"name": name, "settings": {"optimizer": optimizer, "compile": "graph"}}
-        for name in ("fast", "cpu")  # the others accumulate
+        for name in ("fast", "gpu", "cpu")  # EfficientNet's recipes accumulate
         for optimizer in get_args(Optimizer)
     },
     "fast muon compiled": {"name": "fast", "settings": {"compile": "on"}},
