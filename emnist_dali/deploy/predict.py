@@ -40,7 +40,8 @@ def model_and_images(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
         files = _list_files(first)
     except UserError:
         files = []
-    if not files or any(path.name in FILES or path.suffix in _OF_MODELS for path in files):
+    of_a_model = Path(first).suffix in _OF_MODELS or any(path.name in FILES for path in files)
+    if of_a_model or not files:
         raise UserError(
             f"{first or 'An empty argument'} is neither a model nor a picture; name a run folder, a .onnx file, or "
             "pictures alone for the model in the package."

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 
 from .predictions import Predictions
 
@@ -54,6 +53,8 @@ def fit_calibration(predictions: Predictions, *, even: bool) -> Calibration:
     With `even` each class counts alike, as it does for a net that was trained so; otherwise each image does. Of more
     than MAX_IMAGES so many are taken, and a prior keeps few from saying much.
     """
+    from scipy.optimize import minimize  # 0.4 s, which reading a picture need not wait for
+
     thinned = slice(None, None, -(-len(predictions.labels) // MAX_IMAGES))
     probabilities, labels = predictions.probabilities[thinned], predictions.labels[thinned]
     n = len(labels)

@@ -78,6 +78,13 @@ def test_what_is_neither_a_model_nor_a_picture_is_refused(first, pictures):
     assert "is neither a model nor a picture" in result.stderr
 
 
+def test_a_folder_of_pictures_may_hold_other_files(pictures):
+    (pictures / "labels.json").write_text("{}")
+    result = predict(".", "--json")
+    assert result.exit_code == 1  # for the file that is no picture
+    assert len(json.loads(result.stdout)) == len(CHARACTERS)
+
+
 def test_a_run_of_that_name_is_the_users_own(trained_run, tmp_path, monkeypatch):
     shutil.copytree(trained_run, tmp_path / "builtin")
     monkeypatch.chdir(tmp_path)
