@@ -6,9 +6,13 @@ bicubic resize to 28×28, intensities stretched to the full range. It is meant f
 first made to look like one, by removing the paper's brightness, noise and specks.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageStat
 from scipy import ndimage
+
+from .ink import extract_ink, without_rules
 
 SIZE = 28
 BORDER = 2
@@ -18,9 +22,9 @@ _SEARCH_SIZE = 256
 _GLYPH_SIZE = 96
 # Where a glyph ends, as a fraction of full ink: above it, EMNIST's glyphs are 24 pixels long.
 _INK_THRESHOLD = 0.05
-# Noise is cut off at this many standard deviations; glyphs fainter than this many grey levels are ignored.
-_NOISE_SIGMAS = 4
-_MIN_CONTRAST = 8
+# Strokes are darker; lighter edges reach at most _EDGE pixels further.
+_STROKE_THRESHOLD = 0.25
+_EDGE = 5
 
 
 def to_emnist_style(image: Image.Image) -> np.ndarray | None:
@@ -31,19 +35,35 @@ def to_emnist_style(image: Image.Image) -> np.ndarray | None:
     grey = flatten_to_grey(image)
     small = grey.copy()
     small.thumbnail((_SEARCH_SIZE, _SEARCH_SIZE), Image.Resampling.BOX)
-    ink = _extract_ink(np.asarray(small, np.float32), max(small.size) / _SEARCH_SIZE)
+    ink = extract_ink(np.asarray(small, np.float32), max(small.size) / _SEARCH_SIZE)
     if ink is None:
         return None
-    box = _bounding_box(ink) * np.tile(np.divide(grey.size, small.size), 2)
+    unruled = without_rules(ink, _rule_thickness(small.size))
+    ruled = not np.array_equal(unruled, ink)
+    glyph = _only_glyph(unruled)
+    if glyph is None:
+        return None
+    box = _bounding_box(glyph) * np.tile(np.divide(grey.size, small.size), 2)
     length = (box[2:] - box[:2]).max()
-    # With a margin, from which the brightness of the paper is estimated.
+    # With a margin, from which the brightness of the paper is estimated, or in which lines are seen.
     whole = np.array([0, 0, *grey.size], float)
-    crop = np.clip(box + 0.2 * length * np.array([-1, -1, 1, 1]), 0, whole[[2, 3, 2, 3]]).round()
+    outwards = length * np.array([-1, -1, 1, 1])
+    crop, near = (
+        np.clip(box + margin * outwards, 0, whole[[2, 3, 2, 3]]).round() for margin in (1 if ruled else 0.2, 0.2)
+    )
     scale = min(1, _GLYPH_SIZE / length)
     size = np.maximum((scale * (crop[2:] - crop[:2])).round(), 1).astype(int)
     resized = grey.resize(tuple(size), Image.Resampling.BICUBIC, box=tuple(crop))
-    ink = _extract_ink(np.asarray(resized, np.float32), scale * length / _GLYPH_SIZE)
-    return None if ink is None else _frame(ink, (whole - np.tile(crop[:2], 2)) * scale)
+    ink = extract_ink(np.asarray(resized, np.float32), scale * length / _GLYPH_SIZE)
+    if ink is not None and ruled:
+        left, top, right, bottom = ((near - np.tile(crop[:2], 2)) * scale).round().astype(int)
+        ink = without_rules(ink, _rule_thickness(size))[top:bottom, left:right]
+    glyph = None if ink is None else _only_glyph(ink)
+    return None if glyph is None else _frame(glyph, (whole - np.tile(near[:2], 2)) * scale)
+
+
+def _rule_thickness(size: Sequence[int]) -> int:
+    return max(2, round(0.03 * max(size)))
 
 
 def flatten_to_grey(image: Image.Image) -> Image.Image:
@@ -59,51 +79,21 @@ def flatten_to_grey(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("L")
 
 
-def _extract_ink(grey: np.ndarray, sigma: float) -> np.ndarray | None:
-    """(H, W) from 0 to 255 → fraction of full ink, 0 away from the glyph; None if there is no glyph.
-
-    Edges are blurred to a softness of `sigma` pixels; those of EMNIST's own images are softer and stay as they are.
-    """
-    grey = ndimage.gaussian_filter(grey, max(0, sigma**2 - _edge_softness(grey) ** 2) ** 0.5, mode="nearest")
-    rim = _rim_mask(grey.shape)
-    paper = _fit_paper(grey, rim)
-    ink = grey - paper
-    if (ink**3).sum() < 0:  # dark on light, where dim light darkens ink and paper alike
-        ink *= -255 / np.maximum(paper, 1)
-    # 1.48 × the median absolute deviation is the standard deviation of normal noise.
-    ink -= _NOISE_SIGMAS * 1.48 * np.median(np.abs(ink[rim]))
-    if ink.max() < _MIN_CONTRAST:
-        return None
-    ink = np.clip(ink / np.percentile(ink[ink > ink.max() / 2], 98), 0, 1)
-    labels, n = ndimage.label(ink > _INK_THRESHOLD, np.ones((3, 3)))
+def _only_glyph(ink: np.ndarray) -> np.ndarray | None:
+    """(H, W) `ink` without specks and what reaches in from the rim; None if nothing is left."""
+    labels, n = ndimage.label(ink > _STROKE_THRESHOLD, np.ones((3, 3)))
     peaks = np.array(ndimage.maximum(ink, labels, range(n + 1)))
     masses = np.array(ndimage.sum_labels(ink, labels, range(n + 1)))
+    masses[0] = 0
+    cut = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    whole = np.delete(masses, cut).max(initial=0)
+    if whole > 0.1 * masses.max():
+        masses[cut] = 0
     # Removes specks; the dot of a small i has 5 % of the mass or more.
     glyph = ((peaks > 0.5) & (masses > 0.02 * masses.max()))[labels]
-    return np.where(ndimage.binary_dilation(glyph, iterations=2), ink, 0)
-
-
-def _edge_softness(grey: np.ndarray) -> float:
-    """σ in pixels of the blur that the steepest edge would have if it went from the darkest to the lightest level."""
-    slope = np.hypot(np.diff(grey, axis=0)[:, :-1], np.diff(grey, axis=1)[:-1]).max(initial=0)
-    return np.ptp(grey) / max(slope, 1) / np.sqrt(2 * np.pi)
-
-
-def _rim_mask(shape: tuple[int, int]) -> np.ndarray:
-    """The outer 4 % on each side."""
-    rim = np.ones(shape, bool)
-    y, x = (max(1, round(0.04 * side)) for side in shape)
-    rim[y:-y, x:-x] = False
-    return rim
-
-
-def _fit_paper(grey: np.ndarray, rim: np.ndarray) -> np.ndarray:
-    """The brightness of the paper at each pixel: a quadratic surface fitted to the rim."""
-    y, x = np.meshgrid(*(np.linspace(-1, 1, side) for side in grey.shape), indexing="ij")
-    terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1)
-    deviation = np.abs(grey - np.median(grey[rim]))
-    paper = rim & (deviation <= 3 * 1.48 * np.median(deviation[rim]))  # leaves out a glyph that touches the rim
-    return terms @ np.linalg.lstsq(terms[paper], grey[paper], rcond=None)[0]
+    # A soft edge is at most so wide; a ruled line that was not quite removed is longer.
+    edges = ndimage.binary_dilation(glyph, iterations=_EDGE, mask=glyph | (ink > _INK_THRESHOLD))
+    return np.where(ndimage.binary_dilation(edges, iterations=2), ink, 0) if glyph.any() else None
 
 
 def _bounding_box(ink: np.ndarray) -> np.ndarray:
