@@ -11,13 +11,14 @@ _FAINTEST_RULE = 0.1
 _ACROSS = 0.75
 
 
-def extract_ink(grey: np.ndarray, sigma: float) -> np.ndarray | None:
+def extract_ink(grey: np.ndarray, sigma: float, reach: int | None = None) -> np.ndarray | None:
     """(H, W) from 0 to 255 → ink from 0 to 1, of either polarity; None if there is none.
 
     Edges are blurred to a softness of `sigma` pixels; those of EMNIST's own images are softer and stay as they are.
+    Whatever holds a square of `reach` pixels, by default nearly as large as the picture, is no ink.
     """
-    grey = ndimage.gaussian_filter(grey, max(0, sigma**2 - _edge_softness(grey) ** 2) ** 0.5, mode="nearest")
-    ink = _contrast_with_paper(grey)
+    grey = softened(grey, sigma)
+    ink = _contrast_with_paper(grey, reach or max(3, round(0.9 * min(grey.shape))))
     rim = _rim_mask(grey.shape)
     ink -= _fit_rim(ink, rim)
     # 1.48 × the median absolute deviation is the standard deviation of normal noise.
@@ -27,13 +28,12 @@ def extract_ink(grey: np.ndarray, sigma: float) -> np.ndarray | None:
     return np.clip(ink / np.percentile(ink[ink > ink.max() / 2], 98), 0, 1)
 
 
-def _contrast_with_paper(grey: np.ndarray) -> np.ndarray:
+def _contrast_with_paper(grey: np.ndarray, side: int) -> np.ndarray:
     """How much darker, or lighter, than the paper around it each pixel is: (H, W) from 0 to 255.
 
-    A closing by a large square takes out whatever is dark and smaller, in all but one direction; what is continued
-    beyond the picture's border is infinite, so that shadows and a desk behind the paper stay, with their edges.
+    A closing by a square of `side` pixels takes out whatever is dark and holds none; what reaches the picture's
+    border is continued beyond it, so that shadows and a desk behind the paper stay, with their edges.
     """
-    side = max(3, round(0.9 * min(grey.shape)))
     continued, inside = np.pad(grey, side, "edge"), (slice(side, -side),) * 2
     lightest = ndimage.grey_closing(continued, (side, side))[inside]
     darkest = ndimage.grey_opening(continued, (side, side))[inside]
@@ -44,6 +44,11 @@ def _contrast_with_paper(grey: np.ndarray) -> np.ndarray:
 
 def _variation(grey: np.ndarray) -> float:
     return sum(np.abs(np.diff(grey, axis=axis)).sum() for axis in (0, 1))
+
+
+def softened(grey: np.ndarray, sigma: float) -> np.ndarray:
+    """(H, W) blurred as much as its edges need for a softness of `sigma` pixels."""
+    return ndimage.gaussian_filter(grey, max(0, sigma**2 - _edge_softness(grey) ** 2) ** 0.5, mode="nearest")
 
 
 def _edge_softness(grey: np.ndarray) -> float:
@@ -69,32 +74,26 @@ def _fit_rim(ink: np.ndarray, rim: np.ndarray) -> np.ndarray:
     return terms @ np.linalg.lstsq(terms[paper], ink[paper], rcond=None)[0]
 
 
-def without_rules(ink: np.ndarray, thickness: int) -> np.ndarray:
-    """`ink` without lines across it, horizontal or vertical within some degrees and of up to `thickness` pixels;
-    strokes that cross them stay. The same array if there are none.
+def without_rules(ink: np.ndarray, thickness: int, length: float | None = None) -> np.ndarray:
+    """`ink` without lines that are horizontal or vertical within some degrees, of up to `thickness` pixels, and of
+    `length` pixels or more, by default three quarters of the picture; strokes that cross them stay.
     """
     for _ in range(2):
-        ink = _without_horizontal(ink, thickness).T
+        ink = _without_horizontal(ink, thickness, length or _ACROSS * ink.shape[1]).T
     return ink
 
 
-def _without_horizontal(ink: np.ndarray, thickness: int) -> np.ndarray:
-    length = _ACROSS * ink.shape[1]
-    thin = ink - ndimage.grey_opening(ink, (thickness + 1, 1), mode="nearest")
+def _without_horizontal(ink: np.ndarray, thickness: int, length: float) -> np.ndarray:
+    thin = ink - ndimage.grey_opening(ink, (thickness + 1, 1), mode="nearest") > _FAINTEST_RULE
     # A line at a slope goes up by a pixel now and then.
-    rows = ndimage.binary_dilation(thin > _FAINTEST_RULE, np.ones((3, 1)))
-    runs = ndimage.binary_opening(rows, np.ones((1, max(3, round(length / 8)))))
-    gap = round(length / 2)  # that a character, or several, may hide
-    joined = ndimage.binary_closing(np.pad(runs, gap), np.ones((1, gap)))[gap:-gap, gap:-gap]
-    labels, n = ndimage.label(joined, np.ones((3, 3)))
-    if not n:
-        return ink
-    rules, without = np.zeros_like(joined), ink.copy()
+    rows = ndimage.binary_dilation(ink > _FAINTEST_RULE, np.ones((3, 1)))
+    runs = ndimage.binary_opening(rows, np.ones((1, max(3, round(length / 4)))))
+    labels, _ = ndimage.label(runs, np.ones((3, 3)))
+    rules, without = np.zeros(ink.shape, bool), ink.copy()
     for label, place in enumerate(ndimage.find_objects(labels), 1):
-        if place[1].stop - place[1].start >= length:
-            line = labels[place] == label
-            level = np.median(thin[place][line & runs[place] & (thin[place] > _FAINTEST_RULE)])
-            without[place] -= 1.2 * level * line
+        line = (labels[place] == label) & thin[place]
+        if place[1].stop - place[1].start >= length and line.any():
+            without[place] -= 1.2 * np.median(ink[place][line]) * line
             rules[place] |= line
     if not rules.any():
         return ink

@@ -1,0 +1,311 @@
+"""Reads separated handwriting: block letters, digits and forms, with several characters in one picture."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..core.errors import UserError
+from ..data.image_files import image_errors, open_image, read_image_file
+from ..runs.classifier import Classifier, load_classifier
+from ..weights import NAME as BUILTIN
+from .emnist_style import SIZE, flatten_to_grey, framed
+from .segment import (
+    Page,
+    Piece,
+    cell_ink,
+    cut,
+    find_cells,
+    find_lines,
+    find_page,
+    find_pieces,
+    joined,
+    stacked,
+    writing_height,
+)
+
+# Of the height of the writing: smaller pieces are dots and dashes.
+_SMALL = 0.4
+# A space is wider than so much of that height, and takes a character so much further than the usual distance.
+_SPACE, _FURTHER = 0.5, 1.5
+# A character has at most so many parts, is at most so wide, and has gaps of at most so much, of that height.
+_PARTS, _WIDEST, _GAP = 4, 1.5, 0.25
+# In units of the logarithm of a probability: to take two pieces that do not touch for one character, more so the
+# wider the gap; and one that is connected for two. Chosen on `bench/reading.py --tuning`.
+_JOINING, _JOINING_GAP, _CUTTING = 1.5, 10.0, 2.0
+_LEAST = 1e-6  # probability
+
+
+@dataclass(frozen=True)
+class Character:
+    """A character that was read: its `box` is (left, top, right, bottom) in pixels of the picture."""
+
+    character: str
+    probability: float
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """`text` has a line of the page in each of its lines, and spaces between words."""
+
+    text: str
+    lines: tuple[tuple[Character, ...], ...]
+
+
+Pattern = Sequence[np.ndarray]  # (classes,) bool for each place: the characters that it may have
+
+
+def read_text(
+    picture: str | Path,
+    model: str | Path | Classifier = BUILTIN,
+    *,
+    allow: str | None = None,
+    pattern: str | None = None,
+    boxes: int | None = None,
+) -> Reading:
+    """The separated characters in a picture file, in reading order.
+
+    `allow` names the characters that it may have, such as "0-9A-F"; `pattern` says for each place of a line whether
+    it is a digit (9), a letter (A), any character (*) or itself (all others, such as -); `boxes` is the number of
+    boxes of a form that stand in a row. Raises UserError for what is no picture, for a model of other than EMNIST's
+    images, and for a pattern or characters that do not fit the model or the boxes.
+    """
+    classifier = load_classifier(model) if isinstance(model, str | Path) else model
+    check_readable(classifier)
+    places = to_pattern(allow, pattern, classifier.classes)
+    with image_errors(picture):
+        image = open_image(read_image_file(Path(picture)))
+    if boxes:
+        return read_boxes(find_boxes(image, boxes), classifier, places)
+    return restore(read_writing(find_writing(image), classifier, places), pattern)
+
+
+def check_readable(classifier: Classifier) -> None:
+    """Raises UserError for a model of other than EMNIST's images."""
+    if not classifier.converted:
+        raise UserError(f"{classifier.name} reads whole pictures, no text; choose a model of EMNIST's characters.")
+
+
+def to_pattern(allow: str | None, pattern: str | None, classes: Sequence[str]) -> Pattern | None:
+    """What `read_text` describes, for these classes; one place only if there is no pattern, for every character."""
+    allowed = np.ones(len(classes), bool) if allow is None else _members(allow, classes)
+    if not allowed.any():
+        raise UserError(f"allow is {allow!r}, and the model has none of these; choose among {''.join(classes)}.")
+    if pattern is None:
+        return None if allow is None else [allowed]
+    kinds = {"9": str.isdigit, "A": str.isalpha, "*": lambda character: True}
+    places = [np.array([kinds[c](name) for name in classes]) & allowed for c in pattern if c in kinds]
+    if not places or not all(place.any() for place in places):
+        raise UserError(
+            f"pattern is {pattern!r}; write 9 for each digit, A for each letter and * for any character, of which "
+            "the model must have some."
+        )
+    return places
+
+
+def _members(allow: str, classes: Sequence[str]) -> np.ndarray:
+    """(classes,) bool: those in `allow`, where 0-9 is all from 0 to 9."""
+    spans = re.findall(r"(.)-(.)|(.)", allow, re.DOTALL)
+    return np.array([
+        any((first <= name <= last) if first else name == single for first, last, single in spans) for name in classes
+    ])  # fmt: skip
+
+
+def restore(reading: Reading, pattern: str | None) -> Reading:
+    """With what the pattern says of lines that have all its characters: the others between them, and its spaces."""
+    if pattern is None:
+        return reading
+    lines = reading.text.split("\n")
+    for i, characters in enumerate(reading.lines):
+        if len(characters) == sum(c in "9A*" for c in pattern):
+            read = iter(character.character for character in characters)
+            lines[i] = "".join(next(read) if c in "9A*" else c for c in pattern)
+    return Reading("\n".join(lines), reading.lines)
+
+
+class Writing(NamedTuple):
+    """What was found on a page, to be read: its lines, and (n, 28, 28) uint8 of whatever may be a character there."""
+
+    page: Page | None
+    height: float  # of a character, in pixels of the page
+    lines: list["Line"]
+    glyphs: np.ndarray
+
+
+def find_writing(image: Image.Image) -> Writing:
+    """The lines of a picture of a page; raises ValueError as `flatten_to_grey`."""
+    page = find_page(flatten_to_grey(image))
+    pieces = [] if page is None else find_pieces(page)
+    height = writing_height(pieces)
+    lines = [Line(stacked(line), height) for line in find_lines(pieces, height)]
+    glyphs = [framed(piece.ink) for line in lines for piece in line.segments.values()]
+    return Writing(page, height, lines, np.stack(glyphs) if glyphs else np.empty((0, SIZE, SIZE), np.uint8))
+
+
+def read_writing(writing: Writing, classifier: Classifier, pattern: Pattern | None = None) -> Reading:
+    """A line that cannot be cut into as many characters as `pattern` has is read without it, each as its first."""
+    probabilities, classes = classifier.probabilities(writing.glyphs), classifier.classes
+    read, start = [], 0
+    for line in writing.lines:
+        rows = probabilities[start : start + len(line.segments)]
+        start += len(rows)
+        if found := line.read(rows, pattern):
+            read.append(found)
+    distances = [_distance(a, b) for line in read for (a, _), (b, _) in pairwise(line)]
+    space = _FURTHER * float(np.median(distances)) if distances else 0.0
+    texts, lines = [], []
+    for line in read:
+        names = [classes[row.argmax()] for _, row in line]
+        text = names[0]
+        for (before, _), (piece, _), name in zip(line, line[1:], names[1:], strict=False):
+            is_space = piece.left - before.right > _SPACE * writing.height and _distance(before, piece) > space
+            text += " " * is_space + name
+        texts.append(text)
+        lines.append(
+            tuple(
+                Character(
+                    name, float(row.max()), writing.page.in_picture(piece.left, piece.top, piece.right, piece.bottom)
+                )
+                for (piece, row), name in zip(line, names, strict=True)
+            )
+        )
+    return Reading("\n".join(texts), tuple(lines))
+
+
+def _distance(before: Piece, piece: Piece) -> float:
+    """From centre to centre."""
+    return (piece.left + piece.right - before.left - before.right) / 2
+
+
+class Boxes(NamedTuple):
+    """Boxes of a form, in pixels of the picture, and (n, 28, 28) uint8 of what is in them, with which are filled."""
+
+    places: list[tuple[int, int, int, int]]
+    glyphs: np.ndarray
+    filled: np.ndarray
+
+
+def find_boxes(image: Image.Image, n: int) -> Boxes:
+    """`n` boxes in reading order; raises UserError if the picture has no such row of boxes."""
+    page = find_page(flatten_to_grey(image))
+    cells = [] if page is None else find_cells(page, n)
+    if not cells:
+        raise UserError(f"The picture shows no row of {n} boxes; choose another number, or read it as text.")
+    glyphs = [None if ink is None else framed(ink) for ink in (cell_ink(page, cell) for cell in cells)]
+    filled = np.array([glyph is not None for glyph in glyphs])
+    empty = np.zeros((SIZE, SIZE), np.uint8)
+    stack = np.stack([empty if glyph is None else glyph for glyph in glyphs])
+    return Boxes([page.in_picture(*cell) for cell in cells], stack, filled)
+
+
+def read_boxes(boxes: Boxes, classifier: Classifier, pattern: Pattern | None = None) -> Reading:
+    """A character for each box, a space for an empty one; raises UserError if `pattern` has another number."""
+    if pattern is not None and len(pattern) not in (1, len(boxes.places)):
+        raise UserError(
+            f"The pattern has {len(pattern)} characters for {len(boxes.places)} boxes; give one for each."
+        )
+    allowed = [None] * len(boxes.places) if pattern is None else [*pattern] * (len(boxes.places) // len(pattern))
+    rows = map(restricted, classifier.probabilities(boxes.glyphs), allowed)
+    line = tuple(
+        Character(classifier.classes[row.argmax()], float(row.max()), place) if filled else Character(" ", 1.0, place)
+        for row, place, filled in zip(rows, boxes.places, boxes.filled, strict=True)
+    )
+    return Reading("".join(c.character for c in line).rstrip(), (line,))
+
+
+class Line:
+    """A line as parts, of which one or several in a row are a character: its `segments`, with first and end part."""
+
+    def __init__(self, pieces: Sequence[Piece], height: float) -> None:
+        self._parts: list[Piece] = []
+        self._connected: list[bool] = []  # with the part before it
+        for piece in pieces:
+            parts = cut(piece, height)
+            self._parts += parts
+            self._connected += [False] + [True] * (len(parts) - 1)
+        self._height = height
+        self.segments: dict[tuple[int, int], Piece] = {}
+        for first, part in enumerate(self._parts):
+            self.segments[first, first + 1] = part
+            for end in range(first + 2, min(first + _PARTS, len(self._parts)) + 1):
+                parts = self._parts[first:end]
+                gap = parts[-1].left - max(p.right for p in parts[:-1])
+                if gap > _GAP * height:
+                    break
+                whole = joined(parts)
+                connected = all(self._connected[first + 1 : end])
+                if whole.ink.shape[1] <= _WIDEST * height or connected:
+                    self.segments[first, end] = whole
+
+    def read(self, probabilities: np.ndarray, pattern: Sequence[np.ndarray] | None) -> list[tuple[Piece, np.ndarray]]:
+        """The likeliest way to take the parts for characters: each character's piece and its probabilities.
+
+        `probabilities` are (segments, classes). Small parts may be left out.
+        """
+        rows = dict(zip(self.segments, probabilities, strict=True))
+        if pattern is not None and len(pattern) > 1 and (found := self._best(rows, pattern)) is not None:
+            return found
+        allowed = pattern[0] if pattern is not None else None
+        rows = {key: restricted(row, allowed) for key, row in rows.items()}
+        return self._best(rows, None) or []
+
+    def _best(
+        self, rows: dict[tuple[int, int], np.ndarray], pattern: Sequence[np.ndarray] | None
+    ) -> list[tuple[Piece, np.ndarray]] | None:
+        """By dynamic programming over the parts, and over the places of the `pattern`, if there is one."""
+        n = len(self._parts)
+        best: list[dict[int, tuple[float, tuple | None]]] = [{} for _ in range(n + 1)]
+        best[0][0] = 0.0, None
+
+        def offer(end: int, place: int, score: float, step: tuple) -> None:
+            if place not in best[end] or best[end][place][0] < score:
+                best[end][place] = score, step
+
+        for first in range(n):
+            ends = [end for end in range(first + 1, first + _PARTS + 1) if (first, end) in rows]
+            for place, (score, _) in best[first].items():
+                if self._parts[first].length < _SMALL * self._height:
+                    offer(first + 1, place, score, (first, place, None))
+                for end in ends:
+                    if self.segments[first, end].length < _SMALL * self._height:
+                        continue
+                    if pattern is not None and place == len(pattern):
+                        continue
+                    row = rows[first, end]
+                    if pattern is not None:
+                        row = restricted(row, pattern[place])
+                    gain = score + np.log(max(row.max(), _LEAST)) - self._cost(first, end)
+                    offer(end, place + (pattern is not None), gain, (first, place, row))
+        last = 0 if pattern is None else len(pattern)
+        if last not in best[n]:
+            return None
+        found, at = [], (n, last)
+        while at[0]:
+            first, place, row = best[at[0]][at[1]][1]
+            if row is not None:
+                found.append((self.segments[first, at[0]], row))
+            at = first, place
+        return found[::-1]
+
+    def _cost(self, first: int, end: int) -> float:
+        """Of taking these parts for one character."""
+        cost = _CUTTING * (self._connected[first] + (end < len(self._parts) and self._connected[end])) / 2
+        for part in range(first + 1, end):
+            if not self._connected[part]:
+                gap = (self._parts[part].left - self._parts[part - 1].right) / self._height
+                cost += max(0, _JOINING + _JOINING_GAP * gap)
+        return cost
+
+
+def restricted(probabilities: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
+    """(classes,) probabilities given that only the `allowed`, (classes,) bool, are possible."""
+    if allowed is None:
+        return probabilities
+    left = np.where(allowed, np.maximum(probabilities, 1e-12), 0)
+    return left / left.sum()
