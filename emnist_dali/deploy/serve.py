@@ -364,7 +364,10 @@ def _read_json(body: bytes) -> bytes | list[Any]:
         if name == "images" and not isinstance(pictures, list):
             raise TypeError("it is no list")
     except (ValueError, RecursionError, LookupError, TypeError) as error:
-        raise UserError(f"The JSON has no image, or no list of images; send one {_FORMS}.") from error
+        raise UserError(
+            'The JSON has neither an image nor a list of them; send {"image": base64 or a data: URL}, or several as '
+            '{"images": [...]}.'
+        ) from error
     if name == "image":
         return _decode_base64(pictures)
     _check_number(pictures)

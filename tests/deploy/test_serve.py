@@ -164,6 +164,17 @@ def test_as_many_images_as_stated_are_taken_in_one_request(client, pictures):
         assert f"{serve.MAX_IMAGES + 1} images; send 1 to {serve.MAX_IMAGES} at a time" in answer.json["error"]
 
 
+def test_the_documentation_states_the_limits():
+    page = " ".join((Path(__file__).parents[2] / "docs" / "serve.md").read_text("utf-8").split())
+    for statement in (
+        f"Up to {serve.MAX_IMAGES} in a request, {serve.MAX_BODY // 2**20} MiB together",
+        f"takes more than {decoder.TIMEOUT} s to decode",
+        f"{serve.MAX_REQUESTS} requests are waiting",
+        f"one request ends after {serve.DECODING_TIMEOUT} s",
+    ):
+        assert statement in page
+
+
 def test_decoding_the_images_of_a_request_has_an_end(client, pictures, monkeypatch):
     clock = iter([0, 0, serve.DECODING_TIMEOUT, serve.DECODING_TIMEOUT + 1])
     monkeypatch.setattr(serve, "time", SimpleNamespace(monotonic=lambda: next(clock)))
