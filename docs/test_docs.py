@@ -3,7 +3,7 @@
 Each page's `sh` blocks run in bash and its `python` blocks in Python, in order, in a fresh folder; a comment
 "not run: reason" before a block skips it. The folder holds what the pages assume: data/balanced as if it came from
 NIST (drawn glyphs under EMNIST's file names), the same as idx files, pictures to read, a folder of photographs, and
-for some pages a run. The `>>>` examples of the public names run in such a folder too.
+for some pages a run, or a server. The `>>>` examples of the public names run in such a folder too.
 """
 
 import doctest
@@ -13,6 +13,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,8 @@ PAGES = [
 LINKING = [*PAGES, "CHANGELOG.md", "RESULTS.md", "tests/RESULTS.md", "bench/README.md"]
 # Pages and names whose examples use a run that others have trained.
 WITH_RUN = ("docs/api.md", "evaluate", "load_classifier")
+# Pages whose examples ask a server of the built-in model, on a free port in the place of the 8000 that they show.
+WITH_SERVER = ("docs/serve.md",)
 BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^\n]+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```", re.S)
 LIMIT = 600  # seconds per block
 
@@ -95,15 +99,29 @@ def test_what_a_page_shows_runs(page, place):
         "WANDB_SILENT": "true",
         "PYTHONWARNINGS": "ignore",
     }
-    for block in BLOCK.finditer((PROJECT / page).read_text("utf-8")):
-        if block["why"] or block["language"] not in ("sh", "python"):
-            continue
-        command = [sys.executable, "-"] if block["language"] == "python" else ["bash", "-euo", "pipefail"]
-        done = subprocess.run(
-            command, input=block["text"], cwd=place, env=environment, timeout=LIMIT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{page}\n{block['text']}\n{done.stdout[-4000:]}"
+    with _server(place) if page in WITH_SERVER else nullcontext("8000") as port:
+        for block in BLOCK.finditer((PROJECT / page).read_text("utf-8")):
+            if block["why"] or block["language"] not in ("sh", "python"):
+                continue
+            command = [sys.executable, "-"] if block["language"] == "python" else ["bash", "-euo", "pipefail"]
+            text = block["text"].replace(":8000", f":{port}")
+            done = subprocess.run(
+                command, input=text, cwd=place, env=environment, timeout=LIMIT, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            assert done.returncode == 0, f"{page}\n{block['text']}\n{done.stdout[-4000:]}"
+
+
+@contextmanager
+def _server(place: Path) -> Iterator[str]:
+    """The port of a server; in `place`, curl fails where the server answers with an error."""
+    (place / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
+    command = [sys.executable, "-m", "emnist_dali", "serve", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield re.search(r":(\d+) ", process.stdout.readline())[1]
+        finally:
+            process.terminate()
 
 
 @pytest.mark.parametrize("name", emnist_dali.__all__)

@@ -320,19 +320,31 @@ def export(run: Path, kind: str, output: Path | None) -> None:
 @main.command(short_help="Serve a page to draw characters on, and an HTTP API.")
 @click.argument("model", type=_MODEL, default="builtin")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 picks a free port.")
-def serve(model: Path, port: int) -> None:
-    """Recognize characters drawn in the browser, or sent by POST, on 127.0.0.1. MODEL is a run folder or an exported
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="IP address to serve on; with 0.0.0.0, phones and other machines in this network can use it.",
+)
+@click.option(
+    "--allow-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Another site whose pages can use it from a browser, such as https://example.org; repeatable.",
+)
+def serve(model: Path, port: int, host: str, allow_origin: tuple[str, ...]) -> None:
+    """Recognize characters drawn in the browser, or sent by POST: docs/serve.md. MODEL is a run folder or an exported
     .onnx, or left out for the built-in model.
 
     Needs pip install 'emnist-dali[serve]'.
 
     \b
     emnist-dali serve
-    emnist-dali serve runs/balanced-cpu-20261122-160000
+    emnist-dali serve runs/balanced-cpu-20261122-160000 --host 0.0.0.0
     """
     from .deploy.serve import serve
 
-    serve(model, port)
+    serve(model, port, host, allow_origin)
 
 
 @main.command(cls=ConfigCommand, short_help="Search for better settings of a recipe.")

@@ -1,15 +1,24 @@
-"""A web page to draw characters on, and its HTTP API, for this machine only."""
+"""A web page to draw characters on, and its HTTP API, for this machine unless told otherwise."""
 
 import base64
+import errno
+import io
 import json
 import logging
 import os
+import re
 import secrets
 import socket
+import sys
+import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..core.errors import UserError
 from ..core.progress import say
@@ -25,37 +34,114 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 # A phone's photograph has 2 to 6 MiB.
 MAX_BODY = 8 * 2**20
-# Brackets, commas and colons in a JSON body: ours have a handful; millions of them become 100 MB of Python objects.
-MAX_JSON_SYMBOLS = 100
-# Many more than `decoder.MAX_LARGE_WAITING`, so that waiting large pictures leave threads for small ones.
-THREADS = 24
+# Images in one request: they pass through the model in one call, during which every other request waits.
+MAX_IMAGES = 32
+# Brackets, commas and colons in a JSON body: ours have three per image, as a data: URL in a list, and a few more;
+# millions of them become 100 MB of Python objects.
+MAX_JSON_SYMBOLS = 4 * MAX_IMAGES
+# Requests that may wait for the decoder and the model, which take them one after the other. A small picture takes
+# some hundredths of a second, so the last of them waits for a second or two; whoever comes then does better to try
+# again than to keep a body of up to MAX_BODY here. Many more than `decoder.MAX_LARGE_WAITING`, so that waiting large
+# pictures leave room for small ones.
+MAX_REQUESTS = 64
+RETRY_AFTER = 2  # seconds
+# The others refuse further requests, and answer those that need neither decoder nor model.
+THREADS = MAX_REQUESTS + 8
 CONNECTIONS = 512
-# Seconds: until more of a request must arrive, and for a whole request.
-IDLE_TIMEOUT, REQUEST_TIMEOUT = 5, 30
+# Seconds: until more of a request must arrive, for a whole request to arrive, and until no more of its images are
+# decoded.
+IDLE_TIMEOUT, REQUEST_TIMEOUT, DECODING_TIMEOUT = 5, 30, 30
 _FORMS = 'as the body, as {"image": base64 or a data: URL} in JSON, or as the file "image" of a form'
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
+_ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?/?", re.ASCII)
 
 
-def serve(model: Path, port: int) -> None:
-    """Serves `create_app` on 127.0.0.1 until Ctrl-C; port 0 takes a free one.
+def serve(model: Path, port: int, host: str = HOST, allow_origin: Sequence[str] = ()) -> None:
+    """Serves `create_app` on the IP address `host` until Ctrl-C; port 0 takes a free one.
 
-    Raises UserError if the port is in use, the model cannot be loaded, or flask or waitress is missing.
+    Says where it can be reached, and who else can use it because of `host` and `allow_origin`, the origins of other
+    sites. Raises UserError if one of them is malformed, if the address or the port cannot be used, if the model
+    cannot be loaded, or if flask or waitress is missing.
     """
     try:
         import flask  # noqa: F401
         import waitress  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} could not be imported ({error}); pip install 'emnist-dali[serve]'.") from error
-    try:
-        listener = socket.create_server((HOST, port))
-    except OSError as error:
+    origins = [_parse_origin(text) for text in allow_origin]
+    with _listen(host, port) as listener:
+        server = create_server(create_app(load_classifier(model), host, origins), listener)
+        url = f"http://{_reachable_as(host)}:{server.effective_port}"
+        say(f"Draw at {url} (Ctrl-C to stop)")
+        if not ip_address(host).is_loopback:
+            if code := _qr_code(url):
+                say(code)
+            say(
+                "Every device that reaches this machine can use it, without a password or encryption; "
+                "leave out --host to serve this machine only."
+            )
+        if origins:
+            say(f"Pages of {', '.join(origins)} can use it, too, from every browser that reaches it.")
+        server.run()
+
+
+def _parse_origin(text: str) -> str:
+    """As browsers write it: in lower case, without a path, and without the scheme's own port."""
+    match = _ORIGIN.fullmatch(text.lower())
+    if not match:
         raise UserError(
-            f"Port {port} of {HOST} cannot be used ({os.strerror(error.errno)}); "
+            f"--allow-origin is {text!r}; give a site's scheme, host and port if it has one: https://example.org."
+        )
+    scheme, host, port = match.groups(default="")
+    return f"{scheme}://{host}{port if port != {'http': ':80', 'https': ':443'}[scheme] else ''}"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        ipv6 = ip_address(host).version == 6
+        return socket.create_server(
+            (host, port),
+            family=socket.AF_INET6 if ipv6 else socket.AF_INET,
+            dualstack_ipv6=ipv6 and socket.has_dualstack_ipv6(),
+        )
+    except (OSError, ValueError) as error:
+        foreign = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL, socket.EAI_NONAME)
+        if isinstance(error, ValueError) or error.errno in foreign:
+            raise UserError(
+                f"--host is {host!r}; give an IP address of this machine, 0.0.0.0 for all of them, or leave it out."
+            ) from error
+        raise UserError(
+            f"Port {port} of {host} cannot be used ({os.strerror(error.errno)}); "
             f"choose another --port, or 0 for a free one."
         ) from error
-    with listener:
-        server = create_server(create_app(load_classifier(model)), listener)
-        say(f"Draw at http://{HOST}:{server.effective_port} (Ctrl-C to stop)")
-        server.run()
+
+
+def _reachable_as(host: str) -> str:
+    """`host` for a URL; in place of 0.0.0.0 or ::, this machine's address in its network."""
+    if ip_address(host).is_unspecified:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                # Sends nothing: for UDP, it only looks up the route to that address (for documentation, RFC 5737).
+                probe.connect(("198.51.100.1", 9))
+                return probe.getsockname()[0]
+            except OSError:  # no route
+                return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+def _qr_code(url: str) -> str | None:
+    """`url` as a QR code in text, where stdout is a terminal that can show it and segno is installed."""
+    if not sys.stdout.isatty():
+        return None
+    try:
+        import segno
+
+        code = io.StringIO()
+        segno.make(url, micro=False).terminal(code, border=2, compact=True)
+        code.getvalue().encode(sys.stdout.encoding)
+    except (ImportError, UnicodeError):
+        return None
+    return code.getvalue().rstrip("\n")
 
 
 def create_server(app: "flask.Flask", listener: socket.socket) -> "BaseWSGIServer":
@@ -107,32 +193,54 @@ def _allow_open_files(number: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
 
 
-def create_app(classifier: Classifier) -> "flask.Flask":
-    """GET / is the page; POST /predict takes a picture and returns the `model`, `to_answer`, and as `seen` the
-    model's input.
+def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] = ()) -> "flask.Flask":
+    """The page and the API on the IP address `host`, for this server's own pages and those of the sites `origins`.
 
-    Errors are {"error": one sentence}: 400 for invalid images, 413 above MAX_BODY, 403 for other sites, 503 if too
-    many pictures are waiting.
+    GET / is the page, GET /classes the `model` and its `classes` in label order, and GET /healthz is answered even
+    while requests are refused. POST /predict takes a picture and returns the `model` and `to_answer`, with ?seen=1
+    also `seen`, the model's input as a data: URL; for several pictures, a list of such answers.
+
+    Errors are {"error": one sentence}: 400 for invalid images, 413 above MAX_BODY, 403 for other sites, 503 with
+    Retry-After if too many requests or pictures are waiting. A picture among several has its error in the list.
     """
     from flask import Flask, Response, abort, render_template, request
     from werkzeug.exceptions import HTTPException
-    from werkzeug.sansio.utils import host_is_trusted
 
     app = Flask(__name__, template_folder=".", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY, MAX_FORM_MEMORY_SIZE=MAX_BODY)
     # The model runs in one thread: OpenMP keeps a pool of threads for each thread that calls it.
     model_thread = ThreadPoolExecutor(1)
     decode = Decoder(classifier.shape, classifier.converted)
+    slots = threading.BoundedSemaphore(MAX_REQUESTS)
+    address = ip_address(host)
+    names = {str(address), "localhost"} if address.is_loopback else _own_names()
 
     # A page of another site can reach this server through the user's browser: under its own host name, resolved to
-    # this address (DNS rebinding, shown by Host), or with a cross-origin POST (shown by Origin).
+    # this address (DNS rebinding, shown by Host), or with a cross-origin request (shown by Origin). An IP address is
+    # never the name of another site: who is asked under one has it, whatever a DNS server says. So other machines may
+    # use any, also one that a container or a router translates, and the names by which their network knows this one.
     @app.before_request
     def refuse_other_sites() -> None:
-        host = request.headers.get("Host", "")
-        if not host_is_trusted(host, [HOST, "localhost"]):
-            abort(403, f"Only requests to {HOST} and localhost are answered.")
-        if request.headers.get("Origin", f"http://{host}") != f"http://{host}":
+        header = request.headers.get("Host", "")
+        name = _host_name(header)
+        if name not in names and (address.is_loopback or not _is_address(name)):
+            # Other sites read this, too, so it does not tell the names of this machine.
+            own = f"{address} and localhost" if address.is_loopback else "an IP address or a name of this machine"
+            abort(403, f"Only requests to {own} are answered.")
+        if request.headers.get("Origin", f"http://{header}") not in (f"http://{header}", *origins):
             abort(403, "Requests from other sites are not answered.")
+
+    @app.after_request
+    def let_allowed_sites_read(response: Response) -> Response:
+        response.vary.add("Origin")
+        origin = request.headers.get("Origin")
+        if origin in origins:
+            response.access_control_allow_origin = origin
+            response.access_control_expose_headers = ["Retry-After"]
+            if request.method == "OPTIONS":
+                response.access_control_allow_methods = ["GET", "POST"]
+                response.access_control_allow_headers = ["Content-Type"]
+        return response
 
     @app.get("/")
     def draw() -> Response:
@@ -144,27 +252,76 @@ def create_app(classifier: Classifier) -> "flask.Flask":
         )
         return response
 
+    @app.get("/healthz")
+    def health() -> dict[str, Any]:
+        return {"status": "ok", "model": classifier.name}
+
+    @app.get("/classes")
+    def classes() -> dict[str, Any]:
+        return {"model": classifier.name, "classes": classifier.classes}
+
     @app.post("/predict")
-    def predict() -> dict[str, Any]:
-        top = _parse_top(request.args.get("top", "5"))
-        image = decode(_read_picture(request))
-        probabilities = model_thread.submit(classifier.probabilities, image[None]).result()[0]
-        answer = to_answer(probabilities, classifier.classes, top)
-        return {"model": classifier.name, **answer, "seen": png(image)}
+    def predict() -> dict[str, Any] | list[dict[str, Any]]:
+        top, show_seen = _parse_top(request.args.get("top", "5")), _parse_seen(request.args.get("seen", "0"))
+        if not slots.acquire(blocking=False):
+            raise BusyError(f"{MAX_REQUESTS} requests are waiting; try again later.")
+        try:
+            pictures = _read_pictures(request)
+            if not isinstance(pictures, list):
+                return answer([decode(pictures)], top, show_seen)[0]
+            glyphs = _decode_all(pictures, decode)
+            answers = iter(answer([glyph for glyph in glyphs if isinstance(glyph, np.ndarray)], top, show_seen))
+            return [next(answers) if isinstance(glyph, np.ndarray) else {"error": str(glyph)} for glyph in glyphs]
+        finally:
+            slots.release()
+
+    def answer(images: Sequence[np.ndarray], top: int, show_seen: bool) -> list[dict[str, Any]]:
+        if not images:
+            return []
+        probabilities = model_thread.submit(classifier.probabilities, np.stack(images)).result()
+        answers = []
+        for image, row in zip(images, probabilities, strict=True):
+            seen = {"seen": png(image)} if show_seen else {}
+            answers.append({"model": classifier.name, **to_answer(row, classifier.classes, top), **seen})
+        return answers
 
     @app.errorhandler(UserError)
-    def handle_user_error(error: UserError) -> tuple[dict[str, str], int]:
-        return {"error": str(error)}, 503 if isinstance(error, BusyError) else 400
+    def handle_user_error(error: UserError) -> tuple[dict[str, str], int, dict[str, str]]:
+        if isinstance(error, BusyError):
+            return {"error": str(error)}, 503, {"Retry-After": str(RETRY_AFTER)}
+        return {"error": str(error)}, 400, {}
 
     @app.errorhandler(HTTPException)
     def handle_http_error(error: HTTPException) -> Response:
-        message = f"The body has more than {MAX_BODY // 2**20} MiB." if error.code == 413 else error.description
+        too_large = f"The body has more than {MAX_BODY // 2**20} MiB, or a form more than 1,000 parts."
+        message = too_large if error.code == 413 else error.description
         response = error.get_response()  # keeps its headers, such as Allow of a 405
         response.data = json.dumps({"error": message})
         response.content_type = "application/json"
         return response
 
     return app
+
+
+def _own_names() -> set[str]:
+    """This machine's host name, alone, with its domain and as in mDNS."""
+    name = socket.gethostname().lower()
+    first = name.split(".")[0]
+    return {"localhost", name, first, f"{first}.local"}
+
+
+def _host_name(header: str) -> str | None:
+    """The name or the IP address in a Host header, without its port; None if it is malformed."""
+    match = _HOST.fullmatch(header)
+    return (match[1] or match[2]).lower() if match else None
+
+
+def _is_address(name: Any) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _parse_top(text: str) -> int:
@@ -176,24 +333,67 @@ def _parse_top(text: str) -> int:
     raise UserError(f"top is {text[:20]!r}; set it to an integer of 1 or more.")
 
 
-def _read_picture(request: "flask.Request") -> bytes:
-    """The image file in a request."""
+def _parse_seen(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise UserError(f"seen is {text[:20]!r}; set it to 1 to get the model's input, or leave it out.")
+    return text == "1"
+
+
+def _read_pictures(request: "flask.Request") -> bytes | list[Any]:
+    """The image file in a request; for several, a list of them, or of what JSON has in the place of each."""
     if request.is_json:
-        return _decode_json(request.get_data())
+        return _read_json(request.get_data(cache=False))
     if request.mimetype == "multipart/form-data":
-        if "image" not in request.files:
+        files = request.files.getlist("image")
+        if not files:
             raise UserError('The form has no file "image"; add it.')
-        return request.files["image"].read()
-    content = request.get_data()
+        _check_number(files)
+        return [file.read() for file in files] if len(files) > 1 else files[0].read()
+    content = request.get_data(cache=False)
     if not content:
         raise UserError(f"The body is empty; send an image {_FORMS}.")
     return content
 
 
-def _decode_json(body: bytes) -> bytes:
+def _read_json(body: bytes) -> bytes | list[Any]:
+    if sum(map(body.count, (b"[", b"{", b",", b":"))) > MAX_JSON_SYMBOLS:
+        raise UserError(f"The JSON has more than {MAX_IMAGES} images, or much else; send fewer at a time.")
     try:
-        if sum(map(body.count, (b"[", b"{", b",", b":"))) > MAX_JSON_SYMBOLS:
-            raise ValueError("it is too complex")
-        return base64.b64decode(json.loads(body)["image"].rpartition(",")[2])
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"The JSON contains no image; send one {_FORMS}.") from error
+        content = json.loads(body)
+        [(name, pictures)] = [(name, content[name]) for name in ("image", "images") if name in content]
+        if name == "images" and not isinstance(pictures, list):
+            raise TypeError("it is no list")
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        raise UserError(
+            'The JSON has neither an image nor a list of them; send {"image": base64 or a data: URL}, or several as '
+            '{"images": [...]}.'
+        ) from error
+    if name == "image":
+        return _decode_base64(pictures)
+    _check_number(pictures)
+    return pictures
+
+
+def _check_number(pictures: Sequence[Any]) -> None:
+    if not 1 <= len(pictures) <= MAX_IMAGES:
+        raise UserError(f"The request has {len(pictures)} images; send 1 to {MAX_IMAGES} at a time.")
+
+
+def _decode_base64(text: Any) -> bytes:
+    try:
+        return base64.b64decode(text.rpartition(",")[2])
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError("The picture is no text in base64, and no data: URL with one; encode it so.") from error
+
+
+def _decode_all(pictures: Sequence[Any], decode: Decoder) -> list[np.ndarray | UserError]:
+    """Each of `_read_pictures` as the model takes it, or why not; within DECODING_TIMEOUT and one picture's time."""
+    deadline, glyphs = time.monotonic() + DECODING_TIMEOUT, []
+    for picture in pictures:
+        try:
+            if time.monotonic() > deadline:
+                raise BusyError(f"The images before it took {DECODING_TIMEOUT} s; send it in another request.")
+            glyphs.append(decode(picture if isinstance(picture, bytes) else _decode_base64(picture)))
+        except UserError as error:
+            glyphs.append(error)
+    return glyphs

@@ -64,7 +64,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "report": ("", "--out"),
     "predict": ("", "+", "--top", "--show"),
     "export": ("", "--format", "--output"),
-    "serve": ("", "--port"),
+    "serve": ("", "--port", "--host", "--allow-origin"),
     "sweep": (
         "--split", "--trials", "--recipe", "--space", "--storage", "--name", "--out", "--lr", "--device",
         "--data-dir", "--set",
@@ -101,6 +101,7 @@ TABLE = [
     *(("export", "--output", value) for value in ("", "null", "loop", "folder", "a\rb.safetensors", "~nosuchuser/x")),
     *(("serve", "--port", value) for value in ("-1", "65536", HUGE, "٣x", "nan")),
     *(("serve", "", value) for value in ("null", "loop", "file", "none")),
+    *(("serve", option, value) for option in ("--host", "--allow-origin") for value in (*TEXTS, "0", "..")),
     *(("inspect", option, value) for option in ("--class", "--out") for value in ("\x1b[2J", "a\u2028b", "null")),
     *(("inspect", "--recipe", value) for value in ("", "odd.json", "none.json", "fifo", "../x", "a\nb.json")),
     *(("audit", option, value) for option in ("--out", "--split") for value in ("null", "file/x", "a\nb", LONG)),

@@ -1,5 +1,6 @@
 """The server answers its users under attack: idle and trickling connections, endless bodies, bombs."""
 
+import base64
 import http.client
 import io
 import json
@@ -10,14 +11,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+
+from emnist_dali.deploy import serve
 
 from ..deploy.test_emnist_style import picture_of
 from .tally import FACTOR
@@ -43,14 +47,13 @@ def picture(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
-def post(port: int, content: bytes, kind: str = "image/png") -> tuple[int, dict[str, Any], float]:
-    """Status, answer, and seconds until it came."""
-    begun = time.monotonic()
+def post(port: int, content: bytes, kind: str = "image/png") -> tuple[int, Any]:
+    """Status and answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
         connection.request("POST", "/predict", content, {"Content-Type": kind})
         response = connection.getresponse()
-        return response.status, json.loads(response.read()), time.monotonic() - begun
+        return response.status, json.loads(response.read())
     finally:
         connection.close()
 
@@ -67,6 +70,7 @@ def bombs() -> list[bytes]:
         b"P5\n1900 1000\n254\n" + bytes(1_900_000),
         b"P5\n" + b"#" * 7_000_000,
         b'{"image": [' + b"[]," * 2_000_000,
+        json.dumps({"images": [base64.b64encode(picture(see_through, compress_level=1)).decode()] * 6}).encode(),
         b"--x\r\n" * 1_000_000,
     ]
 
@@ -77,7 +81,7 @@ KINDS = {b"{": "application/json", b"-": "multipart/form-data; boundary=x"}
 def test_users_are_answered_under_attack(port):
     honest = [picture(picture_of(character, size=size)) for character in "0127Aa" for size in (28, 120, 300)]
     expected = {content: post(port, content)[1] for content in honest}
-    attacks, over, refused = bombs(), threading.Event(), []
+    attacks, over, refused, sent_away = bombs(), threading.Event(), [], []
 
     def bomb(number: int) -> None:
         chance = random.Random(number)
@@ -102,9 +106,12 @@ def test_users_are_answered_under_attack(port):
         for _ in range(4 if FACTOR > 1 else 2):
             time.sleep(pause(chance))
             content = chance.choice(honest)
-            status, answer, seconds = post(port, content)
-            assert (status, answer) == (200, expected[content])
-            took.append(seconds)
+            begun = time.monotonic()
+            while (answered := post(port, content))[0] == 503:
+                sent_away.append(number)
+                time.sleep(serve.RETRY_AFTER)
+            assert answered == (200, expected[content])
+            took.append(time.monotonic() - begun)
         return took
 
     attackers = [threading.Thread(target=bomb, args=[i], daemon=True) for i in range(BOMBS)]
@@ -119,12 +126,13 @@ def test_users_are_answered_under_attack(port):
     for attacker in attackers:
         attacker.join(PATIENCE)
     assert set(refused) <= {200, 400, 413, 503}
+    assert not sent_away or CLIENTS + BOMBS > serve.MAX_REQUESTS
     if FACTOR > 1:
         middle = took[len(took) // 2]
         print(
             f"\n{len(took)} answers under {IDLE} idle connections and {BOMBS} bombs: "
             f"median {middle:.2f} s, 99 % {took[-len(took) // 100]:.2f} s, worst {took[-1]:.2f} s; "
-            f"{len(refused)} bombs answered"
+            f"{len(refused)} bombs answered; {len(sent_away)} times 503"
         )
 
 
@@ -141,6 +149,33 @@ def test_an_endless_body_is_refused_before_it_is_stored(port, form):
                 connection.sendall(b"10000\r\n" + piece + b"\r\n" if form == "in chunks" else piece)
                 sent += len(piece)
     assert sent < 64 * 2**20  # what fits into the buffers of the system
+
+
+def test_a_crowd_is_answered_or_asked_to_come_again(port):
+    """Each with several images, so that they wait; more than there are threads, and nothing on the terminal."""
+    images = [base64.b64encode(picture(picture_of(character))).decode() for character in "0127Aa"]
+    body = json.dumps({"images": images}).encode()
+
+    def ask(_: int) -> tuple[int, str | None, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        with closing(connection):
+            connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return response.status, response.getheader("Retry-After"), json.loads(response.read())
+
+    expected = ask(0)[2]
+    with ThreadPoolExecutor(4 * serve.MAX_REQUESTS) as pool:
+        answers = list(pool.map(ask, range(4 * serve.MAX_REQUESTS)))
+    statuses = Counter(status for status, _, _ in answers)
+    assert set(statuses) == {200, 503}
+    assert statuses[200] >= serve.MAX_REQUESTS
+    for status, retry_after, answer in answers:
+        if status == 503:
+            assert int(retry_after) >= 1
+            assert list(answer) == ["error"]
+        else:
+            assert answer == expected
+    assert post(port, body, "application/json")[0] == 200
 
 
 def test_silent_and_trickling_connections_are_closed(port):

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,10 +64,11 @@ def pixels(address):
 
 def test_answers_are_those_of_the_model_for_the_converted_picture(client, classifier, pictures):
     for picture in pictures:
-        answer = client.post("/predict", data=picture, content_type="image/png").json
+        answer = client.post("/predict?seen=1", data=picture, content_type="image/png").json
         image = decode(picture, classifier.shape, classifier.converted)
         probabilities = classifier.probabilities(image[None])[0]
         order = np.argsort(-probabilities)[:5]
+        assert answer["model"] == classifier.name
         assert answer["character"] == classifier.classes[order[0]]
         assert answer["probability"] == pytest.approx(float(probabilities.max()), abs=1e-5)
         assert [each["character"] for each in answer["top"]] == [classifier.classes[i] for i in order]
@@ -94,6 +96,93 @@ def test_a_jpeg_and_a_gif_are_read(client, drawn):
         assert answer.status_code == 200, answer.json
 
 
+@pytest.mark.parametrize(("query", "there"), [("", False), ("?seen=0", False), ("?seen=1", True)])
+def test_the_input_of_the_model_is_in_an_answer_that_is_asked_for_it(client, pictures, query, there):
+    assert ("seen" in client.post(f"/predict{query}", data=pictures[0]).json) == there
+    (answer,) = client.post(f"/predict{query}", json={"images": [data_url(pictures[0])]}).json
+    assert ("seen" in answer) == there
+
+
+def form(*contents):
+    return {"data": {"image": [(io.BytesIO(content), f"{i}.png") for i, content in enumerate(contents)]}}
+
+
+def assert_same(one, other):
+    """Equal but for the last digits of the probabilities, which depend on the size of the batch."""
+    assert [each["character"] for each in one["top"]] == [each["character"] for each in other["top"]]
+    for these, those in zip([one, *one["top"]], [other, *other["top"]], strict=True):
+        assert these["probability"] == pytest.approx(those["probability"], abs=1e-5)
+    rest = {"probability": None, "top": None}
+    assert {**one, **rest} == {**other, **rest}
+
+
+@pytest.mark.parametrize("kind", ["form", "JSON"])
+def test_several_pictures_get_their_answers_in_order_from_one_call_of_the_model(
+    client, classifier, pictures, monkeypatch, kind
+):
+    alone = [client.post("/predict?seen=1&top=3", data=picture).json for picture in pictures]
+    calls, probabilities = [], classifier.probabilities
+
+    def count(images):
+        calls.append(len(images))
+        return probabilities(images)
+
+    monkeypatch.setattr(classifier, "probabilities", count)
+    several = form(*pictures) if kind == "form" else {"json": {"images": [data_url(each) for each in pictures]}}
+    answer = client.post("/predict?seen=1&top=3", **several)
+    assert answer.status_code == 200
+    assert calls == [len(pictures)]
+    for one, other in zip(answer.json, alone, strict=True):
+        assert_same(one, other)
+
+
+def test_a_bad_picture_gets_its_error_and_spoils_no_other(client, pictures):
+    good = [client.post("/predict", data=picture).json for picture in pictures[:2]]
+    blank = png(np.zeros((40, 40), np.uint8))
+    for bad in ("", "ä", "YSBsZXR0ZXI=", data_url(pictures[0][:60]), blank, 5, None, [], {"image": "x"}):
+        images = [data_url(pictures[0]), bad, data_url(pictures[1])]
+        answer = client.post("/predict", json={"images": images})
+        assert answer.status_code == 200
+        first, error, last = answer.json
+        assert list(error) == ["error"]
+        assert re.fullmatch(r"[^\n]{10,300}\.", error["error"])
+        assert_same(first, good[0])
+        assert_same(last, good[1])
+    first, error, last = client.post("/predict", **form(pictures[0], b"", pictures[1])).json
+    assert list(error) == ["error"]
+    assert_same(first, good[0])
+    assert_same(last, good[1])
+    assert [list(each) for each in client.post("/predict", json={"images": ["", ""]}).json] == [["error"]] * 2
+
+
+def test_as_many_images_as_stated_are_taken_in_one_request(client, pictures):
+    many = [data_url(pictures[0])] * serve.MAX_IMAGES
+    assert len(client.post("/predict", json={"images": many}).json) == serve.MAX_IMAGES
+    for too_many in ({"json": {"images": [*many, many[0]]}}, form(*[pictures[0]] * (serve.MAX_IMAGES + 1))):
+        answer = client.post("/predict", **too_many)
+        assert answer.status_code == 400
+        assert f"{serve.MAX_IMAGES + 1} images; send 1 to {serve.MAX_IMAGES} at a time" in answer.json["error"]
+
+
+def test_the_documentation_states_the_limits():
+    page = " ".join((Path(__file__).parents[2] / "docs" / "serve.md").read_text("utf-8").split())
+    for statement in (
+        f"Up to {serve.MAX_IMAGES} in a request, {serve.MAX_BODY // 2**20} MiB together",
+        f"takes more than {decoder.TIMEOUT} s to decode",
+        f"{serve.MAX_REQUESTS} requests are waiting",
+        f"one request ends after {serve.DECODING_TIMEOUT} s",
+    ):
+        assert statement in page
+
+
+def test_decoding_the_images_of_a_request_has_an_end(client, pictures, monkeypatch):
+    clock = iter([0, 0, serve.DECODING_TIMEOUT, serve.DECODING_TIMEOUT + 1])
+    monkeypatch.setattr(serve, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    answers = client.post("/predict", **form(*pictures[:3])).json
+    assert ["error" in answer for answer in answers] == [False, False, True]
+    assert "another request" in answers[2]["error"]
+
+
 @pytest.mark.parametrize(("asked", "given"), [("1", 1), ("3", 3), ("12", 12), ("1000", 12)])
 def test_top_sets_the_number_of_answers(client, pictures, asked, given):
     top = client.post(f"/predict?top={asked}", data=pictures[0]).json["top"]
@@ -103,7 +192,7 @@ def test_top_sets_the_number_of_answers(client, pictures, asked, given):
 
 def test_concurrent_requests_get_their_own_answers(client, pictures):
     def ask(picture):
-        return client.application.test_client().post("/predict", data=picture).json
+        return client.application.test_client().post("/predict?seen=1", data=picture).json
 
     one_by_one = [ask(picture) for picture in pictures]
     assert len({answer["seen"] for answer in one_by_one}) > 12
@@ -124,9 +213,16 @@ WRONG = {
     "JSON with much else": {"data": b'{"image": [' + b"[]," * 1000 + b"[]]}", "content_type": "application/json"},
     "no base64": {"json": {"image": "ä"}},
     "base64 of text": {"json": {"image": base64.b64encode(b"a letter").decode()}},
+    "an image and images": {"json": {"image": "YQ==", "images": ["YQ=="]}},
+    "no images": {"json": {"images": []}},
+    "images that are no list": {"json": {"images": "YQ=="}},
+    "images in an object": {"json": {"images": {"image": "YQ=="}}},
+    "a thousand images": {"json": {"images": ["YQ=="] * 1000}},
+    "a list as an image": {"json": {"image": ["YQ=="]}},
     "a form without the file": {"data": {"picture": (io.BytesIO(b"x"), "a.png")}},
     "no number": {"query_string": {"top": "many"}},
     "no answers": {"query_string": {"top": "0"}},
+    "neither seen nor unseen": {"query_string": {"seen": "yes"}},
 }
 
 
@@ -145,6 +241,44 @@ def test_a_busy_server_answers_503(client, pictures, monkeypatch):
     monkeypatch.setattr(Decoder, "__call__", busy)
     answer = client.post("/predict", data=pictures[0])
     assert (answer.status_code, answer.json) == (503, {"error": "Too many pictures wait."})
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+def test_requests_above_the_limit_are_refused_while_the_rest_is_answered(classifier, pictures, monkeypatch):
+    monkeypatch.setattr(serve, "MAX_REQUESTS", 2)
+    app = serve.create_app(classifier)
+    go, inside, decode_now = threading.Event(), [], Decoder.__call__
+
+    def slowly(self, content):
+        inside.append(content)
+        assert go.wait(SECONDS)
+        return decode_now(self, content)
+
+    def ask(**request):
+        return app.test_client().post("/predict", **request)
+
+    for _ in range(3):
+        assert ask(data=b"").status_code == 400  # takes no place for good
+    monkeypatch.setattr(Decoder, "__call__", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(ask, data=picture) for picture in pictures[:2]]
+        try:
+            until(lambda: len(inside) == 2)
+            refused = ask(data=pictures[2])
+            others = [app.test_client().get(path).status_code for path in ("/healthz", "/classes", "/")]
+        finally:
+            go.set()
+        assert [each.result().status_code for each in waiting] == [200, 200]
+    assert refused.status_code == 503
+    assert refused.json == {"error": "2 requests are waiting; try again later."}
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert others == [200, 200, 200]
+    assert ask(data=pictures[2]).status_code == 200
+
+
+def test_health_and_classes(client, classifier):
+    assert client.get("/healthz").json == {"status": "ok", "model": classifier.name}
+    assert client.get("/classes").json == {"model": classifier.name, "classes": list(classifier.classes)}
 
 
 def test_an_oversized_body_is_refused(client):
@@ -207,7 +341,7 @@ def page(browser, address):
     page.goto(address)
     yield page
     page.close()
-    assert messages == []
+    assert [message for message in messages if "status of 503" not in message] == []  # which the browser logs
 
 
 def places(page, *points):
@@ -306,11 +440,64 @@ def test_a_click_draws_a_dot(page):
     assert page.inner_text("#error") == ""
 
 
-def test_the_page_fits_a_phone(page):
+# Of phones from the smallest on, less what a browser's bars take; and of two tablets.
+UPRIGHT = [(320, 460), (360, 560), (390, 664), (412, 780), (768, 954)]
+WINDOWS = [*UPRIGHT, (568, 250), (640, 280), (667, 331), (750, 330), (915, 350), (1024, 690)]
+
+
+def assert_fits(page, width, height):
+    inner = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+    assert inner[0] <= width
+    assert inner[1] <= height
+    for each in ("h1", "#clear", "canvas", "#answer", "#seen", "#seen figcaption", "#top li:last-child", "summary"):
+        box = page.locator(each).bounding_box()
+        assert box["x"] >= 0
+        assert box["y"] >= 0
+        assert box["x"] + box["width"] <= width
+        assert box["y"] + box["height"] <= height
+    canvas = page.locator("canvas").bounding_box()
+    assert canvas["width"] == pytest.approx(canvas["height"], abs=0.1)
+    assert canvas["width"] > 0.6 * min(width, height)
+    assert not page.evaluate("""() => {
+        const box = id => document.querySelector(id).getBoundingClientRect()
+        const apart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top
+        const all = ["header", "canvas", "#answer", "#seen", "#top", "summary"].map(box)
+        return all.some((a, i) => all.some((b, j) => i < j && !apart(a, b)))
+    }""")
+
+
+@pytest.mark.parametrize(("width", "height"), WINDOWS)
+def test_the_page_fits_a_phone_without_scrolling(browser, address, width, height):
+    page = browser.new_page(viewport={"width": width, "height": height}, is_mobile=True, has_touch=True)
+    page.goto(address)
+    assert_fits(page, width, height)
     draw(page, *CIRCLE)
     read(page, "0")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert page.locator("canvas").bounding_box()["width"] > 300
+    assert_fits(page, width, height)
+    page.route("**/predict*", lambda route: route.fulfill(json={"error": "The picture shows no character. " * 3}))
+    draw(page, *CIRCLE)
+    page.wait_for_function("() => document.querySelector('#error').textContent !== ''")
+    assert_fits(page, width, height)
+    error = page.evaluate("() => [document.querySelector('#error')].map(p => p.scrollHeight - p.clientHeight)[0]")
+    assert error <= 0
+    page.close()
+
+
+def test_a_busy_server_is_asked_again(page):
+    refused = []
+
+    def refuse_once(route):
+        if refused:
+            return route.continue_()
+        refused.append(route.request.post_data_buffer)
+        headers = {"Retry-After": "0.1"}
+        return route.fulfill(status=503, headers=headers, json={"error": "64 requests are waiting."})
+
+    page.route("**/predict*", refuse_once)
+    draw(page, *CIRCLE)
+    read(page, "0")
+    assert len(refused) == 1
+    assert page.inner_text("#error") == ""
 
 
 class _WordClassifier:
@@ -322,21 +509,21 @@ class _WordClassifier:
     converted = False
 
     def probabilities(self, images):
-        assert images.shape == (1, 32, 32)
-        return np.array([[0.7, 0.2, 0.1]], np.float32)
+        assert images.shape[1:] == self.shape
+        return np.tile(np.array([0.7, 0.2, 0.1], np.float32), (len(images), 1))
 
 
 def test_class_names_are_escaped(browser):
     server = waitress.create_server(serve.create_app(_WordClassifier()), host="127.0.0.1", port=0)
     threading.Thread(target=server.run, daemon=True).start()
-    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page = browser.new_page(viewport={"width": 390, "height": 664}, is_mobile=True)
     page.goto(f"http://127.0.0.1:{server.effective_port}")
     draw(page, *CIRCLE)
     read(page, _WordClassifier.classes[0])
+    assert_fits(page, 390, 664)
     assert page.locator("#top b").all_inner_texts() == list(_WordClassifier.classes)
     assert _WordClassifier.name in page.inner_text("body")
     assert _WordClassifier.name in page.title()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()
 
 
