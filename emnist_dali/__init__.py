@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .config import Config as Config
     from .data.prepare import prepare as prepare
     from .data.shards import Shards as Shards
+    from .deploy.reading import read_text as read_text
     from .evaluation.evaluate import evaluate as evaluate
     from .loading.loader import Loader as Loader
     from .recipes import recipe as recipe
@@ -27,5 +28,6 @@ __getattr__, __dir__, __all__ = lazy(
         "train": ".training.session",
         "evaluate": ".evaluation.evaluate",
         "load_classifier": ".runs.classifier",
+        "read_text": ".deploy.reading",
     },
 )

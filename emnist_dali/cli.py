@@ -274,23 +274,49 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 @main.command(short_help="Recognize the characters in image files.")
 @click.argument("images", nargs=-1, required=True, metavar="[MODEL] IMAGES...")
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Predictions per image.")
+@click.option("--text", is_flag=True, help="Read all characters of each image: separated handwriting, line by line.")
+@click.option("--boxes", type=click.IntRange(1, 1000), metavar="N", help="Read a form's row of N boxes.")
+@click.option("--allow", metavar="CHARACTERS", help="Only these are possible, for example 0-9A-F.")
+@click.option(
+    "--pattern",
+    help="What each line is: 9 for a digit, A for a letter, * for either, and others as they are: 99-99-9999.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per image.")
 @click.option("--show", type=_FILE, help="PNG file to write: each image, what the model saw of it, its predictions.")
-def predict(images: tuple[str, ...], top: int, as_json: bool, show: Path | None) -> None:
+def predict(
+    images: tuple[str, ...],
+    top: int,
+    text: bool,
+    boxes: int | None,
+    allow: str | None,
+    pattern: str | None,
+    as_json: bool,
+    show: Path | None,
+) -> None:
     """Recognize characters. MODEL is a run folder or an exported .onnx, or left out for the built-in model; IMAGES
-    are files, folders or globs, one character per image, dark on light or light on dark.
+    are files, folders or globs, one character per image, dark on light or light on dark. With --text, --boxes or
+    --pattern an image has several.
 
     \b
     emnist-dali predict photo.jpg
+    emnist-dali predict --text page.jpg
+    emnist-dali predict --boxes 8 --allow 0-9 form.png
     emnist-dali predict runs/balanced-cpu-20261122-160000 photo.jpg scans/
     """
-    from .deploy.predict import format_table, model_and_images, predict
+    from .deploy.predict import format_table, format_texts, model_and_images, predict, predict_text
 
+    several = text or boxes is not None or pattern is not None
+    if several and show:
+        raise click.UsageError("--show draws images of one character; leave out --text, --boxes and --pattern.")
     model, pictures = model_and_images(images)
     if pictures == images:
         click.echo(f"Reading with {model}, the model in the package.", err=True)
-    answers, errors = predict(model, pictures, top, show)
-    _print(json.dumps(answers) if as_json else format_table(answers))
+    if several:
+        answers, errors = predict_text(model, pictures, allow, pattern, boxes)
+    else:
+        answers, errors = predict(model, pictures, top, show, allow)
+    formatted = format_texts if several else format_table
+    _print(json.dumps(answers) if as_json else formatted(answers))
     for message in errors:
         click.echo(_line(message), err=True)
     if errors:

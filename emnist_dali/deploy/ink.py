@@ -5,7 +5,7 @@ from scipy import ndimage
 
 # Noise is cut off at this many standard deviations; ink fainter than this many grey levels is ignored.
 _NOISE_SIGMAS = 4
-_MIN_CONTRAST = 8
+_MIN_CONTRAST = 16
 # Of full ink: what is fainter is no line. Of the width or height: what is shorter is none either.
 _FAINTEST_RULE = 0.1
 _ACROSS = 0.75

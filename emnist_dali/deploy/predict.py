@@ -3,7 +3,8 @@
 import glob
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..runs.folder import FILES, is_run
 from ..weights import NAME as BUILTIN
 from .decoder import decode
 from .emnist_style import flatten_to_grey
+from .reading import check_readable, read_text, restricted, to_pattern
 
 MAX_SHOWN = 100  # pictures
 _COLUMNS = 5
@@ -57,42 +59,78 @@ def _is_run(argument: str) -> bool:
 
 
 def predict(
-    model: str | Path, images: Sequence[str], top: int, show: Path | None
+    model: str | Path, images: Sequence[str], top: int, show: Path | None, allow: str | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The answers for `images`, and an error message for each that could not be read.
 
     `images` are files, folders (whose files are read, except hidden ones) and glob patterns. An answer has `path`,
     `model`, the model's name, `character`, `probability` and `top`, the `top` most likely characters with their
-    probabilities, in that order.
+    probabilities, in that order; all among those that `allow` names, as for `reading.read_text`.
     The first MAX_SHOWN pictures are drawn into the PNG `show`. Raises UserError if `model` cannot be loaded, or if
     `show` cannot be written or exists and is not from emnist-dali.
     """
     if show:
         check_output(show)
     classifier = load_classifier(model)
-    files, errors = [], []
+    allowed = to_pattern(allow, None, classifier.classes)
+    glyphs, errors = _each(images, lambda path: _read(path, classifier))
+    if not glyphs:
+        return [], errors
+    probabilities = classifier.probabilities(np.stack([glyph for _, glyph in glyphs]))
+    answers = [
+        {
+            "path": str(path),
+            "model": classifier.name,
+            **to_answer(row if allowed is None else restricted(row, allowed[0]), classifier.classes, top),
+        }
+        for (path, _), row in zip(glyphs, probabilities, strict=True)
+    ]
+    if show:
+        _draw(show, answers[:MAX_SHOWN], [glyph for _, glyph in glyphs[:MAX_SHOWN]])
+    return answers, errors
+
+
+def predict_text(
+    model: str | Path, images: Sequence[str], allow: str | None, pattern: str | None, boxes: int | None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """As `predict`, for pictures with several characters: an answer has `path`, `model`, `text` and `lines`.
+
+    `lines` has the `character`, `probability` and `box` (left, top, right, bottom in pixels) of each that was read.
+    The rest is as for `reading.read_text`.
+    """
+    classifier = load_classifier(model)
+    check_readable(classifier)
+    to_pattern(allow, pattern, classifier.classes)  # once, before the first picture
+    readings, errors = _each(
+        images, lambda path: read_text(path, classifier, allow=allow, pattern=pattern, boxes=boxes)
+    )
+    answers = [
+        {
+            "path": str(path),
+            "model": classifier.name,
+            "text": reading.text,
+            "lines": [[asdict(character) for character in line] for line in reading.lines],
+        }
+        for path, reading in readings
+    ]
+    return answers, errors
+
+
+def _each(images: Sequence[str], read: Callable[[Path], Any]) -> tuple[list[tuple[Path, Any]], list[str]]:
+    """What `read` returns for each file that the arguments name, and the messages of its UserErrors."""
+    files, results, errors = [], [], []
     for argument in images:
         try:
             files += _list_files(argument)
         except UserError as error:
             errors.append(str(error))
-    paths, glyphs = [], []
     for path in progress(files, description="reading", unit=" images"):
         try:
-            glyphs.append(_read(path, classifier))
-            paths.append(path)
+            _check_name(path)
+            results.append((path, read(path)))
         except UserError as error:
             errors.append(str(error))
-    if not paths:
-        return [], errors
-    probabilities = classifier.probabilities(np.stack(glyphs))
-    answers = [
-        {"path": str(path), "model": classifier.name, **to_answer(row, classifier.classes, top)}
-        for path, row in zip(paths, probabilities, strict=True)
-    ]
-    if show:
-        _draw(show, answers[:MAX_SHOWN], glyphs[:MAX_SHOWN])
-    return answers, errors
+    return results, errors
 
 
 def _list_files(argument: str) -> list[Path]:
@@ -111,9 +149,12 @@ def _is_visible_file(path: Path) -> bool:
     return path.is_file() and not path.name.startswith(".") and path.name not in IGNORED
 
 
-def _read(path: Path, classifier: Classifier) -> np.ndarray:
+def _check_name(path: Path) -> None:
     if not is_plain(str(path)):
         raise UserError(f"{str(path)!a} has control characters in its name, or is not in UTF-8; rename it.")
+
+
+def _read(path: Path, classifier: Classifier) -> np.ndarray:
     with image_errors(path):
         content = read_image_file(path)
     return decode(content, classifier.shape, classifier.converted, path)
@@ -132,6 +173,13 @@ def format_table(answers: Sequence[dict[str, Any]]) -> str:
     """One line per answer: its path and its most likely characters."""
     width = max((len(answer["path"]) for answer in answers), default=0)
     return "\n".join(f"{answer['path']:{width}}  {_format_top(answer['top'])}" for answer in answers)
+
+
+def format_texts(answers: Sequence[dict[str, Any]]) -> str:
+    """The texts, under their paths where there are several."""
+    if len(answers) == 1:
+        return answers[0]["text"]
+    return "\n".join(f"{answer['path']}:\n{answer['text']}\n" for answer in answers).rstrip("\n")
 
 
 def _format_top(top: Sequence[dict[str, Any]]) -> str:

@@ -37,7 +37,7 @@ _SPACE, _FURTHER = 0.5, 1.5
 _PARTS, _WIDEST, _GAP = 4, 1.5, 0.25
 # In units of the logarithm of a probability: to take two pieces that do not touch for one character, more so the
 # wider the gap; and one that is connected for two. Chosen on `bench/reading.py --tuning`.
-_JOINING, _JOINING_GAP, _CUTTING = 1.5, 10.0, 2.0
+_JOINING, _JOINING_GAP, _CUTTING = 0.5, 15.0, 2.0
 _LEAST = 1e-6  # probability
 
 
@@ -81,9 +81,11 @@ def read_text(
     places = to_pattern(allow, pattern, classifier.classes)
     with image_errors(picture):
         image = open_image(read_image_file(Path(picture)))
-    if boxes:
-        return read_boxes(find_boxes(image, boxes), classifier, places)
-    return restore(read_writing(find_writing(image), classifier, places), pattern)
+    if boxes is None:
+        reading = read_writing(find_writing(image), classifier, places)
+    else:
+        reading = read_boxes(find_boxes(image, boxes), classifier, places)
+    return restore(reading, pattern)
 
 
 def check_readable(classifier: Classifier) -> None:
@@ -96,15 +98,15 @@ def to_pattern(allow: str | None, pattern: str | None, classes: Sequence[str]) -
     """What `read_text` describes, for these classes; one place only if there is no pattern, for every character."""
     allowed = np.ones(len(classes), bool) if allow is None else _members(allow, classes)
     if not allowed.any():
-        raise UserError(f"allow is {allow!r}, and the model has none of these; choose among {''.join(classes)}.")
+        raise UserError(f"None of {allow!r} is a character of the model; allow some of {''.join(classes)}.")
     if pattern is None:
         return None if allow is None else [allowed]
     kinds = {"9": str.isdigit, "A": str.isalpha, "*": lambda character: True}
     places = [np.array([kinds[c](name) for name in classes]) & allowed for c in pattern if c in kinds]
     if not places or not all(place.any() for place in places):
         raise UserError(
-            f"pattern is {pattern!r}; write 9 for each digit, A for each letter and * for any character, of which "
-            "the model must have some."
+            f"The pattern {pattern!r} cannot be read; write 9 for each digit, A for each letter and * for any "
+            "character, of which the model must have some."
         )
     return places
 
@@ -195,8 +197,9 @@ def find_boxes(image: Image.Image, n: int) -> Boxes:
     """`n` boxes in reading order; raises UserError if the picture has no such row of boxes."""
     page = find_page(flatten_to_grey(image))
     cells = [] if page is None else find_cells(page, n)
-    if not cells:
-        raise UserError(f"The picture shows no row of {n} boxes; choose another number, or read it as text.")
+    if len(cells) != n:
+        shown = f"{len(cells)} boxes, not {n}" if cells else f"no row of {n} boxes"
+        raise UserError(f"The picture shows {shown}; choose another number, or read it as text.")
     glyphs = [None if ink is None else framed(ink) for ink in (cell_ink(page, cell) for cell in cells)]
     filled = np.array([glyph is not None for glyph in glyphs])
     empty = np.zeros((SIZE, SIZE), np.uint8)

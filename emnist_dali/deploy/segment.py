@@ -227,7 +227,10 @@ Cell = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the pa
 
 
 def find_cells(page: Page, n: int) -> list[Cell]:
-    """`n` boxes of a form from left to right: of one frame or of several; an empty list if no frames are found."""
+    """The boxes of a form from left to right, in one frame or in several; empty if there are none.
+
+    Frames without lines between their boxes are divided into `n` of the same width.
+    """
     labels, _ = ndimage.label(page.marks > _STROKE, np.ones((3, 3)))
     frames = []
     for label, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
@@ -238,11 +241,16 @@ def find_cells(page: Page, n: int) -> list[Cell]:
         return []
     tallest = max(bottom - top for _, top, _, bottom in frames)
     frames = sorted(frame for frame in frames if frame[3] - frame[1] > 0.6 * tallest)
+    cells = [cell for frame in frames for cell in _ruled_off(page.marks, frame)]
+    if len(cells) > len(frames):
+        return cells
     widths = np.array([right - left for left, _, right, _ in frames], float)
     counts = np.maximum(1, np.rint(n * widths / widths.sum())).astype(int)
-    if counts.sum() != n:
-        return []
-    return [cell for frame, count in zip(frames, counts, strict=True) for cell in _divided(page.marks, frame, count)]
+    return [
+        (round(a), top, round(b), bottom)
+        for (left, top, right, bottom), count in zip(frames, counts, strict=True)
+        for a, b in pairwise(np.linspace(left, right, count + 1))
+    ]
 
 
 def _is_frame(inked: np.ndarray) -> bool:
@@ -251,17 +259,14 @@ def _is_frame(inked: np.ndarray) -> bool:
     return all(side[: max(2, len(side) // 6)].any(0).mean() > 0.85 for side in sides)
 
 
-def _divided(marks: np.ndarray, frame: Cell, n: int) -> list[Cell]:
-    """A frame in `n` cells, of about the same width, with borders where lines are."""
+def _ruled_off(marks: np.ndarray, frame: Cell) -> list[Cell]:
+    """The parts of a frame between lines from its top to its bottom."""
     left, top, right, bottom = frame
-    covered = (marks[top:bottom, left:right] > _STROKE).mean(0)
-    width, borders = (right - left) / n, [left]
-    for k in range(1, n):
-        start, end = round((k - 0.2) * width), round((k + 0.2) * width) + 1
-        near = covered[start:end]
-        best = start + int(near.argmax()) if near.max() > 0.7 else round(k * width)
-        borders.append(left + best)
-    return [(a, top, b, bottom) for a, b in pairwise([*borders, right])]
+    covered = (marks[top:bottom, left:right] > _STROKE).mean(0) > 0.85
+    lines, _ = ndimage.label(np.concatenate([[True], covered[1:-1], [True]]))
+    centres = [round((place.start + place.stop - 1) / 2) for (place,) in ndimage.find_objects(lines)]
+    centres[0], centres[-1] = 0, right - left
+    return [(left + a, top, left + b, bottom) for a, b in pairwise(centres)]
 
 
 def cell_ink(page: Page, cell: Cell) -> np.ndarray | None:
