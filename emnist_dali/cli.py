@@ -317,6 +317,9 @@ def predict(
         answers, errors = predict(model, pictures, top, show, allow)
     formatted = format_texts if several else format_table
     _print(json.dumps(answers) if as_json else formatted(answers))
+    for answer in answers:
+        if answer.get("warning"):
+            click.echo(_line(f"{answer['path']}: {answer['warning']}."), err=True)
     for message in errors:
         click.echo(_line(message), err=True)
     if errors:

@@ -14,7 +14,7 @@ import numpy as np
 from ..core.errors import UserError
 from ..data.image_files import image_errors, open_image, to_grey
 from ..data.image_headers import decoding_cost
-from .emnist_style import SIZE, to_emnist_style
+from .emnist_style import SIZE, Glyph, find_glyph
 
 # Bytes for one picture, on top of Python and numpy: the largest needs 0.8 GiB.
 MAX_MEMORY = 2**30
@@ -30,8 +30,8 @@ class BusyError(UserError):
     """Too many pictures are waiting."""
 
 
-def decode(content: bytes, shape: tuple[int, int], converted: bool, name: Path | str = "The picture") -> np.ndarray:
-    """The bytes of an image file → (H, W) uint8 of `shape`, as a classifier takes it.
+def decode(content: bytes, shape: tuple[int, int], converted: bool, name: Path | str = "The picture") -> Glyph:
+    """The bytes of an image file → (H, W) uint8 of `shape`, as a classifier takes it, and perhaps a warning.
 
     In EMNIST's style if `converted`, otherwise resized. Raises UserError, which begins with `name`, for a file that
     is not an image, is too large, or shows no character.
@@ -39,8 +39,8 @@ def decode(content: bytes, shape: tuple[int, int], converted: bool, name: Path |
     with image_errors(name):
         image = open_image(content)
         if not converted or shape != (SIZE, SIZE):
-            return to_grey(image, shape)
-        glyph = to_emnist_style(image)
+            return Glyph(to_grey(image, shape), None)
+        glyph = find_glyph(image)
     if glyph is None:
         raise UserError(f"{name} shows no character; choose a picture of one, dark on light or light on dark.")
     return glyph
@@ -66,8 +66,8 @@ class Decoder:
             self._context.set_forkserver_preload(_PRELOADED)
         self._start()
 
-    def __call__(self, content: bytes) -> np.ndarray:
-        """(H, W) uint8; raises UserError if the picture cannot be decoded, BusyError if not at the moment."""
+    def __call__(self, content: bytes) -> Glyph:
+        """As `decode`; raises UserError if the picture cannot be decoded, BusyError if not at the moment."""
         with image_errors("The picture"):
             ticket = (max(decoding_cost(content), SMALL), next(self._numbers))
         with self._condition:
@@ -106,7 +106,7 @@ class Decoder:
         with self._condition:
             return min(self._waiting, default=(float("inf"), 0))[0]
 
-    def _decode(self, content: bytes, ticket: tuple[int, int]) -> np.ndarray:
+    def _decode(self, content: bytes, ticket: tuple[int, int]) -> Glyph:
         if not self._process.is_alive():  # killed by the system, perhaps
             self._restart()
         start = time.monotonic()
@@ -126,11 +126,13 @@ class Decoder:
             raise UserError("The picture could not be decoded: the decoder crashed; choose another one.") from error
         if answer[:1] == b"!":
             raise UserError(answer[1:].decode())
-        return np.frombuffer(answer, np.uint8, offset=1).reshape(self._shape)
+        pixels = self._shape[0] * self._shape[1]
+        image = np.frombuffer(answer, np.uint8, pixels, offset=1).reshape(self._shape)
+        return Glyph(image, answer[1 + pixels :].decode() or None)
 
 
 def _work(connection: Connection, shape: tuple[int, int], converted: bool) -> None:
-    """Answers each picture with = and its pixels, or ! and an error message."""
+    """Answers each picture with =, its pixels and its warning, or with ! and an error message."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
     _limit_memory()
     with contextlib.suppress(EOFError, OSError):  # the server is gone
@@ -140,7 +142,8 @@ def _work(connection: Connection, shape: tuple[int, int], converted: bool) -> No
             if hasattr(signal, "alarm"):
                 signal.alarm(2 * TIMEOUT)
             try:
-                answer = b"=" + decode(content, shape, converted).tobytes()
+                glyph = decode(content, shape, converted)
+                answer = b"=" + glyph.image.tobytes() + (glyph.warning or "").encode()
             except UserError as error:
                 answer = b"!" + str(error).encode()
             connection.send_bytes(answer)

@@ -19,7 +19,7 @@ from ..runs.classifier import Classifier, load_classifier
 from ..runs.folder import FILES, is_run
 from ..weights import NAME as BUILTIN
 from .decoder import decode
-from .emnist_style import flatten_to_grey
+from .emnist_style import Glyph, flatten_to_grey
 from .reading import check_readable, read_text, restricted, to_pattern
 
 MAX_SHOWN = 100  # pictures
@@ -65,7 +65,8 @@ def predict(
 
     `images` are files, folders (whose files are read, except hidden ones) and glob patterns. An answer has `path`,
     `model`, the model's name, `character`, `probability` and `top`, the `top` most likely characters with their
-    probabilities, in that order; all among those that `allow` names, as for `reading.read_text`.
+    probabilities, in that order; all among those that `allow` names, as for `reading.read_text`. Its `warning` says
+    why the picture may be misread, or is None.
     The first MAX_SHOWN pictures are drawn into the PNG `show`. Raises UserError if `model` cannot be loaded, or if
     `show` cannot be written or exists and is not from emnist-dali.
     """
@@ -76,17 +77,18 @@ def predict(
     glyphs, errors = _each(images, lambda path: _read(path, classifier))
     if not glyphs:
         return [], errors
-    probabilities = classifier.probabilities(np.stack([glyph for _, glyph in glyphs]))
+    images = np.stack([glyph.image for _, glyph in glyphs])
     answers = [
         {
             "path": str(path),
             "model": classifier.name,
             **to_answer(row if allowed is None else restricted(row, allowed[0]), classifier.classes, top),
+            "warning": glyph.warning,
         }
-        for (path, _), row in zip(glyphs, probabilities, strict=True)
+        for (path, glyph), row in zip(glyphs, classifier.probabilities(images), strict=True)
     ]
     if show:
-        _draw(show, answers[:MAX_SHOWN], [glyph for _, glyph in glyphs[:MAX_SHOWN]])
+        _draw(show, answers[:MAX_SHOWN], images[:MAX_SHOWN])
     return answers, errors
 
 
@@ -154,7 +156,7 @@ def _check_name(path: Path) -> None:
         raise UserError(f"{str(path)!a} has control characters in its name, or is not in UTF-8; rename it.")
 
 
-def _read(path: Path, classifier: Classifier) -> np.ndarray:
+def _read(path: Path, classifier: Classifier) -> Glyph:
     with image_errors(path):
         content = read_image_file(path)
     return decode(content, classifier.shape, classifier.converted, path)

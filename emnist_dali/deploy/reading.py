@@ -23,8 +23,8 @@ from .segment import (
     find_cells,
     find_lines,
     find_page,
-    find_pieces,
     joined,
+    pieces_of,
     stacked,
     writing_height,
 )
@@ -143,7 +143,7 @@ class Writing(NamedTuple):
 def find_writing(image: Image.Image) -> Writing:
     """The lines of a picture of a page; raises ValueError as `flatten_to_grey`."""
     page = find_page(flatten_to_grey(image))
-    pieces = [] if page is None else find_pieces(page)
+    pieces = [] if page is None else pieces_of(page.ink)
     height = writing_height(pieces)
     lines = [Line(stacked(line), height) for line in find_lines(pieces, height)]
     glyphs = [framed(piece.ink) for line in lines for piece in line.segments.values()]

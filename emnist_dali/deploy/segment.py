@@ -107,21 +107,22 @@ def _without_bars(ink: np.ndarray, rules: np.ndarray) -> np.ndarray:
     return np.where(kept[labels], ink, 0)
 
 
-def find_pieces(page: Page) -> list[Piece]:
-    """What is connected, without specks."""
-    labels, n = ndimage.label(page.ink > _STROKE, np.ones((3, 3)))
+def pieces_of(ink: np.ndarray) -> list[Piece]:
+    """What is connected in (H, W) ink from 0 to 1, without specks, from left to right."""
+    labels, n = ndimage.label(ink > _STROKE, np.ones((3, 3)))
     if not n:
         return []
     places = ndimage.find_objects(labels)
-    peaks = ndimage.maximum(page.ink, labels, range(1, n + 1))
-    masses = ndimage.sum_labels(page.ink, labels, range(1, n + 1))
+    peaks = ndimage.maximum(ink, labels, range(1, n + 1))
+    masses = ndimage.sum_labels(ink, labels, range(1, n + 1))
     inked = [i for i in np.argsort(-masses, kind="stable")[:MAX_PIECES] if peaks[i] > _CORE]
     pieces = [
-        Piece(np.where(labels[places[i]] == i + 1, page.ink[places[i]], 0), places[i][1].start, places[i][0].start)
+        Piece(np.where(labels[places[i]] == i + 1, ink[places[i]], 0), places[i][1].start, places[i][0].start)
         for i in inked
     ]
     height = writing_height(pieces)
-    return [piece for piece in pieces if piece.ink.sum() > 0.004 * height**2 and piece.length < 6 * height]
+    kept = [piece for piece in pieces if piece.ink.sum() > 0.004 * height**2 and piece.length < 6 * height]
+    return sorted(kept, key=lambda piece: piece.left)
 
 
 def writing_height(pieces: list[Piece]) -> float:

@@ -25,6 +25,7 @@ from ..core.progress import say
 from ..reports.html import png
 from ..runs.classifier import Classifier, load_classifier
 from .decoder import BusyError, Decoder
+from .emnist_style import Glyph
 from .predict import to_answer
 
 if TYPE_CHECKING:
@@ -270,19 +271,21 @@ def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] 
             if not isinstance(pictures, list):
                 return answer([decode(pictures)], top, show_seen)[0]
             glyphs = _decode_all(pictures, decode)
-            answers = iter(answer([glyph for glyph in glyphs if isinstance(glyph, np.ndarray)], top, show_seen))
-            return [next(answers) if isinstance(glyph, np.ndarray) else {"error": str(glyph)} for glyph in glyphs]
+            answers = iter(answer([glyph for glyph in glyphs if isinstance(glyph, Glyph)], top, show_seen))
+            return [next(answers) if isinstance(glyph, Glyph) else {"error": str(glyph)} for glyph in glyphs]
         finally:
             slots.release()
 
-    def answer(images: Sequence[np.ndarray], top: int, show_seen: bool) -> list[dict[str, Any]]:
-        if not images:
+    def answer(glyphs: Sequence[Glyph], top: int, show_seen: bool) -> list[dict[str, Any]]:
+        if not glyphs:
             return []
-        probabilities = model_thread.submit(classifier.probabilities, np.stack(images)).result()
+        images = np.stack([glyph.image for glyph in glyphs])
+        probabilities = model_thread.submit(classifier.probabilities, images).result()
         answers = []
-        for image, row in zip(images, probabilities, strict=True):
-            seen = {"seen": png(image)} if show_seen else {}
-            answers.append({"model": classifier.name, **to_answer(row, classifier.classes, top), **seen})
+        for glyph, row in zip(glyphs, probabilities, strict=True):
+            read = to_answer(row, classifier.classes, top)
+            seen = {"seen": png(glyph.image)} if show_seen else {}
+            answers.append({"model": classifier.name, **read, "warning": glyph.warning, **seen})
         return answers
 
     @app.errorhandler(UserError)
@@ -386,7 +389,7 @@ def _decode_base64(text: Any) -> bytes:
         raise UserError("The picture is no text in base64, and no data: URL with one; encode it so.") from error
 
 
-def _decode_all(pictures: Sequence[Any], decode: Decoder) -> list[np.ndarray | UserError]:
+def _decode_all(pictures: Sequence[Any], decode: Decoder) -> list[Glyph | UserError]:
     """Each of `_read_pictures` as the model takes it, or why not; within DECODING_TIMEOUT and one picture's time."""
     deadline, glyphs = time.monotonic() + DECODING_TIMEOUT, []
     for picture in pictures:

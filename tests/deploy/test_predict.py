@@ -170,7 +170,7 @@ def test_photographs_are_rotated_as_their_exif_says(tmp_path):
     turned[0x0112] = 6
     upright.save(tmp_path / "a.jpg")
     upright.rotate(90, expand=True).save(tmp_path / "b.jpg", exif=turned)
-    images = [decode((tmp_path / name).read_bytes(), (28, 28), True) for name in ("a.jpg", "b.jpg")]
+    images = [decode((tmp_path / name).read_bytes(), (28, 28), True).image for name in ("a.jpg", "b.jpg")]
     assert np.abs(images[0].astype(int) - images[1]).mean() < 1
 
 
@@ -218,7 +218,7 @@ def test_own_images_are_resized_as_they_were_for_training(tmp_path):
     classifier = load_classifier(path)
     assert (classifier.converted, classifier.shape) == (False, (20, 20))
     files = sorted((own / "test" / "bright").iterdir())
-    images = [decode(file.read_bytes(), classifier.shape, classifier.converted) for file in files]
+    images = [decode(file.read_bytes(), classifier.shape, classifier.converted).image for file in files]
     assert {image.tobytes() for image in images} <= {image.tobytes() for image in source.parts["test"].images}
     answers, failed = predict(path, [str(own / "test" / name) for name in ("bright", "dark")], 2, None)
     assert failed == []
