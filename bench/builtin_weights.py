@@ -19,8 +19,9 @@ from emnist_dali.deploy.model_card import model_card
 from emnist_dali.evaluation.evaluate import evaluate
 from emnist_dali.options import with_flags
 from emnist_dali.runs.checkpoint import load_weights
-from emnist_dali.runs.classifier import TrainedClassifier
-from emnist_dali.runs.folder import CONFIG, RunFolder
+from emnist_dali.runs.file_names import CONFIG
+from emnist_dali.runs.folder import RunFolder
+from emnist_dali.runs.trained_classifier import TrainedClassifier
 from emnist_dali.weights import FILE, FOLDER
 
 MAX_BYTES = 3_000_000

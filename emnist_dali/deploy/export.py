@@ -22,10 +22,10 @@ from ..core.tensor_files import encode
 from ..data.prepare import split_folder
 from ..data.shards import Shards
 from ..models.build import build_model
-from ..runs.classifier import TrainedClassifier
 from ..runs.folder import RunFolder
 from ..runs.onnx_checks import append_digest
 from ..runs.onnx_classifier import OnnxClassifier
+from ..runs.trained_classifier import TrainedClassifier
 from .exportable import ExportableModel
 from .model_card import model_card
 

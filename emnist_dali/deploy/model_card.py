@@ -16,8 +16,8 @@ from ..evaluation.metrics import confusions
 from ..models.build import first_layers
 from ..reports.run_data import part_name
 from ..runs.calibration import UNCALIBRATED
-from ..runs.classifier import TrainedClassifier
 from ..runs.folder import RunFolder
+from ..runs.trained_classifier import TrainedClassifier
 
 _COLUMNS = {
     "accuracy": "accuracy",

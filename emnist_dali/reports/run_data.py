@@ -16,7 +16,8 @@ from ..data.shards import Shards
 from ..evaluation.inference import evaluated_indices
 from ..runs.calibration import Calibration
 from ..runs.checkpoint import load_weights
-from ..runs.folder import METRICS, RunFolder, is_run
+from ..runs.file_names import METRICS, is_run
+from ..runs.folder import RunFolder
 from ..runs.predictions import read_predictions
 from .html import chart_text
 

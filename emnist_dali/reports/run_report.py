@@ -11,7 +11,7 @@ import numpy as np
 from ..core.files import check_output, printable, write_output
 from ..evaluation.inference import TRIAL_IMAGES
 from ..evaluation.significance import wilson
-from ..runs.folder import REPORT
+from ..runs.file_names import REPORT
 from .html import chart_text, percent, render, require_plotly
 from .run_data import RunData, part_name, read_run_data
 from .test_sections import CLASS_AXIS, LEGEND, counts_and_shares, sections

@@ -24,7 +24,8 @@ from emnist_dali.evaluation.significance import compare
 from emnist_dali.reports.run_report import write_report
 from emnist_dali.runs import schema
 from emnist_dali.runs.checkpoint import load_state, load_weights, save_state
-from emnist_dali.runs.folder import LAST, RunFolder
+from emnist_dali.runs.file_names import LAST
+from emnist_dali.runs.folder import RunFolder
 from emnist_dali.runs.predictions import read_predictions
 from emnist_dali.training import resume
 from emnist_dali.training.session import Session, train

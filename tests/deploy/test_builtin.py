@@ -18,7 +18,8 @@ from emnist_dali.data.sources import load as load_source
 from emnist_dali.deploy.predict import model_and_images
 from emnist_dali.evaluation.evaluate import evaluate
 from emnist_dali.models.build import build_model
-from emnist_dali.runs.classifier import TrainedClassifier, load_classifier
+from emnist_dali.runs.classifier import load_classifier
+from emnist_dali.runs.trained_classifier import TrainedClassifier
 from emnist_dali.weights import FILE
 
 from ..conftest import REAL

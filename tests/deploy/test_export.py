@@ -2,6 +2,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -24,10 +25,13 @@ from emnist_dali.deploy.exportable import ExportableModel, equalize
 from emnist_dali.evaluation.metrics import score
 from emnist_dali.models.build import build_model
 from emnist_dali.runs.checkpoint import load_weights, save_weights
-from emnist_dali.runs.classifier import TrainedClassifier, load_classifier
+from emnist_dali.runs.classifier import load_classifier
 from emnist_dali.runs.onnx_checks import append_digest
 from emnist_dali.runs.onnx_classifier import OnnxClassifier
 from emnist_dali.runs.predictions import Predictions
+from emnist_dali.runs.trained_classifier import TrainedClassifier
+
+from .test_emnist_style import picture_of
 
 CLASSES = "0123456789Aa"
 
@@ -251,6 +255,31 @@ def test_missing_packages(trained_run, tmp_path, monkeypatch, package):
     assert result.output.startswith(f"Error: {package} could not be imported")
     assert "pip install 'emnist-dali[export]'" in result.output
     assert not list(tmp_path.iterdir())
+
+
+PREDICT = """
+from emnist_dali.cli import main
+main(["predict", *sys.argv[1:], "--json"], standalone_mode=False)
+"""
+SERVE = """
+from pathlib import Path
+from emnist_dali.deploy.serve import create_app
+from emnist_dali.runs import load_classifier
+model, picture = map(Path, sys.argv[1:])
+print(create_app(load_classifier(model)).test_client().post("/predict", data=picture.read_bytes()).text)
+"""
+LOADED = "print({'torch', 'timm', 'torchvision', 'nvidia.dali'} & {*sys.modules})"
+
+
+@pytest.mark.parametrize("script", [PREDICT, SERVE], ids=["predict", "serve"])
+def test_reading_with_an_onnx_file_imports_no_torch(run, tmp_path, script):
+    picture_of("A").save(tmp_path / "picture.png")
+    command = [sys.executable, "-c", f"import sys{script}{LOADED}", run / "model.onnx", tmp_path / "picture.png"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answer, *_, loaded = done.stdout.splitlines()
+    assert re.search(r'"character": ?"A"', answer)
+    assert loaded == "set()"
 
 
 def test_loading_onnx_without_onnxruntime(run, monkeypatch):
