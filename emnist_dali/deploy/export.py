@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.torch
@@ -28,6 +28,9 @@ from ..runs.onnx_classifier import OnnxClassifier
 from ..runs.trained_classifier import TrainedClassifier
 from .exportable import ExportableModel
 from .model_card import model_card
+
+if TYPE_CHECKING:
+    import onnx
 
 TOLERANCE = 1e-3  # of a probability
 # Classes whose probabilities differ by less are tied: float32 sums depend on their order.
@@ -121,16 +124,26 @@ def _export_onnx(trained: TrainedClassifier, metadata: dict[str, Any], output: P
             verbose=False,
         )
     model = program.model_proto  # a new copy at each access
+    _remove_traces(model.graph)
     for name, value in metadata.items():
         model.metadata_props.add(key=name, value=json.dumps(value, ensure_ascii=False))
     content = append_digest(model.SerializeToString())
     return content, OnnxClassifier(output, content).probabilities
 
 
+def _remove_traces(graph: "onnx.GraphProto") -> None:
+    """Removes where in this machine's source files each part of the graph comes from."""
+    for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
 def _export_pt2(trained: TrainedClassifier, metadata: dict[str, Any], output: Path) -> tuple[bytes, Probabilities]:
     buffer = io.BytesIO()
     with _exporting(trained, "pt2"):
         program = torch.export.export(*_model_and_example(trained), dynamic_shapes=_ANY_BATCH)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # names this machine's source files
         torch.export.save(program, buffer, extra_files={"about.json": json.dumps(metadata, ensure_ascii=False)})
         module = torch.export.load(io.BytesIO(buffer.getvalue())).module()
 

@@ -4,8 +4,10 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from contextlib import redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
+import emnist_dali
 from emnist_dali.cli import main
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import check_output
@@ -119,6 +122,17 @@ def test_onnx_metadata(run):
     assert about["test"]["accuracy"] == test["accuracy"]
     assert about["test"]["images"] == 108
     assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["images", "probabilities"]
+
+
+def test_the_files_hold_no_path_of_this_machine(run):
+    folders = [Path(emnist_dali.__file__).parents[1], Path.home(), Path(torch.__file__).parents[1], run]
+    for name in ("model.onnx", "model.pt2", "model.safetensors", "model.md"):
+        content = (run / name).read_bytes()
+        if name == "model.pt2":
+            with zipfile.ZipFile(run / name) as archive:
+                content += b"".join(map(archive.read, archive.namelist()))
+        assert not [folder for folder in folders if folder != Path("/") and str(folder).encode() in content]
+        assert b"site-packages" not in content
 
 
 def test_safetensors_hold_the_weights_of_the_run(run):
