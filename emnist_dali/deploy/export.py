@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -103,13 +104,19 @@ def _check_onnx_is_installed() -> None:
 
 
 def _metadata(trained: TrainedClassifier, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The metadata of an exported file: those of the run's weights, its name, its recipe and its test metrics."""
+    """The metadata of an exported file: those of the run's weights, its name, its recipe and its test metrics.
+
+    Of the data's folder on this machine only the name is kept.
+    """
     metrics = {
         part: {name: value for name, value in result.items() if isinstance(value, int | float)}
         for part, result in results.items()
     }
     origin = {"generator": MARK, "name": trained.name, "recipe": trained.config.recipe}
-    return origin | trained.about | {"shape": trained.shape, "converted": trained.converted} | metrics
+    about = origin | trained.about | {"shape": trained.shape, "converted": trained.converted} | metrics
+    if "data" in about:
+        about["data"] = re.sub(r"(?<= from ).*[/\\]", "", about["data"])  # a phrase: balanced from /data/emnist (…)
+    return about
 
 
 def _export_onnx(trained: TrainedClassifier, metadata: dict[str, Any], output: Path) -> tuple[bytes, Probabilities]:

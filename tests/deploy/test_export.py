@@ -20,6 +20,7 @@ import emnist_dali
 from emnist_dali.cli import main
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import check_output
+from emnist_dali.core.tensor_files import encode
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import Stats
 from emnist_dali.deploy import export as export_module
@@ -133,6 +134,21 @@ def test_the_files_hold_no_path_of_this_machine(run):
                 content += b"".join(map(archive.read, archive.namelist()))
         assert not [folder for folder in folders if folder != Path("/") and str(folder).encode() in content]
         assert b"site-packages" not in content
+
+
+@pytest.mark.parametrize("folder", ["/home/me/emnist", "C:\\Users\\me\\emnist", "emnist"])
+def test_of_the_datas_folder_only_the_name_is_told(trained_run, tmp_path, folder):
+    path = tmp_path / "run"
+    shutil.copytree(trained_run, path)
+    weights, about = load_weights(trained_run / "checkpoints/best.safetensors")
+    about["data"] = f"small from {folder} (not the official split)"
+    (path / "checkpoints/best.safetensors").write_bytes(encode(weights, {"about": json.dumps(about)}))
+    export(path, "safetensors")
+    told = "small from emnist (not the official split)"
+    assert load_weights(path / "model.safetensors")[1]["data"] == told
+    card = (path / "model.md").read_text()
+    assert f"| data | {told} |" in card
+    assert "me" not in re.split(r"\W", card.partition("## Input")[0])
 
 
 def test_safetensors_hold_the_weights_of_the_run(run):
