@@ -302,8 +302,15 @@ def predict(images: tuple[str, ...], top: int, as_json: bool, show: Path | None)
 @click.option(
     "--format", "kind", type=click.Choice(["onnx", "pt2", "safetensors"]), default="onnx", show_default=True
 )
-@click.option("--output", type=_FILE, help="File to write.  [default: model.<format> in the run's folder]")
-def export(run: Path, kind: str, output: Path | None) -> None:
+@click.option(
+    "--int8", is_flag=True, help="ONNX in 8-bit integers, calibrated on training images: a quarter as large."
+)
+@click.option(
+    "--output",
+    type=_FILE,
+    help="File to write.  [default: model.<format>, or model-int8.onnx, in the run's folder]",
+)
+def export(run: Path, kind: str, int8: bool, output: Path | None) -> None:
     """Export a run's best weights, checked against the trained model; ONNX and pt2 take raw uint8 images.
 
     ONNX needs pip install 'emnist-dali[export]'.
@@ -313,7 +320,7 @@ def export(run: Path, kind: str, output: Path | None) -> None:
     """
     from .deploy.export import export
 
-    for line in export(run, kind, output):
+    for line in export(run, kind, output, int8=int8):
         _print(line)
 
 

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import warnings
@@ -28,6 +29,7 @@ from ..runs.onnx_checks import append_digest
 from ..runs.onnx_classifier import OnnxClassifier
 from ..runs.trained_classifier import TrainedClassifier
 from .exportable import ExportableModel
+from .int8 import Sample, compare, quantize
 from .model_card import model_card
 
 if TYPE_CHECKING:
@@ -42,14 +44,17 @@ MAX_CARD = 2**20  # bytes; ours have 10 kB
 Probabilities = Callable[[np.ndarray], np.ndarray]  # images (N, H, W) uint8 → (N, classes) float32
 
 
-def export(run: Path, kind: str, output: Path | None = None) -> list[str]:
+def export(run: Path, kind: str, output: Path | None = None, *, int8: bool = False) -> list[str]:
     """Writes `output`, by default model.<kind> in the run folder, and a model card next to it; returns a report.
 
-    `kind` is onnx, pt2 or safetensors. A model card that was edited or is not from emnist-dali is not replaced.
+    `kind` is onnx, pt2 or safetensors. `int8` is for onnx: weights and activations in 8 bits, by default to
+    model-int8.onnx. A model card that was edited or is not from emnist-dali is not replaced.
     Raises UserError, and writes nothing, if the model cannot be exported, if its answers differ from the trained
-    model's, or if `output` exists and is not from emnist-dali.
+    model's, or with `int8` are less accurate, or if `output` exists and is not from emnist-dali.
     """
-    output = output or run / f"model.{kind}"
+    if int8 and kind != "onnx":
+        raise UserError(f"--int8 is for ONNX, not for {kind}; leave one of them out.")
+    output = output or run / f"model{'-int8' if int8 else ''}.{kind}"
     if output.suffix != f".{kind}":
         raise UserError(f"{output} does not end in .{kind}; choose an output file that does.")
     check_output(output)
@@ -60,13 +65,18 @@ def export(run: Path, kind: str, output: Path | None = None) -> list[str]:
     metadata = _metadata(trained, results)
     if kind != "safetensors":  # the others hold it in their graph
         metadata.pop("calibration", None)
-    content, probabilities = _FORMATS[kind](trained, metadata, output)
-    comparison = _compare(trained, probabilities, output)
+    if int8:
+        sample, metadata["precision"] = Sample.of(trained), "int8"
+        content, probabilities = _export_onnx(trained, metadata, output, sample)
+        comparison = compare(trained, probabilities, sample, output)
+    else:
+        content, probabilities = _FORMATS[kind](trained, metadata, output)
+        comparison = _compare(trained, probabilities, output)
     write_output(output, content)
     card = output.with_suffix(".md")
     formats = [name for name in _FORMATS if output.with_suffix(f".{name}").is_file()]  # they share the card
     text = model_card(trained, metadata, results, output, formats, comparison)
-    return [f"{output}: {len(content) / 1e6:.1f} MB.", *comparison, _write_card(card, text)]
+    return [f"{output}: {len(content) / 1e6:.2f} MB.", *comparison, _write_card(card, text)]
 
 
 def _write_card(card: Path, text: str) -> str:
@@ -119,7 +129,10 @@ def _metadata(trained: TrainedClassifier, results: dict[str, dict[str, Any]]) ->
     return about
 
 
-def _export_onnx(trained: TrainedClassifier, metadata: dict[str, Any], output: Path) -> tuple[bytes, Probabilities]:
+def _export_onnx(
+    trained: TrainedClassifier, metadata: dict[str, Any], output: Path, sample: Sample | None = None
+) -> tuple[bytes, Probabilities]:
+    """In int8 if there are images to calibrate on."""
     with _exporting(trained, "onnx"):
         program = torch.onnx.export(
             *_model_and_example(trained),
@@ -132,6 +145,9 @@ def _export_onnx(trained: TrainedClassifier, metadata: dict[str, Any], output: P
         )
     model = program.model_proto  # a new copy at each access
     _remove_traces(model.graph)
+    if sample:
+        with _exporting(trained, "int8"):
+            model = quantize(model, sample)
     for name, value in metadata.items():
         model.metadata_props.add(key=name, value=json.dumps(value, ensure_ascii=False))
     content = append_digest(model.SerializeToString())
@@ -165,7 +181,7 @@ def _export_safetensors(
     trained: TrainedClassifier, metadata: dict[str, Any], output: Path
 ) -> tuple[bytes, Probabilities]:
     content = encode(trained.model.state_dict(), {"about": json.dumps(metadata), "generator": MARK})
-    loaded = _without_autocast(trained)
+    loaded = trained.in_float32()
     loaded.model = build_model(replace(trained.config.model, pretrained=False, weights=None), len(trained.classes))
     loaded.model.load_state_dict(safetensors.torch.load(content))
     loaded.model.to(trained.config.run.device).eval()
@@ -185,8 +201,9 @@ def _model_and_example(trained: TrainedClassifier) -> tuple[ExportableModel, tup
 
 @contextmanager
 def _exporting(trained: TrainedClassifier, kind: str) -> Iterator[None]:
-    """Silences torch's exporters, and raises UserError if they fail."""
-    sink = io.StringIO()
+    """Silences the exporters of torch and onnxruntime, and raises UserError if they fail."""
+    sink, nowhere = io.StringIO(), logging.NullHandler()
+    logging.getLogger().addHandler(nowhere)  # without any, logging.warning would add one that stays
     with warnings.catch_warnings(), redirect_stdout(sink), redirect_stderr(sink):
         warnings.simplefilter("ignore")
         try:
@@ -195,8 +212,10 @@ def _exporting(trained: TrainedClassifier, kind: str) -> Iterator[None]:
             cause = error.__cause__ or error  # torch.onnx wraps torch.export's error in advice for developers
             raise UserError(
                 f"{trained.config.model.model} from {trained.path} could not be exported as {kind} "
-                f"({reason(cause)}); export it as safetensors."
+                f"({reason(cause)}); export it {'without --int8' if kind == 'int8' else 'as safetensors'}."
             ) from error
+        finally:
+            logging.getLogger().removeHandler(nowhere)
 
 
 def _compare(trained: TrainedClassifier, probabilities: Probabilities, output: Path) -> list[str]:
@@ -206,7 +225,7 @@ def _compare(trained: TrainedClassifier, probabilities: Probabilities, output: P
     more than TOLERANCE, or any class differs.
     """
     images, description = _images(trained)
-    expected, actual = _without_autocast(trained).probabilities(images), probabilities(images)
+    expected, actual = trained.in_float32().probabilities(images), probabilities(images)
     difference, classes = float(np.abs(actual - expected).max()), actual.argmax(1)
     wrong = int((expected.max(1) - expected[np.arange(len(images)), classes] > TIE).sum())
     if not difference <= TOLERANCE or wrong:  # true for NaN
@@ -224,12 +243,6 @@ def _compare(trained: TrainedClassifier, probabilities: Probabilities, output: P
         same = int((classes == trained.probabilities(images).argmax(1)).sum())
         lines.append(f"In {amp}, in which the run was validated, the trained model gives the same class on {same:,}.")
     return lines
-
-
-def _without_autocast(trained: TrainedClassifier) -> TrainedClassifier:
-    other = copy.copy(trained)
-    other.config = trained.config.override({"amp": "off"})
-    return other
 
 
 def _images(trained: TrainedClassifier) -> tuple[np.ndarray, str]:

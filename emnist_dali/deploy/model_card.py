@@ -41,8 +41,9 @@ def model_card(
     """Markdown about the model in `output`, with an example for each of the `formats` that are next to it.
 
     `about` is the file's metadata, `results` are those of `metrics.score` by part, `comparison` has lines about the
-    comparison with the trained model. The header is metadata for the Hugging Face Hub. Raises UserError if the run's
-    weights do not record their data, epoch or step.
+    comparison with the trained model. The header is metadata for the Hugging Face Hub; of a model in int8 it has no
+    results, which are the trained one's. Raises UserError if the run's weights do not record their data, epoch or
+    step.
     """
     for name in ("data", "epoch", "step"):
         if name not in about:
@@ -53,11 +54,13 @@ def model_card(
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    int8 = about.get("precision") == "int8"
     template = environment.from_string(Path(__file__).with_name("model_card.md").read_text("utf-8"))
     return template.render(
-        metadata=_metadata(trained, name, about["data"], results).to_yaml(),
+        metadata=_metadata(trained, name, about["data"], {} if int8 else results).to_yaml(),
         name=name,
         about=about,
+        int8=int8,
         calibrated=trained.calibration != UNCALIBRATED,
         classes=trained.classes,
         classes_json=json.dumps(trained.classes, ensure_ascii=False),

@@ -1,5 +1,6 @@
 """A `Classifier` from a run folder: the run's best weights, run by torch."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,12 @@ class TrainedClassifier:
                 f"{run.best} does not fit the model in {path} ({reason(error)}); choose another run."
             ) from error
         self.model.to(self.config.run.device).eval()
+
+    def in_float32(self) -> "TrainedClassifier":
+        """The same model without autocast, whatever precision the run used."""
+        other = copy.copy(self)
+        other.config = self.config.override({"amp": "off"})
+        return other
 
     def preprocess(self, images: np.ndarray) -> torch.Tensor:
         """(N, H, W) uint8 → (N, 1, S, S) float32 on the host, as the model sees them."""

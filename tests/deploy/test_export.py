@@ -24,9 +24,12 @@ from emnist_dali.core.tensor_files import encode
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import Stats
 from emnist_dali.deploy import export as export_module
+from emnist_dali.deploy import int8 as int8_module
 from emnist_dali.deploy.export import export, synthetic_images
 from emnist_dali.deploy.exportable import ExportableModel, equalize
+from emnist_dali.deploy.int8 import Sample, quantize
 from emnist_dali.evaluation.metrics import score
+from emnist_dali.loading.sampling import holdout
 from emnist_dali.models.build import build_model
 from emnist_dali.runs.checkpoint import load_weights, save_weights
 from emnist_dali.runs.classifier import load_classifier
@@ -46,7 +49,7 @@ def invoke(*arguments):
 
 @pytest.fixture(scope="module")
 def run(trained_run, tmp_path_factory):
-    """A copy of the run, exported as ONNX, pt2 and safetensors."""
+    """A copy of the run, exported as ONNX, pt2, safetensors and ONNX in int8."""
     path = tmp_path_factory.mktemp("export") / "run"
     shutil.copytree(trained_run, path)
     for kind in ("onnx", "pt2", "safetensors"):
@@ -55,6 +58,9 @@ def run(trained_run, tmp_path_factory):
         assert f"{path / 'model'}.{kind}: " in result.output
         assert "108 test images and 956 synthetic ones: the same class on 1,064 of 1,064" in result.output
         assert result.output.count("\n") == 3  # nothing from torch's exporters
+    result = invoke("export", path, "--int8")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("\n") == 4
     return path
 
 
@@ -127,7 +133,7 @@ def test_onnx_metadata(run):
 
 def test_the_files_hold_no_path_of_this_machine(run):
     folders = [Path(emnist_dali.__file__).parents[1], Path.home(), Path(torch.__file__).parents[1], run]
-    for name in ("model.onnx", "model.pt2", "model.safetensors", "model.md"):
+    for name in ("model.onnx", "model.pt2", "model.safetensors", "model.md", "model-int8.onnx", "model-int8.md"):
         content = (run / name).read_bytes()
         if name == "model.pt2":
             with zipfile.ZipFile(run / name) as archive:
@@ -149,6 +155,96 @@ def test_of_the_datas_folder_only_the_name_is_told(trained_run, tmp_path, folder
     card = (path / "model.md").read_text()
     assert f"| data | {told} |" in card
     assert "me" not in re.split(r"\W", card.partition("## Input")[0])
+
+
+def test_int8_is_a_quarter_as_large_and_answers_alike(run, images):
+    assert (run / "model-int8.onnx").stat().st_size < 0.3 * (run / "model.onnx").stat().st_size
+    exact, int8 = (load_classifier(run / name).probabilities(images) for name in ("model.onnx", "model-int8.onnx"))
+    assert (int8.argmax(1) == exact.argmax(1)).mean() > 0.95
+    assert np.abs(int8 - exact).mean() < 0.01
+
+
+def test_int8_is_for_convolutions_and_matrix_products(run):
+    import onnx
+
+    model = onnx.load(run / "model-int8.onnx")
+    assert [opset.domain for opset in model.opset_import] == [""]
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    heavy = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    assert len(heavy) == 6
+    for node in heavy:
+        assert all(made_by[name].op_type == "DequantizeLinear" for name in node.input)
+    kinds, waiting = set(), [made_by[made_by[heavy[0].input[0]].input[0]].input[0]]  # what the first is given
+    while waiting:
+        if node := made_by.get(waiting.pop()):
+            kinds.add(node.op_type)
+            waiting += node.input
+    assert {"Resize", "Div", "Sub"} < kinds
+    assert not kinds & {"QuantizeLinear", "DequantizeLinear"}
+
+
+def test_int8_is_calibrated_and_compared_on_different_training_images(trained_run, monkeypatch):
+    trained = TrainedClassifier(trained_run)
+    few = Sample.of(trained)
+    assert few.description == f"{len(few.comparison):,} other training images"
+    monkeypatch.setattr(int8_module, "FEWEST", 10)
+    enough = Sample.of(trained)
+    assert enough.description == f"{len(enough.comparison):,} validation images"
+    data, labels = trained.config.data, enough.shards.labels()
+    training, validation = holdout(labels, data.val_fraction, trained.config.training.seed)
+    assert np.array_equal(enough.comparison, validation)
+    for sample in (few, enough):
+        assert sample.shards.part == "train"
+        assert set(sample.calibration) < set(training)
+        assert set(labels[sample.calibration]) == set(range(12))
+        assert not set(sample.calibration) & set(sample.comparison)
+    trained.about["fingerprint"] = "of other data"
+    assert Sample.of(trained).description.endswith("other training images")
+
+
+def test_int8_that_is_less_accurate_is_not_written(trained_run, tmp_path, monkeypatch):
+    from onnx import TensorProto
+
+    def without_weights(model, sample):
+        model = quantize(model, sample)
+        for tensor in model.graph.initializer:
+            if tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1:
+                tensor.raw_data = bytes(len(tensor.raw_data))
+        return model
+
+    monkeypatch.setattr(export_module, "quantize", without_weights)
+    result = invoke("export", trained_run, "--int8", "--output", tmp_path / "model.onnx")
+    assert result.exit_code == 1
+    assert re.search(r"not written: on 3\d\d other training images it has an accuracy of 8\.\d\d %", result.output)
+    assert "export without --int8." in result.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", ["no data", "other classes", "pt2"])
+def test_int8_where_it_cannot_be(run, tmp_path, monkeypatch, wrong):
+    path, message = tmp_path / "run", "has other classes"
+    shutil.copytree(run, path, ignore=shutil.ignore_patterns("model*"))
+    if wrong == "no data":
+        config = TrainedClassifier(run).config.override({"data_dir": str(tmp_path / "nowhere")})
+        (path / "config.json").write_text(json.dumps(config.to_dict()))
+        message = "nowhere/demo/small holds no prepared data"
+    elif wrong == "other classes":
+        weights, about = load_weights(run / "checkpoints/best.safetensors")
+        about["classes"] = [*CLASSES[:-1], "z"]
+        (path / "checkpoints/best.safetensors").write_bytes(encode(weights, {"about": json.dumps(about)}))
+    result = invoke("export", path, "--int8", "--format", "pt2" if wrong == "pt2" else "onnx")
+    assert result.exit_code == 1
+    assert ("--int8 is for ONNX, not for pt2" if wrong == "pt2" else message) in result.output
+    assert not list(path.glob("model*"))
+
+
+def test_the_int8_card_claims_no_results_as_its_own(run):
+    card = (run / "model-int8.md").read_text()
+    assert "parameters in 8-bit integers" in card
+    assert "those of the trained model in floating point" in card
+    assert re.search(r"the same class on \d+\.\d\d %; an accuracy of", card)
+    assert ModelCard(card).data.eval_results is None
+    assert OnnxClassifier(run / "model-int8.onnx").name == "run"
 
 
 def test_safetensors_hold_the_weights_of_the_run(run):
