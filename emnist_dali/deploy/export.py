@@ -28,6 +28,7 @@ from ..runs.folder import RunFolder
 from ..runs.onnx_checks import append_digest
 from ..runs.onnx_classifier import OnnxClassifier
 from ..runs.trained_classifier import TrainedClassifier
+from ..weights import FOLDER as BUILTIN
 from .exportable import ExportableModel
 from .int8 import Sample, compare, quantize
 from .model_card import model_card
@@ -50,8 +51,11 @@ def export(run: Path, kind: str, output: Path | None = None, *, int8: bool = Fal
     `kind` is onnx, pt2 or safetensors. `int8` is for onnx: weights and activations in 8 bits, by default to
     model-int8.onnx. A model card that was edited or is not from emnist-dali is not replaced.
     Raises UserError, and writes nothing, if the model cannot be exported, if its answers differ from the trained
-    model's, or with `int8` are less accurate, or if `output` exists and is not from emnist-dali.
+    model's, or with `int8` are less accurate, if `output` exists and is not from emnist-dali, or if it is not named
+    and the run is the model in the package.
     """
+    if output is None and run == BUILTIN:
+        raise UserError("The model in the package is exported to a file that you name; add --output.")
     if int8 and kind != "onnx":
         raise UserError(f"--int8 is for ONNX, not for {kind}; leave one of them out.")
     output = output or run / f"model{'-int8' if int8 else ''}.{kind}"
@@ -74,7 +78,8 @@ def export(run: Path, kind: str, output: Path | None = None, *, int8: bool = Fal
         comparison = _compare(trained, probabilities, output)
     write_output(output, content)
     card = output.with_suffix(".md")
-    formats = [name for name in _FORMATS if output.with_suffix(f".{name}").is_file()]  # they share the card
+    # Files of one name share the card.
+    formats = ["onnx"] if int8 else [name for name in _FORMATS if output.with_suffix(f".{name}").is_file()]
     text = model_card(trained, metadata, results, output, formats, comparison)
     return [f"{output}: {len(content) / 1e6:.2f} MB.", *comparison, _write_card(card, text)]
 
