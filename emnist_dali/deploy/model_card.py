@@ -42,10 +42,10 @@ def model_card(
 
     `about` is the file's metadata, `results` are those of `metrics.score` by part, `comparison` has lines about the
     comparison with the trained model. The header is metadata for the Hugging Face Hub; of a model in int8 it has no
-    results, which are the trained one's. Raises UserError if the run's weights do not record their data, epoch or
+    results, which are the trained one's. Raises UserError if the run's weights do not record their data, epochs or
     step.
     """
-    for name in ("data", "epoch", "step"):
+    for name in ("data", "epochs_done", "step"):
         if name not in about:
             raise UserError(f"{RunFolder(trained.path).best} does not record its {name}; train the run again.")
     config, (height, width) = trained.config, trained.shape

@@ -60,7 +60,7 @@ class RunData:
     @property
     def best_epoch(self) -> dict[str, Any]:
         """The entry of the epoch whose weights were kept."""
-        return max(self.epochs, key=lambda entry: entry.get("val_accuracy", entry["epoch"]))
+        return max(self.epochs, key=lambda entry: entry.get("val_accuracy", entry["epochs_done"]))
 
 
 def part_name(part: str) -> str:
