@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from huggingface_hub import ModelCard
 
 from emnist_dali.cli import main
 from emnist_dali.config import Model
@@ -137,7 +138,9 @@ def test_it_is_exported_to_a_file_that_is_named(tmp_path):
     result = CliRunner().invoke(main, ["export", "builtin", "--format", "safetensors", "--output", str(output)])
     assert result.exit_code == 0, result.output
     assert load_weights(output)[1]["name"] == "builtin"
-    assert "| test | 18,800 | 0.9030 |" in output.with_suffix(".md").read_text()
+    card = output.with_suffix(".md").read_text()
+    assert "| test | 18,800 | 0.9030 |" in card
+    assert card.count("Apache-2.0, as the package's.") == 1
     assert sorted(FOLDER.rglob("*")) == before
 
 
@@ -145,6 +148,14 @@ def test_its_metrics_are_those_of_its_card():
     (entry,) = RunFolder(FOLDER).entries()
     assert entry["kind"] == "test"
     assert f"| test | {entry['images']:,} | {entry['accuracy']:.4f} |" in (FOLDER / "README.md").read_text()
+
+
+def test_its_card_has_dataset_licence_and_metrics_for_the_hub():
+    metadata = ModelCard((FOLDER / "README.md").read_text()).data
+    assert (metadata.license, metadata.datasets, metadata.metrics) == ("apache-2.0", ["emnist"], ["accuracy", "f1"])
+    accuracy, f1 = metadata.eval_results
+    assert (accuracy.dataset_type, accuracy.dataset_config, accuracy.dataset_split) == ("emnist", "balanced", "test")
+    assert (accuracy.metric_value, f1.metric_type) == (0.903, "f1")
 
 
 def test_blank_images_are_no_obstacle():

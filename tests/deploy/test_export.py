@@ -273,10 +273,29 @@ def test_the_model_card_tells_what_there_is_to_know(run):
 def test_the_model_cards_header_is_metadata_for_the_hub(run):
     metadata = ModelCard((run / "model.md").read_text()).data
     test = next(line for line in map(json.loads, (run / "metrics.jsonl").open()) if line["kind"] == "test")
-    assert (metadata.library_name, metadata.license) == ("emnist-dali", None)
+    assert (metadata.library_name, metadata.license, metadata.datasets) == ("emnist-dali", "unknown", None)
+    assert metadata.metrics == ["accuracy", "f1"]
+    assert {result.dataset_type for result in metadata.eval_results} == {"small"}
     assert metadata.eval_results[0].dataset_name == "small, drawn glyphs and not EMNIST"
     found = {result.metric_type: result.metric_value for result in metadata.eval_results}
     assert found == {"accuracy": round(test["accuracy"], 4), "f1": round(test["weighted_f1"], 4)}
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        (None, "timm's pretrained weights, whose licence applies too"),
+        ("builtin", "the model in emnist-dali, whose licence applies too"),
+        ("/home/me/weights.safetensors", "weights in a file, whose licence applies too"),
+    ],
+)
+def test_the_model_card_tells_which_weights_it_began_with(run, tmp_path, weights, told):
+    path = tmp_path / "run"
+    shutil.copytree(run, path, ignore=shutil.ignore_patterns("model*"))
+    config = TrainedClassifier(run).config.override({"model.pretrained": True, "model.weights": weights})
+    (path / "config.json").write_text(json.dumps(config.to_dict()))
+    export(path, "safetensors")
+    assert f"| initialized from | {told} |" in (path / "model.md").read_text()
 
 
 def test_the_model_cards_examples_run(run, monkeypatch):
