@@ -34,7 +34,8 @@ from emnist_dali.core.machine import environment
 from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
 from emnist_dali.options import with_flags
-from emnist_dali.runs.folder import CONFIG, RunFolder
+from emnist_dali.runs.file_names import CONFIG
+from emnist_dali.runs.folder import RunFolder
 from emnist_dali.runtime import resolve
 from emnist_dali.training import resume
 from emnist_dali.training.session import train

@@ -19,8 +19,10 @@ from emnist_dali.deploy.model_card import model_card
 from emnist_dali.evaluation.evaluate import evaluate
 from emnist_dali.options import with_flags
 from emnist_dali.runs.checkpoint import load_weights
-from emnist_dali.runs.classifier import TrainedClassifier
-from emnist_dali.runs.folder import CONFIG, RunFolder
+from emnist_dali.runs.file_names import CONFIG, METRICS
+from emnist_dali.runs.folder import RunFolder
+from emnist_dali.runs.schema import to_line
+from emnist_dali.runs.trained_classifier import TrainedClassifier
 from emnist_dali.weights import FILE, FOLDER
 
 MAX_BYTES = 3_000_000
@@ -40,7 +42,7 @@ def main(run: Path, data_dir: str) -> None:
 
 
 def ship(run: Path, data_dir: str) -> None:
-    """Writes the folder, and the metrics that its half-precision weights have on the test split to its card."""
+    """Writes the folder: weights in half precision, config, metrics and card."""
     folder = RunFolder(run)
     weights, about = load_weights(folder.best)
     about["data"] = about["data"].replace(str(folder.config().data.source), "files")
@@ -52,16 +54,22 @@ def ship(run: Path, data_dir: str) -> None:
     write_atomic(FILE, content)
     config = folder.config().override({**_ANY_MACHINE, "data.source": None, "data.data_dir": "data"})
     write_json(FOLDER / CONFIG, config.to_dict())
-    results: dict[str, Any] = evaluate(FOLDER, data_dir=data_dir)
-    shipped = TrainedClassifier(FOLDER)
-    card = model_card(shipped, shipped.about, results, Path("builtin.safetensors"), [], _made_by(config))
-    card = card[: card.index("## Licence")] + "## Licence\n\nApache-2.0, as the package's.\n"
-    write_atomic(FOLDER / "README.md", card.encode())
-    test = results["test"]
+    test = evaluate_shipped(data_dir)
     click.echo(
         f"{FOLDER}: {len(content) / 1e6:.2f} MB, {100 * test['accuracy']:.2f} % of {test['images']:,} test images, "
         f"expected calibration error {100 * test['calibration_error']:.2f} %."
     )
+
+
+def evaluate_shipped(data_dir: str) -> dict[str, Any]:
+    """Writes the metrics on the test split and the card of the weights in the package; returns the metrics."""
+    results: dict[str, Any] = evaluate(FOLDER, data_dir=data_dir)
+    entries = [{"kind": part, **result} for part, result in results.items()]
+    write_atomic(FOLDER / METRICS, "".join(map(to_line, entries)).encode())
+    shipped = TrainedClassifier(FOLDER)
+    card = model_card(shipped, shipped.about, results, Path("builtin.safetensors"), [], _made_by(shipped.config))
+    write_atomic(FOLDER / "README.md", card.encode())
+    return results["test"]
 
 
 def _made_by(config: Config) -> list[str]:

@@ -4,13 +4,15 @@ import copy
 import hashlib
 import io
 import json
+import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.torch
@@ -22,12 +24,17 @@ from ..core.tensor_files import encode
 from ..data.prepare import split_folder
 from ..data.shards import Shards
 from ..models.build import build_model
-from ..runs.classifier import TrainedClassifier
 from ..runs.folder import RunFolder
 from ..runs.onnx_checks import append_digest
 from ..runs.onnx_classifier import OnnxClassifier
+from ..runs.trained_classifier import TrainedClassifier
+from ..weights import FOLDER as BUILTIN
 from .exportable import ExportableModel
+from .int8 import Sample, compare, quantize
 from .model_card import model_card
+
+if TYPE_CHECKING:
+    import onnx
 
 TOLERANCE = 1e-3  # of a probability
 # Classes whose probabilities differ by less are tied: float32 sums depend on their order.
@@ -38,14 +45,20 @@ MAX_CARD = 2**20  # bytes; ours have 10 kB
 Probabilities = Callable[[np.ndarray], np.ndarray]  # images (N, H, W) uint8 → (N, classes) float32
 
 
-def export(run: Path, kind: str, output: Path | None = None) -> list[str]:
+def export(run: Path, kind: str, output: Path | None = None, *, int8: bool = False) -> list[str]:
     """Writes `output`, by default model.<kind> in the run folder, and a model card next to it; returns a report.
 
-    `kind` is onnx, pt2 or safetensors. A model card that was edited or is not from emnist-dali is not replaced.
+    `kind` is onnx, pt2 or safetensors. `int8` is for onnx: weights and activations in 8 bits, by default to
+    model-int8.onnx. A model card that was edited or is not from emnist-dali is not replaced.
     Raises UserError, and writes nothing, if the model cannot be exported, if its answers differ from the trained
-    model's, or if `output` exists and is not from emnist-dali.
+    model's, or with `int8` are less accurate, if `output` exists and is not from emnist-dali, or if it is not named
+    and the run is the model in the package.
     """
-    output = output or run / f"model.{kind}"
+    if output is None and run == BUILTIN:
+        raise UserError("The model in the package is exported to a file that you name; add --output.")
+    if int8 and kind != "onnx":
+        raise UserError(f"--int8 is for ONNX, not for {kind}; leave one of them out.")
+    output = output or run / f"model{'-int8' if int8 else ''}.{kind}"
     if output.suffix != f".{kind}":
         raise UserError(f"{output} does not end in .{kind}; choose an output file that does.")
     check_output(output)
@@ -56,13 +69,19 @@ def export(run: Path, kind: str, output: Path | None = None) -> list[str]:
     metadata = _metadata(trained, results)
     if kind != "safetensors":  # the others hold it in their graph
         metadata.pop("calibration", None)
-    content, probabilities = _FORMATS[kind](trained, metadata, output)
-    comparison = _compare(trained, probabilities, output)
+    if int8:
+        sample, metadata["precision"] = Sample.of(trained), "int8"
+        content, probabilities = _export_onnx(trained, metadata, output, sample)
+        comparison = compare(trained, probabilities, sample, output)
+    else:
+        content, probabilities = _FORMATS[kind](trained, metadata, output)
+        comparison = _compare(trained, probabilities, output)
     write_output(output, content)
     card = output.with_suffix(".md")
-    formats = [name for name in _FORMATS if output.with_suffix(f".{name}").is_file()]  # they share the card
+    # Files of one name share the card.
+    formats = ["onnx"] if int8 else [name for name in _FORMATS if output.with_suffix(f".{name}").is_file()]
     text = model_card(trained, metadata, results, output, formats, comparison)
-    return [f"{output}: {len(content) / 1e6:.1f} MB.", *comparison, _write_card(card, text)]
+    return [f"{output}: {len(content) / 1e6:.2f} MB.", *comparison, _write_card(card, text)]
 
 
 def _write_card(card: Path, text: str) -> str:
@@ -100,16 +119,25 @@ def _check_onnx_is_installed() -> None:
 
 
 def _metadata(trained: TrainedClassifier, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The metadata of an exported file: those of the run's weights, its name, its recipe and its test metrics."""
+    """The metadata of an exported file: those of the run's weights, its name, its recipe and its test metrics.
+
+    Of the data's folder on this machine only the name is kept.
+    """
     metrics = {
         part: {name: value for name, value in result.items() if isinstance(value, int | float)}
         for part, result in results.items()
     }
     origin = {"generator": MARK, "name": trained.name, "recipe": trained.config.recipe}
-    return origin | trained.about | {"shape": trained.shape, "converted": trained.converted} | metrics
+    about = origin | trained.about | {"shape": trained.shape, "converted": trained.converted} | metrics
+    if "data" in about:
+        about["data"] = re.sub(r"(?<= from ).*[/\\]", "", about["data"])  # a phrase: balanced from /data/emnist (…)
+    return about
 
 
-def _export_onnx(trained: TrainedClassifier, metadata: dict[str, Any], output: Path) -> tuple[bytes, Probabilities]:
+def _export_onnx(
+    trained: TrainedClassifier, metadata: dict[str, Any], output: Path, sample: Sample | None = None
+) -> tuple[bytes, Probabilities]:
+    """In int8 if there are images to calibrate on."""
     with _exporting(trained, "onnx"):
         program = torch.onnx.export(
             *_model_and_example(trained),
@@ -121,16 +149,29 @@ def _export_onnx(trained: TrainedClassifier, metadata: dict[str, Any], output: P
             verbose=False,
         )
     model = program.model_proto  # a new copy at each access
+    _remove_traces(model.graph)
+    if sample:
+        with _exporting(trained, "int8"):
+            model = quantize(model, sample)
     for name, value in metadata.items():
         model.metadata_props.add(key=name, value=json.dumps(value, ensure_ascii=False))
     content = append_digest(model.SerializeToString())
     return content, OnnxClassifier(output, content).probabilities
 
 
+def _remove_traces(graph: "onnx.GraphProto") -> None:
+    """Removes where in this machine's source files each part of the graph comes from."""
+    for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
 def _export_pt2(trained: TrainedClassifier, metadata: dict[str, Any], output: Path) -> tuple[bytes, Probabilities]:
     buffer = io.BytesIO()
     with _exporting(trained, "pt2"):
         program = torch.export.export(*_model_and_example(trained), dynamic_shapes=_ANY_BATCH)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # names this machine's source files
         torch.export.save(program, buffer, extra_files={"about.json": json.dumps(metadata, ensure_ascii=False)})
         module = torch.export.load(io.BytesIO(buffer.getvalue())).module()
 
@@ -145,7 +186,7 @@ def _export_safetensors(
     trained: TrainedClassifier, metadata: dict[str, Any], output: Path
 ) -> tuple[bytes, Probabilities]:
     content = encode(trained.model.state_dict(), {"about": json.dumps(metadata), "generator": MARK})
-    loaded = _without_autocast(trained)
+    loaded = trained.in_float32()
     loaded.model = build_model(replace(trained.config.model, pretrained=False, weights=None), len(trained.classes))
     loaded.model.load_state_dict(safetensors.torch.load(content))
     loaded.model.to(trained.config.run.device).eval()
@@ -165,8 +206,9 @@ def _model_and_example(trained: TrainedClassifier) -> tuple[ExportableModel, tup
 
 @contextmanager
 def _exporting(trained: TrainedClassifier, kind: str) -> Iterator[None]:
-    """Silences torch's exporters, and raises UserError if they fail."""
-    sink = io.StringIO()
+    """Silences the exporters of torch and onnxruntime, and raises UserError if they fail."""
+    sink, nowhere = io.StringIO(), logging.NullHandler()
+    logging.getLogger().addHandler(nowhere)  # without any, logging.warning would add one that stays
     with warnings.catch_warnings(), redirect_stdout(sink), redirect_stderr(sink):
         warnings.simplefilter("ignore")
         try:
@@ -175,8 +217,10 @@ def _exporting(trained: TrainedClassifier, kind: str) -> Iterator[None]:
             cause = error.__cause__ or error  # torch.onnx wraps torch.export's error in advice for developers
             raise UserError(
                 f"{trained.config.model.model} from {trained.path} could not be exported as {kind} "
-                f"({reason(cause)}); export it as safetensors."
+                f"({reason(cause)}); export it {'without --int8' if kind == 'int8' else 'as safetensors'}."
             ) from error
+        finally:
+            logging.getLogger().removeHandler(nowhere)
 
 
 def _compare(trained: TrainedClassifier, probabilities: Probabilities, output: Path) -> list[str]:
@@ -186,7 +230,7 @@ def _compare(trained: TrainedClassifier, probabilities: Probabilities, output: P
     more than TOLERANCE, or any class differs.
     """
     images, description = _images(trained)
-    expected, actual = _without_autocast(trained).probabilities(images), probabilities(images)
+    expected, actual = trained.in_float32().probabilities(images), probabilities(images)
     difference, classes = float(np.abs(actual - expected).max()), actual.argmax(1)
     wrong = int((expected.max(1) - expected[np.arange(len(images)), classes] > TIE).sum())
     if not difference <= TOLERANCE or wrong:  # true for NaN
@@ -204,12 +248,6 @@ def _compare(trained: TrainedClassifier, probabilities: Probabilities, output: P
         same = int((classes == trained.probabilities(images).argmax(1)).sum())
         lines.append(f"In {amp}, in which the run was validated, the trained model gives the same class on {same:,}.")
     return lines
-
-
-def _without_autocast(trained: TrainedClassifier) -> TrainedClassifier:
-    other = copy.copy(trained)
-    other.config = trained.config.override({"amp": "off"})
-    return other
 
 
 def _images(trained: TrainedClassifier) -> tuple[np.ndarray, str]:

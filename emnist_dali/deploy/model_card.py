@@ -10,14 +10,18 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from ..config import Model
 from ..core.errors import UserError
 from ..core.files import printable
+from ..data.emnist import SPLITS
 from ..evaluation.metrics import confusions
 from ..models.build import first_layers
 from ..reports.run_data import part_name
 from ..runs.calibration import UNCALIBRATED
-from ..runs.classifier import TrainedClassifier
 from ..runs.folder import RunFolder
+from ..runs.trained_classifier import TrainedClassifier
+from ..weights import FOLDER as BUILTIN
+from ..weights import NAME
 
 _COLUMNS = {
     "accuracy": "accuracy",
@@ -41,10 +45,11 @@ def model_card(
     """Markdown about the model in `output`, with an example for each of the `formats` that are next to it.
 
     `about` is the file's metadata, `results` are those of `metrics.score` by part, `comparison` has lines about the
-    comparison with the trained model. The header is metadata for the Hugging Face Hub. Raises UserError if the run's
-    weights do not record their data, epoch or step.
+    comparison with the trained model. The header is metadata for the Hugging Face Hub; of a model in int8 it has no
+    results, which are the trained one's. Raises UserError if the run's weights do not record their data, epochs or
+    step.
     """
-    for name in ("data", "epoch", "step"):
+    for name in ("data", "epochs_done", "step"):
         if name not in about:
             raise UserError(f"{RunFolder(trained.path).best} does not record its {name}; train the run again.")
     config, (height, width) = trained.config, trained.shape
@@ -53,11 +58,16 @@ def model_card(
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    int8 = about.get("precision") == "int8"
+    licence = "apache-2.0" if trained.path == BUILTIN else None
     template = environment.from_string(Path(__file__).with_name("model_card.md").read_text("utf-8"))
     return template.render(
-        metadata=_metadata(trained, name, about["data"], results).to_yaml(),
+        metadata=_metadata(trained, name, about["data"], licence, {} if int8 else results).to_yaml(),
         name=name,
         about=about,
+        int8=int8,
+        licence=licence,
+        initialized_from=_initialized_from(config.model),
         calibrated=trained.calibration != UNCALIBRATED,
         classes=trained.classes,
         classes_json=json.dumps(trained.classes, ensure_ascii=False),
@@ -82,13 +92,19 @@ def model_card(
 
 
 def _metadata(
-    trained: TrainedClassifier, name: str, dataset: str, results: dict[str, dict[str, Any]]
+    trained: TrainedClassifier, name: str, dataset: str, licence: str | None, results: dict[str, dict[str, Any]]
 ) -> ModelCardData:
-    """Claims no licence, and results only if the run was tested."""
+    """For the Hugging Face Hub, where `unknown` is a licence that nobody has chosen; results only after a test.
+
+    `emnist` is a tag to search by: the Hub has only copies of the data set, under their owners' names.
+    """
+    split = trained.config.data.split
+    is_emnist = split in SPLITS and trained.config.data.source != "glyphs" and trained.converted
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=trained.config.data.split,
+            dataset_type="emnist" if is_emnist else split,
+            dataset_config=split if is_emnist else None,
             dataset_name=dataset,
             dataset_split="test",
             metric_type=kind,
@@ -99,13 +115,22 @@ def _metadata(
         if "test" in results
     ]
     return ModelCardData(
+        license=licence or "unknown",
         library_name="emnist-dali",
+        datasets=["emnist"] if is_emnist else None,
         pipeline_tag="image-classification",
         tags=[trained.config.model.model],
         metrics=[result.metric_type for result in results] or None,
         model_name=name,
         eval_results=results or None,
     )
+
+
+def _initialized_from(model: Model) -> str:
+    if not model.pretrained:
+        return "random weights"
+    origin = "timm's pretrained weights" if model.weights is None else "weights in a file"
+    return f"{'the model in emnist-dali' if model.weights == NAME else origin}, whose licence applies too"
 
 
 def _results_table(about: dict[str, Any], results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -16,7 +16,7 @@ from ..core.progress import progress
 from ..data.image_files import image_errors, open_image, read_image_file
 from ..data.sources import IGNORED
 from ..runs.classifier import Classifier, load_classifier
-from ..runs.folder import FILES, is_run
+from ..runs.file_names import FILES, is_run
 from ..weights import NAME as BUILTIN
 from .decoder import decode
 from .emnist_style import Glyph, flatten_to_grey

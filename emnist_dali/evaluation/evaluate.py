@@ -12,8 +12,8 @@ from ..core.progress import say
 from ..data.prepare import split_folder
 from ..data.shards import Shards
 from ..loading import sampling
-from ..runs.classifier import TrainedClassifier
 from ..runs.predictions import Predictions
+from ..runs.trained_classifier import TrainedClassifier
 from ..runtime import autocast
 from ..weights import located
 from . import inference

@@ -16,7 +16,8 @@ from ..data.shards import Shards
 from ..evaluation.inference import evaluated_indices
 from ..runs.calibration import Calibration
 from ..runs.checkpoint import load_weights
-from ..runs.folder import METRICS, RunFolder, is_run
+from ..runs.file_names import METRICS, is_run
+from ..runs.folder import RunFolder
 from ..runs.predictions import read_predictions
 from .html import chart_text
 
@@ -59,7 +60,7 @@ class RunData:
     @property
     def best_epoch(self) -> dict[str, Any]:
         """The entry of the epoch whose weights were kept."""
-        return max(self.epochs, key=lambda entry: entry.get("val_accuracy", entry["epoch"]))
+        return max(self.epochs, key=lambda entry: entry.get("val_accuracy", entry["epochs_done"]))
 
 
 def part_name(part: str) -> str:

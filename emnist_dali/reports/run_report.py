@@ -11,7 +11,7 @@ import numpy as np
 from ..core.files import check_output, printable, write_output
 from ..evaluation.inference import TRIAL_IMAGES
 from ..evaluation.significance import wilson
-from ..runs.folder import REPORT
+from ..runs.file_names import REPORT
 from .html import chart_text, percent, render, require_plotly
 from .run_data import RunData, part_name, read_run_data
 from .test_sections import CLASS_AXIS, LEGEND, counts_and_shares, sections
@@ -114,7 +114,7 @@ def _story(run: RunData) -> str:
         )
     if "test" not in run.results:
         last = run.epochs[-1]
-        if last["epoch"] + 1 < config.training.epochs and last["step"] < (config.training.steps or np.inf):
+        if last["epochs_done"] < config.training.epochs and last["step"] < (config.training.steps or np.inf):
             sentences.append("The run has not finished.")
         sentences.append("It has not been tested: the figures are those of the validation images.")
     if any(resumed["test_was_read"] for resumed in run.env.get("resumed", ())):
@@ -135,7 +135,7 @@ def _headline(run: RunData) -> dict[str, tuple[str, str]]:
         headline["Macro F1"] = f"{test['macro_f1']:.4f}", "test"
     best = run.best_epoch
     if "val_accuracy" in best:
-        note = f"best, after epoch {best['epoch'] + 1}; macro F1 {best['val_macro_f1']:.4f}"
+        note = f"best, after epoch {best['epochs_done']}; macro F1 {best['val_macro_f1']:.4f}"
         headline["Validation accuracy"] = percent(best["val_accuracy"]), note
     seconds = [entry["seconds"] for entry in run.epochs]
     speed = np.average([entry["images_per_second"] for entry in run.epochs], weights=seconds)
@@ -154,7 +154,7 @@ def _duration(seconds: float) -> str:
 def _curves(runs: Sequence[RunData]) -> list["Figure"]:
     from plotly.graph_objects import Figure, Scatter
 
-    curves, tick = [], ceil(max(run.epochs[-1]["epoch"] + 1 for run in runs) / 8)
+    curves, tick = [], ceil(max(run.epochs[-1]["epochs_done"] for run in runs) / 8)
     for key, title, ticks, points in _CURVES:
         figure = Figure(
             layout={
@@ -164,7 +164,7 @@ def _curves(runs: Sequence[RunData]) -> list["Figure"]:
         )
         for run in runs:
             entries = [entry for entry in run.epochs if key in entry]
-            x, y = [entry["epoch"] + 1 for entry in entries], [entry[key] for entry in entries]
+            x, y = [entry["epochs_done"] for entry in entries], [entry[key] for entry in entries]
             figure.add_trace(Scatter(x=x, y=y, name=chart_text(run.name), mode="lines+markers"))
         figure.update_layout(
             showlegend=len(runs) > 1,

@@ -17,20 +17,8 @@ from ..core.locks import LOCK, Lock
 from ..core.machine import environment
 from . import schema
 from .checkpoint import load_weights, save_state
+from .file_names import CONFIG, ENVIRONMENT, FILES, LAST, METRICS, is_run
 from .predictions import Predictions, write_predictions
-
-CONFIG, ENVIRONMENT, METRICS, LAST = "config.json", "env.json", "metrics.jsonl", "checkpoints/last.pt"
-REPORT, TRACE = "report.html", "trace.json.gz"
-# All that a run writes into its folder: a new run never overwrites files with these names.
-FILES = (
-    CONFIG, ENVIRONMENT, METRICS, "checkpoints", "predictions-test.safetensors", "predictions-unseen.safetensors",
-    REPORT, TRACE, "wandb",
-)  # fmt: skip
-
-
-def is_run(path: Path) -> bool:
-    """Whether a run was started in `path`; if so, it has a checkpoint."""
-    return (path / CONFIG).exists()
 
 
 def check_can_create(out: str | None) -> None:

@@ -23,8 +23,8 @@ CHECKSUM = "crc32"  # of an entry
 # The longest argument list that Linux accepts has 2 MiB, and a command is one.
 _MAX_TEXT = 2**21
 _MAX_DEPTH = 8  # of fields that newer versions may have added
-# Fields of runs from before 2026-11-25.
-_OLD_NAMES = {"class_mean": "balanced_accuracy", "val_class_mean": "val_balanced_accuracy"}
+# Fields of runs from before 2026-11-25, and `epoch`, which counted from 0, of those from before 2026-11-27.
+_OLD_NAMES = {"class_mean": "balanced_accuracy", "val_class_mean": "val_balanced_accuracy", "epoch": "epochs_done"}
 
 
 def _number(low: float = -1e30, high: float = 1e30) -> Check:
@@ -72,7 +72,7 @@ def _is_displayable(value: Any, depth: int = _MAX_DEPTH) -> bool:
     return value is None or _is_bool(value) or is_plain(value) or _NUMBER(value)
 
 
-_NUMBER, _COUNT, _NONNEGATIVE = _number(), _integer(), _number(0)
+_NUMBER, _COUNT, _POSITIVE, _NONNEGATIVE = _number(), _integer(), _integer(1), _number(0)
 _FRACTION = _number(0, 1 + 1e-5)  # float32 sums of weights exceed 1 by their rounding
 
 _METRICS = {
@@ -90,8 +90,8 @@ _METRICS = {
 ENTRIES: Mapping[str, Fields] = {
     "compile": {"seconds": _NONNEGATIVE},
     "epoch": {
-        "epoch": _COUNT, "step": _COUNT, "loss": _NUMBER, "lr": _NONNEGATIVE, "images_per_second": _NONNEGATIVE,
-        "data_wait": _NONNEGATIVE, "seconds": _number(1e-6),
+        "epochs_done": _POSITIVE, "step": _COUNT, "loss": _NUMBER, "lr": _NONNEGATIVE,
+        "images_per_second": _NONNEGATIVE, "data_wait": _NONNEGATIVE, "seconds": _number(1e-6),
     },
     "test": _METRICS,
     "unseen": _METRICS,
@@ -133,7 +133,7 @@ def _is_stats(value: Any) -> bool:
 ABOUT: Fields = {
     "model": is_plain, "classes": _is_classes, "stats": _is_stats, "image_size": _integer(1, MAX_SIDE),
     "data": is_plain, "shape": _list_of(_integer(1, MAX_SIDE), 2, 2), "converted": _is_bool, "fingerprint": is_plain,
-    "epoch": _COUNT, "step": _COUNT, "loss": _NUMBER, "lr": _NONNEGATIVE,
+    "epochs_done": _POSITIVE, "step": _COUNT, "loss": _NUMBER, "lr": _NONNEGATIVE,
     "calibration": _list_of(_number(0.1, 10), 2, 2),
 }  # fmt: skip
 
@@ -217,6 +217,8 @@ def rename_old_fields(content: Any) -> Any:
     """An entry, or the metadata of weights, with the current names of its fields."""
     if not isinstance(content, dict):
         return content
+    if type(content.get("epoch")) is int:
+        content = {**content, "epoch": content["epoch"] + 1}
     return {_OLD_NAMES.get(name, name): value for name, value in content.items()}
 
 
@@ -271,21 +273,21 @@ def check_entries(entries: Any) -> None:
     """Raises ValueError, naming the entry and its field, for what no run has logged."""
     if not isinstance(entries, list):
         raise ValueError("its entries are not a list")
-    epoch = -1
+    epochs = 0
     for number, entry in enumerate(entries, 1):
-        if error := _find_entry_error(entry, epoch):
+        if error := _find_entry_error(entry, epochs):
             raise ValueError(f"entry {number}: {error}")
-        epoch = entry["epoch"] if entry["kind"] == "epoch" else epoch
+        epochs = entry["epochs_done"] if entry["kind"] == "epoch" else epochs
 
 
-def _find_entry_error(entry: Any, last_epoch: int) -> str | None:
+def _find_entry_error(entry: Any, epochs_before: int) -> str | None:
     kind = entry.get("kind") if isinstance(entry, dict) else None
     if not isinstance(kind, str) or kind not in ENTRIES:
         return "its kind is invalid"
     if error := _find_error(entry, ENTRIES[kind], {}):
         return error
     if kind == "epoch":
-        if entry["epoch"] <= last_epoch:
+        if entry["epochs_done"] <= epochs_before:
             return "its epoch does not follow the one before"
         if "val_accuracy" in entry and "val_macro_f1" not in entry:
             return "it has no val_macro_f1"

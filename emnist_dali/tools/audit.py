@@ -169,7 +169,7 @@ def _out_of_fold(config: Config, shards: Shards, indices: np.ndarray, held_out: 
         trainer = training.trainer
         while not trainer.done:
             entry = trainer.train_epoch(training.loader)
-            say(f"epoch {entry['epoch'] + 1}/{config.training.epochs}  loss {entry['loss']:.4f}")
+            say(f"epoch {entry['epochs_done']}/{config.training.epochs}  loss {entry['loss']:.4f}")
             trainer.begin(trainer.epoch + 1)
     # Not `evaluation_loader`: every held-out image is looked at, even in a trial.
     with Loader.from_config(shards, config, indices=held_out, train=False) as loader:

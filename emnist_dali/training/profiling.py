@@ -14,7 +14,7 @@ from ..core import distributed
 from ..core.errors import UserError
 from ..core.files import printable, reason, write_atomic
 from ..core.progress import say
-from ..runs.folder import TRACE
+from ..runs.file_names import TRACE
 
 # The first steps allocate, choose kernels and fill the queues.
 _SKIPPED, _WARM_UP, STEPS = 5, 2, 10

@@ -13,7 +13,7 @@ from ..core.progress import say
 from ..loading.backends import engine, recorded_engine
 from ..runs import schema
 from ..runs.checkpoint import load_state
-from ..runs.folder import LAST, is_run
+from ..runs.file_names import LAST, is_run
 from .build import Training
 
 

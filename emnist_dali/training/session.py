@@ -42,13 +42,13 @@ def train(
     force: bool = False,
     *,
     test: bool = True,
-    after_epoch: Callable[[int, float], None] = lambda epoch, accuracy: None,
+    after_epoch: Callable[[int, float], None] = lambda epochs_done, accuracy: None,
 ) -> RunFolder:
     """Trains as `config` says and returns the run folder; with `test` the test split is read once, at the end.
 
     `state` is a checkpoint of the run in `config.run.out` to resume from, with `force` even if the result will
-    differ. `after_epoch` gets each epoch, from 0, and its validation accuracy once its checkpoint is written; what
-    it raises ends the run.
+    differ. `after_epoch` gets the number of epochs done and the last one's validation accuracy once its checkpoint is
+    written; what it raises ends the run.
 
     Raises UserError for what a user can cause (data, device, weights, folders, a loss that is not finite, a run that
     another process trains), and SystemExit after SIGTERM, SIGINT or SIGHUP.
@@ -188,7 +188,7 @@ class Session:
         trainer.begin(trainer.epoch + 1)
         self._save()
         self._stop_if_signalled()  # without a test nothing else would notice it after the last epoch
-        self.after_epoch(entry["epoch"], accuracy)
+        self.after_epoch(entry["epochs_done"], accuracy)
 
     def _tell_of_other_work(self, cpu_seconds: float, seconds: float) -> None:
         """Once, where other processes took so much of the CPUs in the last `seconds`."""
@@ -293,6 +293,6 @@ def _epoch_line(config: Config, entry: dict[str, Any]) -> str:
         else ""
     )
     return (
-        f"epoch {entry['epoch'] + 1}/{config.training.epochs}  loss {entry['loss']:.4f}  {validation}"
+        f"epoch {entry['epochs_done']}/{config.training.epochs}  loss {entry['loss']:.4f}  {validation}"
         f"{entry['images_per_second']:,.0f} img/s  data wait {100 * entry['data_wait']:.1f} %"
     )

@@ -14,7 +14,8 @@ from ..core.errors import UserError
 from ..data.shards import Shards
 from ..evaluation.inference import evaluated_indices
 from ..evaluation.metrics import mistakes
-from ..runs.folder import CONFIG, RunFolder
+from ..runs.file_names import CONFIG
+from ..runs.folder import RunFolder
 from ..runs.predictions import Predictions
 
 # Images of each kind in W&B's table.

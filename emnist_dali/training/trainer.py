@@ -216,7 +216,7 @@ class Trainer:
         loss = self._mean_loss()
         self._clock()
         return {
-            "epoch": self.epoch,
+            "epochs_done": self.epoch + 1,
             "step": self.step,
             "loss": loss,
             "lr": learning_rate(training, self.step - 1, self.steps_per_epoch),

@@ -24,7 +24,8 @@ from emnist_dali.core.errors import is_out_of_memory
 from emnist_dali.core.signals import Interrupt
 from emnist_dali.pipelines import kernel_cache
 from emnist_dali.runs.checkpoint import load_state
-from emnist_dali.runs.folder import RunFolder, is_run
+from emnist_dali.runs.file_names import is_run
+from emnist_dali.runs.folder import RunFolder
 
 from ..faults.processes import ended, training
 from .attempts import attempt

@@ -17,7 +17,8 @@ from emnist_dali.data import pack as pack_module
 from emnist_dali.data.manifest import read_manifest, verify
 from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
-from emnist_dali.runs.folder import FILES, RunFolder
+from emnist_dali.runs.file_names import FILES
+from emnist_dali.runs.folder import RunFolder
 
 from ..data.test_prepare import write_split
 from ..training_runs import flags, quick

@@ -91,6 +91,36 @@ def test_a_graph_of_this_project_is_accepted(tmp_path):
     )
 
 
+def in_8_bits(domain=""):
+    """Quantizes the images and the weights, as `export --int8` does."""
+    scale, zero = (
+        helper.make_tensor("scale", TensorProto.FLOAT, [], [1.0]),
+        numbers("zero", 0, kind=TensorProto.UINT8),
+    )
+    zero.ClearField("dims")
+    model = graph(
+        [
+            *NET[:2],
+            node("QuantizeLinear", "flat scale zero", "levels", domain=domain),
+            node("DequantizeLinear", "levels scale zero", "again", domain=domain),
+            node("MatMul", "again weights", "logits"),
+            NET[-1],
+        ],
+        constants=[scale, zero],
+    )
+    if domain:
+        model.opset_import.append(helper.make_opsetid(domain, 1))
+    return model
+
+
+def test_a_graph_in_8_bits_is_accepted(tmp_path):
+    """A scale of 1 changes nothing."""
+    for name, model in (("float", graph()), ("int8", in_8_bits())):
+        (tmp_path / f"{name}.onnx").write_bytes(encoded(model))
+    exact, int8 = (OnnxClassifier(tmp_path / f"{name}.onnx").probabilities(IMAGES) for name in ("float", "int8"))
+    np.testing.assert_allclose(int8, exact, atol=1e-5)
+
+
 def test_files_from_before_the_checksum_are_accepted(tmp_path):
     path, model = tmp_path / "model.onnx", graph()
     for name, value in ABOUT.items():
@@ -202,6 +232,7 @@ GRAPHS = {
     "a function": (with_function(), "functions"),
     "weights in another file": (external(graph()), "."),
     "an operation of onnxruntime": (domain("com.microsoft"), "com.microsoft"),
+    "8 bits of onnxruntime's own": (in_8_bits("com.microsoft"), "com.microsoft"),
     "an operation of nobody": (domain("evil"), "evil"),
     "another input's name": (named("images", "pixels"), "inputs"),
     "another output's name": (named("probabilities", "softmax"), "outputs"),

@@ -22,7 +22,8 @@ from emnist_dali.core.locks import LOCK
 from emnist_dali.data.manifest import read_manifest, verify
 from emnist_dali.data.shards import Shards
 from emnist_dali.runs.checkpoint import load_state, load_weights
-from emnist_dali.runs.folder import RunFolder, is_run
+from emnist_dali.runs.file_names import is_run
+from emnist_dali.runs.folder import RunFolder
 
 from ..data.test_prepare import write_split
 from ..faults.processes import ended, start, training

@@ -24,7 +24,8 @@ from emnist_dali.evaluation.significance import compare
 from emnist_dali.reports.run_report import write_report
 from emnist_dali.runs import schema
 from emnist_dali.runs.checkpoint import load_state, load_weights, save_state
-from emnist_dali.runs.folder import LAST, RunFolder
+from emnist_dali.runs.file_names import LAST
+from emnist_dali.runs.folder import RunFolder
 from emnist_dali.runs.predictions import read_predictions
 from emnist_dali.training import resume
 from emnist_dali.training.session import Session, train
@@ -55,12 +56,12 @@ FOUND: list[tuple[str, tuple, Any]] = [
     ("env.json", ("packages",), [1]),
     ("env.json", ("resumed",), []),
     ("env.json", ("resumed",), [{}]),
-    ("metrics.jsonl", (0, "epoch"), "1"),
+    ("metrics.jsonl", (0, "epochs_done"), "1"),
     ("metrics.jsonl", (-2, "images"), 0),
     ("metrics.jsonl", (-2, "per_class"), REMOVED),
     ("metrics.jsonl", (-2, "accuracy"), 2.5),
     (BEST, ("data",), REMOVED),
-    (BEST, ("epoch",), "x"),
+    (BEST, ("epochs_done",), "x"),
     (BEST, ("val_accuracy",), None),
     (LAST, ("step",), "x"),
     (LAST, ("log",), [None]),

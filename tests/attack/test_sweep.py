@@ -164,8 +164,8 @@ class Trainings:
         outcome = self.outcomes.pop(0) if self.outcomes else [0.5, 0.6]
         if isinstance(outcome, BaseException):
             raise outcome
-        for epoch, accuracy in enumerate(outcome):
-            after_epoch(epoch, accuracy)
+        for epochs_done, accuracy in enumerate(outcome, 1):
+            after_epoch(epochs_done, accuracy)
         entries = [{"kind": "epoch", "val_accuracy": accuracy} for accuracy in outcome]
         return SimpleNamespace(entries=lambda: entries)
 

@@ -16,7 +16,8 @@ from emnist_dali import cli
 from emnist_dali.core.files import read_json, write_json
 from emnist_dali.core.machine import environment
 from emnist_dali.core.progress import say
-from emnist_dali.runs.folder import RunFolder, is_run
+from emnist_dali.runs.file_names import is_run
+from emnist_dali.runs.folder import RunFolder
 from emnist_dali.tools import doctor
 
 from ..training_runs import flags

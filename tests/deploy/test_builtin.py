@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from huggingface_hub import ModelCard
 
 from emnist_dali.cli import main
 from emnist_dali.config import Model
@@ -18,8 +19,11 @@ from emnist_dali.data.sources import load as load_source
 from emnist_dali.deploy.predict import model_and_images
 from emnist_dali.evaluation.evaluate import evaluate
 from emnist_dali.models.build import build_model
-from emnist_dali.runs.classifier import TrainedClassifier, load_classifier
-from emnist_dali.weights import FILE
+from emnist_dali.runs.checkpoint import load_weights
+from emnist_dali.runs.classifier import load_classifier
+from emnist_dali.runs.folder import RunFolder
+from emnist_dali.runs.trained_classifier import TrainedClassifier
+from emnist_dali.weights import FILE, FOLDER
 
 from ..conftest import REAL
 from .test_emnist_style import picture_of
@@ -117,14 +121,41 @@ def test_it_is_as_accurate_as_its_card_says(tmp_path):
     assert test["images"] == 18_800
     assert test["accuracy"] > 0.902
     assert test["calibration_error"] < 0.012
-    card = FILE.parent.parent / "README.md"
-    assert f"{test['accuracy']:.4f}" in card.read_text()
+    assert f"{test['accuracy']:.4f}" in (FOLDER / "README.md").read_text()
 
 
 def test_it_holds_nothing_of_the_machine_that_trained_it():
-    folder = FILE.parent.parent
-    for path in (folder / "config.json", folder / "README.md", FILE):
+    for path in filter(Path.is_file, FOLDER.rglob("*")):
         assert not any(place in path.read_bytes() for place in (b"/work", b"/home", b"/root", b"/tmp"))
+
+
+def test_it_is_exported_to_a_file_that_is_named(tmp_path):
+    before = sorted(FOLDER.rglob("*"))
+    result = CliRunner().invoke(main, ["export", "builtin", "--format", "safetensors"])
+    assert (result.exit_code, result.output.count("\n")) == (1, 1)
+    assert "add --output" in result.output
+    output = tmp_path / "model.safetensors"
+    result = CliRunner().invoke(main, ["export", "builtin", "--format", "safetensors", "--output", str(output)])
+    assert result.exit_code == 0, result.output
+    assert load_weights(output)[1]["name"] == "builtin"
+    card = output.with_suffix(".md").read_text()
+    assert "| test | 18,800 | 0.9030 |" in card
+    assert card.count("Apache-2.0, as the package's.") == 1
+    assert sorted(FOLDER.rglob("*")) == before
+
+
+def test_its_metrics_are_those_of_its_card():
+    (entry,) = RunFolder(FOLDER).entries()
+    assert entry["kind"] == "test"
+    assert f"| test | {entry['images']:,} | {entry['accuracy']:.4f} |" in (FOLDER / "README.md").read_text()
+
+
+def test_its_card_has_dataset_licence_and_metrics_for_the_hub():
+    metadata = ModelCard((FOLDER / "README.md").read_text()).data
+    assert (metadata.license, metadata.datasets, metadata.metrics) == ("apache-2.0", ["emnist"], ["accuracy", "f1"])
+    accuracy, f1 = metadata.eval_results
+    assert (accuracy.dataset_type, accuracy.dataset_config, accuracy.dataset_split) == ("emnist", "balanced", "test")
+    assert (accuracy.metric_value, f1.metric_type) == (0.903, "f1")
 
 
 def test_blank_images_are_no_obstacle():

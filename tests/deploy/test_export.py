@@ -2,9 +2,12 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
+import zipfile
 from contextlib import redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,21 +16,29 @@ import torch
 from click.testing import CliRunner
 from huggingface_hub import ModelCard
 
+import emnist_dali
 from emnist_dali.cli import main
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import check_output
+from emnist_dali.core.tensor_files import encode
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import Stats
 from emnist_dali.deploy import export as export_module
+from emnist_dali.deploy import int8 as int8_module
 from emnist_dali.deploy.export import export, synthetic_images
 from emnist_dali.deploy.exportable import ExportableModel, equalize
+from emnist_dali.deploy.int8 import Sample, quantize
 from emnist_dali.evaluation.metrics import score
+from emnist_dali.loading.sampling import holdout
 from emnist_dali.models.build import build_model
 from emnist_dali.runs.checkpoint import load_weights, save_weights
-from emnist_dali.runs.classifier import TrainedClassifier, load_classifier
+from emnist_dali.runs.classifier import load_classifier
 from emnist_dali.runs.onnx_checks import append_digest
 from emnist_dali.runs.onnx_classifier import OnnxClassifier
 from emnist_dali.runs.predictions import Predictions
+from emnist_dali.runs.trained_classifier import TrainedClassifier
+
+from .test_emnist_style import picture_of
 
 CLASSES = "0123456789Aa"
 
@@ -38,7 +49,7 @@ def invoke(*arguments):
 
 @pytest.fixture(scope="module")
 def run(trained_run, tmp_path_factory):
-    """A copy of the run, exported as ONNX, pt2 and safetensors."""
+    """A copy of the run, exported as ONNX, pt2, safetensors and ONNX in int8."""
     path = tmp_path_factory.mktemp("export") / "run"
     shutil.copytree(trained_run, path)
     for kind in ("onnx", "pt2", "safetensors"):
@@ -47,6 +58,9 @@ def run(trained_run, tmp_path_factory):
         assert f"{path / 'model'}.{kind}: " in result.output
         assert "108 test images and 956 synthetic ones: the same class on 1,064 of 1,064" in result.output
         assert result.output.count("\n") == 3  # nothing from torch's exporters
+    result = invoke("export", path, "--int8")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("\n") == 4
     return path
 
 
@@ -117,6 +131,122 @@ def test_onnx_metadata(run):
     assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["images", "probabilities"]
 
 
+def test_the_files_hold_no_path_of_this_machine(run):
+    folders = [Path(emnist_dali.__file__).parents[1], Path.home(), Path(torch.__file__).parents[1], run]
+    for name in ("model.onnx", "model.pt2", "model.safetensors", "model.md", "model-int8.onnx", "model-int8.md"):
+        content = (run / name).read_bytes()
+        if name == "model.pt2":
+            with zipfile.ZipFile(run / name) as archive:
+                content += b"".join(map(archive.read, archive.namelist()))
+        assert not [folder for folder in folders if folder != Path("/") and str(folder).encode() in content]
+        assert b"site-packages" not in content
+
+
+@pytest.mark.parametrize("folder", ["/home/me/emnist", "C:\\Users\\me\\emnist", "emnist"])
+def test_of_the_datas_folder_only_the_name_is_told(trained_run, tmp_path, folder):
+    path = tmp_path / "run"
+    shutil.copytree(trained_run, path)
+    weights, about = load_weights(trained_run / "checkpoints/best.safetensors")
+    about["data"] = f"small from {folder} (not the official split)"
+    (path / "checkpoints/best.safetensors").write_bytes(encode(weights, {"about": json.dumps(about)}))
+    export(path, "safetensors")
+    told = "small from emnist (not the official split)"
+    assert load_weights(path / "model.safetensors")[1]["data"] == told
+    card = (path / "model.md").read_text()
+    assert f"| data | {told} |" in card
+    assert "me" not in re.split(r"\W", card.partition("## Input")[0])
+
+
+def test_int8_is_a_quarter_as_large_and_answers_alike(run, images):
+    assert (run / "model-int8.onnx").stat().st_size < 0.3 * (run / "model.onnx").stat().st_size
+    exact, int8 = (load_classifier(run / name).probabilities(images) for name in ("model.onnx", "model-int8.onnx"))
+    assert (int8.argmax(1) == exact.argmax(1)).mean() > 0.95
+    assert np.abs(int8 - exact).mean() < 0.01
+
+
+def test_int8_is_for_convolutions_and_matrix_products(run):
+    import onnx
+
+    model = onnx.load(run / "model-int8.onnx")
+    assert [opset.domain for opset in model.opset_import] == [""]
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    heavy = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    assert len(heavy) == 6
+    for node in heavy:
+        assert all(made_by[name].op_type == "DequantizeLinear" for name in node.input)
+    kinds, waiting = set(), [made_by[made_by[heavy[0].input[0]].input[0]].input[0]]  # what the first is given
+    while waiting:
+        if node := made_by.get(waiting.pop()):
+            kinds.add(node.op_type)
+            waiting += node.input
+    assert {"Resize", "Div", "Sub"} < kinds
+    assert not kinds & {"QuantizeLinear", "DequantizeLinear"}
+
+
+def test_int8_is_calibrated_and_compared_on_different_training_images(trained_run, monkeypatch):
+    trained = TrainedClassifier(trained_run)
+    few = Sample.of(trained)
+    assert few.description == f"{len(few.comparison):,} other training images"
+    monkeypatch.setattr(int8_module, "FEWEST", 10)
+    enough = Sample.of(trained)
+    assert enough.description == f"{len(enough.comparison):,} validation images"
+    data, labels = trained.config.data, enough.shards.labels()
+    training, validation = holdout(labels, data.val_fraction, trained.config.training.seed)
+    assert np.array_equal(enough.comparison, validation)
+    for sample in (few, enough):
+        assert sample.shards.part == "train"
+        assert set(sample.calibration) < set(training)
+        assert set(labels[sample.calibration]) == set(range(12))
+        assert not set(sample.calibration) & set(sample.comparison)
+    trained.about["fingerprint"] = "of other data"
+    assert Sample.of(trained).description.endswith("other training images")
+
+
+def test_int8_that_is_less_accurate_is_not_written(trained_run, tmp_path, monkeypatch):
+    from onnx import TensorProto
+
+    def without_weights(model, sample):
+        model = quantize(model, sample)
+        for tensor in model.graph.initializer:
+            if tensor.data_type == TensorProto.INT8 and len(tensor.dims) > 1:
+                tensor.raw_data = bytes(len(tensor.raw_data))
+        return model
+
+    monkeypatch.setattr(export_module, "quantize", without_weights)
+    result = invoke("export", trained_run, "--int8", "--output", tmp_path / "model.onnx")
+    assert result.exit_code == 1
+    assert re.search(r"not written: on 3\d\d other training images it has an accuracy of 8\.\d\d %", result.output)
+    assert "export without --int8." in result.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", ["no data", "other classes", "pt2"])
+def test_int8_where_it_cannot_be(run, tmp_path, monkeypatch, wrong):
+    path, message = tmp_path / "run", "has other classes"
+    shutil.copytree(run, path, ignore=shutil.ignore_patterns("model*"))
+    if wrong == "no data":
+        config = TrainedClassifier(run).config.override({"data_dir": str(tmp_path / "nowhere")})
+        (path / "config.json").write_text(json.dumps(config.to_dict()))
+        message = "nowhere/demo/small holds no prepared data"
+    elif wrong == "other classes":
+        weights, about = load_weights(run / "checkpoints/best.safetensors")
+        about["classes"] = [*CLASSES[:-1], "z"]
+        (path / "checkpoints/best.safetensors").write_bytes(encode(weights, {"about": json.dumps(about)}))
+    result = invoke("export", path, "--int8", "--format", "pt2" if wrong == "pt2" else "onnx")
+    assert result.exit_code == 1
+    assert ("--int8 is for ONNX, not for pt2" if wrong == "pt2" else message) in result.output
+    assert not list(path.glob("model*"))
+
+
+def test_the_int8_card_claims_no_results_as_its_own(run):
+    card = (run / "model-int8.md").read_text()
+    assert "parameters in 8-bit integers" in card
+    assert "those of the trained model in floating point" in card
+    assert re.search(r"the same class on \d+\.\d\d %; an accuracy of", card)
+    assert ModelCard(card).data.eval_results is None
+    assert OnnxClassifier(run / "model-int8.onnx").name == "run"
+
+
 def test_safetensors_hold_the_weights_of_the_run(run):
     weights, about = load_weights(run / "model.safetensors")
     best, known = load_weights(run / "checkpoints/best.safetensors")
@@ -143,10 +273,29 @@ def test_the_model_card_tells_what_there_is_to_know(run):
 def test_the_model_cards_header_is_metadata_for_the_hub(run):
     metadata = ModelCard((run / "model.md").read_text()).data
     test = next(line for line in map(json.loads, (run / "metrics.jsonl").open()) if line["kind"] == "test")
-    assert (metadata.library_name, metadata.license) == ("emnist-dali", None)
+    assert (metadata.library_name, metadata.license, metadata.datasets) == ("emnist-dali", "unknown", None)
+    assert metadata.metrics == ["accuracy", "f1"]
+    assert {result.dataset_type for result in metadata.eval_results} == {"small"}
     assert metadata.eval_results[0].dataset_name == "small, drawn glyphs and not EMNIST"
     found = {result.metric_type: result.metric_value for result in metadata.eval_results}
     assert found == {"accuracy": round(test["accuracy"], 4), "f1": round(test["weighted_f1"], 4)}
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        (None, "timm's pretrained weights, whose licence applies too"),
+        ("builtin", "the model in emnist-dali, whose licence applies too"),
+        ("/home/me/weights.safetensors", "weights in a file, whose licence applies too"),
+    ],
+)
+def test_the_model_card_tells_which_weights_it_began_with(run, tmp_path, weights, told):
+    path = tmp_path / "run"
+    shutil.copytree(run, path, ignore=shutil.ignore_patterns("model*"))
+    config = TrainedClassifier(run).config.override({"model.pretrained": True, "model.weights": weights})
+    (path / "config.json").write_text(json.dumps(config.to_dict()))
+    export(path, "safetensors")
+    assert f"| initialized from | {told} |" in (path / "model.md").read_text()
 
 
 def test_the_model_cards_examples_run(run, monkeypatch):
@@ -251,6 +400,31 @@ def test_missing_packages(trained_run, tmp_path, monkeypatch, package):
     assert result.output.startswith(f"Error: {package} could not be imported")
     assert "pip install 'emnist-dali[export]'" in result.output
     assert not list(tmp_path.iterdir())
+
+
+PREDICT = """
+from emnist_dali.cli import main
+main(["predict", *sys.argv[1:], "--json"], standalone_mode=False)
+"""
+SERVE = """
+from pathlib import Path
+from emnist_dali.deploy.serve import create_app
+from emnist_dali.runs import load_classifier
+model, picture = map(Path, sys.argv[1:])
+print(create_app(load_classifier(model)).test_client().post("/predict", data=picture.read_bytes()).text)
+"""
+LOADED = "print({'torch', 'timm', 'torchvision', 'nvidia.dali'} & {*sys.modules})"
+
+
+@pytest.mark.parametrize("script", [PREDICT, SERVE], ids=["predict", "serve"])
+def test_reading_with_an_onnx_file_imports_no_torch(run, tmp_path, script):
+    picture_of("A").save(tmp_path / "picture.png")
+    command = [sys.executable, "-c", f"import sys{script}{LOADED}", run / "model.onnx", tmp_path / "picture.png"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answer, *_, loaded = done.stdout.splitlines()
+    assert re.search(r'"character": ?"A"', answer)
+    assert loaded == "set()"
 
 
 def test_loading_onnx_without_onnxruntime(run, monkeypatch):

@@ -6,7 +6,8 @@ from pathlib import Path
 from time import perf_counter
 
 from emnist_dali.runs.checkpoint import load_state, load_weights
-from emnist_dali.runs.folder import RunFolder, is_run
+from emnist_dali.runs.file_names import is_run
+from emnist_dali.runs.folder import RunFolder
 
 from ..training_runs import assert_same
 from .processes import ended, start, training

@@ -9,7 +9,7 @@ from time import perf_counter
 import pytest
 
 from emnist_dali.runs.checkpoint import load_state
-from emnist_dali.runs.folder import is_run
+from emnist_dali.runs.file_names import is_run
 from emnist_dali.training.session import train
 
 from ..training_runs import assert_same, go_on, quick

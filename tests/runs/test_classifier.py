@@ -5,7 +5,8 @@ import torch
 from emnist_dali.core.errors import UserError
 from emnist_dali.data.shards import Shards
 from emnist_dali.evaluation.evaluate import predict_run
-from emnist_dali.runs.classifier import TrainedClassifier, load_classifier
+from emnist_dali.runs.classifier import load_classifier
+from emnist_dali.runs.trained_classifier import TrainedClassifier
 
 CLASSES = "0123456789Aa"
 

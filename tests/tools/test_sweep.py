@@ -73,8 +73,8 @@ class Trainings:
             raise outcome
         if callable(outcome):
             outcome = outcome(config, after_epoch)
-        for epoch, accuracy in enumerate(outcome):
-            after_epoch(epoch, accuracy)
+        for epochs_done, accuracy in enumerate(outcome, 1):
+            after_epoch(epochs_done, accuracy)
         return SimpleNamespace(entries=lambda: [{"kind": "epoch", "val_accuracy": accuracy} for accuracy in outcome])
 
 
@@ -299,7 +299,7 @@ def take_over(path):
 
 
 def goes_on(config, after_epoch):
-    after_epoch(1, 0.9)
+    after_epoch(2, 0.9)
 
 
 def ends(config, after_epoch):
@@ -314,7 +314,7 @@ def finds_another_process(config, after_epoch):
 @pytest.mark.parametrize("then", [goes_on, ends, finds_another_process])
 def test_a_process_that_wakes_up_drops_a_trial_that_was_taken_over(then, run, tmp_path, capsys):
     def suspended(config, after_epoch):
-        after_epoch(0, 0.1)
+        after_epoch(1, 0.1)
         take_over(tmp_path / "s.db")
         then(config, after_epoch)
         return [0.9]

@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -12,15 +13,17 @@ from emnist_dali import recipes
 from emnist_dali.cli import main
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json
+from emnist_dali.core.tensor_files import encode
 from emnist_dali.data.pack import pack
 from emnist_dali.data.sources import Part
 from emnist_dali.loading import backends
-from emnist_dali.runs.checkpoint import load_state
+from emnist_dali.runs.checkpoint import load_state, load_weights, save_state
 from emnist_dali.runs.folder import RunFolder
+from emnist_dali.runs.schema import to_line
 from emnist_dali.training import build, resume, trainer
 from emnist_dali.training.session import Session, train
 
-from ..training_runs import assert_same, at_step, flags, go_on, kept, lines, quick, stopped, untimed
+from ..training_runs import assert_same, at_step, equal, flags, go_on, kept, lines, quick, stopped, untimed
 
 LAST = 18  # steps of two epochs
 STOPS = {
@@ -59,6 +62,28 @@ def test_a_run_that_was_ended_comes_to_the_same_end(stop, whole, data_dir, tmp_p
     go_on(path)
     assert_same(path, whole)
     assert [line["kind"] for line in lines(RunFolder(path))] == ["epoch", "epoch", "test", "unseen"]
+
+
+def test_a_run_from_when_epochs_were_counted_from_0_is_read_and_resumed(run, half, whole):
+    def aged(fields):
+        return {"epoch": fields["epochs_done"] - 1, **{k: v for k, v in fields.items() if k != "epochs_done"}}
+
+    folder, before = RunFolder(run), lines(RunFolder(half))
+    weights, about = load_weights(folder.best)
+    folder.best.write_bytes(encode(weights, {"about": json.dumps(aged(about))}))
+    state = torch.load(folder.last, weights_only=True)
+    save_state(folder.last, {**state, "log": list(map(aged, state["log"]))})
+    (run / "metrics.jsonl").write_text("".join(map(to_line, map(aged, before))))
+    assert '"epoch": 0' in (run / "metrics.jsonl").read_text()
+    assert [entry["epochs_done"] for entry in lines(folder)] == [1]
+    assert lines(folder) == before
+    assert load_weights(folder.best)[1] == about
+    go_on(run)
+    best = RunFolder(whole).best
+    assert equal(load_weights(folder.best), load_weights(best))
+    shutil.copy(best, folder.best)  # the old file may stay, if the first epoch was the best
+    assert_same(run, whole)
+    assert [entry.get("epochs_done") for entry in lines(folder)] == [1, 2, None, None]
 
 
 @pytest.mark.parametrize("optimizer", ["lion", "muon", "sgd", "adam"])

@@ -47,7 +47,7 @@ def run(data_dir, tmp_path_factory):
 def test_a_run_learns_and_its_folder_tells(run):
     records = lines(run)
     epochs = [record for record in records if record["kind"] == "epoch"]
-    assert [record["epoch"] for record in epochs] == list(range(6))
+    assert [record["epochs_done"] for record in epochs] == list(range(1, 7))
     assert epochs[-1]["step"] == 6 * (576 // 64)
     assert epochs[-1]["loss"] < 0.8 * epochs[0]["loss"]
     assert [record["kind"] for record in records[6:]] == ["test", "unseen"]
@@ -71,7 +71,7 @@ def test_the_best_weights_are_those_of_the_best_validation(run):
     epochs = [record for record in lines(run) if record["kind"] == "epoch"]
     best = max(epochs, key=lambda record: record["val_accuracy"])
     _, about = load_weights(run.best)
-    assert about["epoch"] == best["epoch"]
+    assert about["epochs_done"] == best["epochs_done"]
     assert about["val_accuracy"] == best["val_accuracy"]
 
 
@@ -372,7 +372,7 @@ def test_val_fraction_0_trains_on_everything_and_takes_the_last_weights(data_dir
     epochs = [record for record in lines(run) if record["kind"] == "epoch"]
     assert "val_accuracy" not in epochs[0]
     assert epochs[-1]["step"] == 2 * (600 // 64)
-    assert load_weights(run.best)[1]["epoch"] == 1
+    assert load_weights(run.best)[1]["epochs_done"] == 2
 
 
 def test_the_same_run_twice_gives_the_same_weights(data_dir, tmp_path):
@@ -480,7 +480,7 @@ def test_wandb_gets_settings_curves_confusions_predictions_and_the_model(data_di
     run = train(small(data_dir, tmp_path / "run", wandb="offline", wandb_group="together"))
     assert (asked["group"], asked["config"]["training"]["epochs"]) == ("together", 2)
     *epochs, test = logged
-    assert [values["epoch"] for values in epochs] == [0, 1]
+    assert [values["epochs_done"] for values in epochs] == [1, 2]
     assert all("val_accuracy" in values for values in epochs)
     assert test.keys() == {"test/confusion", "test/predictions"}
     rows = test["test/predictions"].data

@@ -1,0 +1,16 @@
+"""What the files in a run folder are called; imports no torch, for commands that only ask whether it is a run."""
+
+from pathlib import Path
+
+CONFIG, ENVIRONMENT, METRICS, LAST = "config.json", "env.json", "metrics.jsonl", "checkpoints/last.pt"
+REPORT, TRACE = "report.html", "trace.json.gz"
+# All that a run writes into its folder: a new run never overwrites files with these names.
+FILES = (
+    CONFIG, ENVIRONMENT, METRICS, "checkpoints", "predictions-test.safetensors", "predictions-unseen.safetensors",
+    REPORT, TRACE, "wandb",
+)  # fmt: skip
+
+
+def is_run(path: Path) -> bool:
+    """Whether a run was started in `path`; if so, it has a checkpoint."""
+    return (path / CONFIG).exists()

@@ -1,0 +1,77 @@
+"""A `Classifier` from a run folder: the run's best weights, run by torch."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..core import distributed
+from ..core.errors import UserError
+from ..core.files import reason
+from ..core.progress import say
+from ..data.stats import Stats
+from ..models.build import build_model, channels_last
+from ..pipelines.fused import Preprocess, Records
+from ..runtime import autocast, resolve, with_local_device
+from .calibration import Calibration
+from .checkpoint import load_weights
+from .folder import RunFolder
+
+_BATCH = 256
+
+
+class TrainedClassifier:
+    """A `Classifier` with a run's best weights, on the run's device, or on the CPU if this machine has no GPU.
+
+    `about` is the metadata of the weights. Raises UserError if there are no weights yet or they do not fit the model.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        run = RunFolder(path)
+        self.path, self.name = run.path, run.path.resolve().name
+        self.config = with_local_device(distributed.broadcast_from_main(run.config))
+        if self.config.run.device.startswith("cuda") and not torch.cuda.is_available():
+            say(f"{path} was trained on {self.config.run.device}, which this machine does not have: using the CPU.")
+            auto = dict.fromkeys(("device", "amp", "backend", "compile"), "auto")
+            self.config = self.config.override(auto)
+        # The config of a run is resolved already, unless it was edited.
+        self.config = resolve(self.config.override({"sync_bn": False}))
+        weights, self.about = distributed.broadcast_from_main(lambda: load_weights(run.best))
+        self.classes: tuple[str, ...] = tuple(self.about["classes"])
+        self.shape: tuple[int, int] = tuple(self.about.get("shape", (28, 28)))
+        self.converted: bool = self.about.get("converted", True)
+        self.stats = Stats(*self.about["stats"])
+        self.calibration = Calibration(*self.about.get("calibration", ()))
+        self.model = build_model(replace(self.config.model, pretrained=False, weights=None), len(self.classes))
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(
+                f"{run.best} does not fit the model in {path} ({reason(error)}); choose another run."
+            ) from error
+        self.model.to(self.config.run.device).eval()
+
+    def in_float32(self) -> "TrainedClassifier":
+        """The same model without autocast, whatever precision the run used."""
+        other = copy.copy(self)
+        other.config = self.config.override({"amp": "off"})
+        return other
+
+    def preprocess(self, images: np.ndarray) -> torch.Tensor:
+        """(N, H, W) uint8 → (N, 1, S, S) float32 on the host, as the model sees them."""
+        size = self.config.data.image_size
+        out = np.empty((len(images), size, size), np.float32)
+        preprocess = Preprocess(self.stats.pixel_spec(self.shape, size), compressed=False)
+        preprocess.run(Records.of_images(images), np.arange(len(images)), np.empty((0, 2, 3), np.float32), out)
+        return torch.from_numpy(out)[:, None]
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """(N, H, W) uint8 → (N, classes) float32."""
+        context, batches = autocast(self.config), [np.empty((0, len(self.classes)), np.float32)]
+        with torch.inference_mode(), context():
+            for start in range(0, len(images), _BATCH):
+                inputs = self.preprocess(images[start : start + _BATCH]).to(self.config.run.device)
+                batches.append(self.calibration(self.model(channels_last(inputs)).float()).cpu().numpy())
+        return np.concatenate(batches)
