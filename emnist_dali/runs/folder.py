@@ -20,11 +20,11 @@ from .checkpoint import load_weights, save_state
 from .predictions import Predictions, write_predictions
 
 CONFIG, ENVIRONMENT, METRICS, LAST = "config.json", "env.json", "metrics.jsonl", "checkpoints/last.pt"
-REPORT, TRACE = "report.html", "trace.json.gz"
+REPORT, TRACE, ROBUSTNESS = "report.html", "trace.json.gz", "robustness.json"
 # All that a run writes into its folder: a new run never overwrites files with these names.
 FILES = (
     CONFIG, ENVIRONMENT, METRICS, "checkpoints", "predictions-test.safetensors", "predictions-unseen.safetensors",
-    REPORT, TRACE, "wandb",
+    REPORT, TRACE, ROBUSTNESS, "wandb",
 )  # fmt: skip
 
 
@@ -51,8 +51,9 @@ def check_can_create(out: str | None) -> None:
 class RunFolder:
     """The files of one run, which `train` returns.
 
-    `path` is the folder, `best` the weights with the best validation accuracy, `last` the newest checkpoint. Only
-    rank 0 writes; it holds the folder's lock from `create` or `lock` to `close`.
+    `path` is the folder, `best` the weights with the best validation accuracy, `last` the newest checkpoint,
+    `robustness` the table of `evaluate --robustness`. Only rank 0 writes; it holds the folder's lock from `create` or
+    `lock` to `close`.
 
     >>> from emnist_dali.runs import RunFolder
     >>> run = RunFolder("runs/first")
@@ -66,6 +67,7 @@ class RunFolder:
         self.path = Path(path)
         self.best = self.path / "checkpoints" / "best.safetensors"
         self.last = self.path / LAST
+        self.robustness = self.path / ROBUSTNESS
         self._entries: list[dict[str, Any]] = []  # goes into every checkpoint
         self._lock: Lock | None = None
 
