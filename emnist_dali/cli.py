@@ -221,7 +221,7 @@ def train(recipe: str | None, resume: str | None, resume_force: bool, dry_run: b
 @click.option(
     "--robustness",
     is_flag=True,
-    help="Print the accuracy on test images made worse instead: blur, noise, strokes, rotation and others.",
+    help="Print the accuracy on corrupted test images instead: blur, noise, strokes, rotation and others.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as a JSON object on the last line.")
 def evaluate(

@@ -1,4 +1,4 @@
-"""Worse images: the conditions of `robustness`, each at three severities.
+"""Corrupted images: the conditions of `robustness`, each at three severities.
 
 After MNIST-C (Mu & Gilmer 2019, arXiv:1906.02337) and ImageNet-C (Hendrycks & Dietterich 2019, arXiv:1903.12261); the
 strokes after Morpho-MNIST (Castro et al. 2018, arXiv:1809.10780). They act on stored images (N, H, W) uint8, before
@@ -33,7 +33,7 @@ class Condition(NamedTuple):
 
 
 def corrupted(images: np.ndarray, condition: str, severity: int, indices: np.ndarray) -> np.ndarray:
-    """A worse copy of images (N, H, W) uint8, whose `indices` (N,) in their part key all that is drawn.
+    """A corrupted copy of images (N, H, W) uint8, whose `indices` (N,) in their part key all that is drawn.
 
     An image is corrupted alike in any batch, and what is drawn for it is the same at each severity.
     """

@@ -1,4 +1,4 @@
-"""How well a run reads worse images: its accuracy on the test images by condition and severity."""
+"""How well a run reads corrupted images: its accuracy on the test images by condition and severity."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,11 +36,11 @@ class _Tested(NamedTuple):
 def measure_robustness(
     runs: str | Path | Sequence[Path], split: str | None = None, data_dir: str | Path | None = None
 ) -> dict[str, Any]:
-    """Accuracy on the test images as they are and by condition at three severities, with Wilson's 95 % intervals.
+    """Accuracy on the uncorrupted test images and by condition at three severities, with Wilson's 95 % intervals.
 
     Of several runs the mean of their probabilities answers. `mean_accuracy` is that of all conditions and severities,
-    `mean_relative_accuracy` the same as a share of the accuracy on the images as they are, None where that is 0. The
-    table of a single run on its own data is kept in its folder, unless that is the one in the package.
+    `mean_relative_accuracy` the same as a share of the uncorrupted accuracy, None where that is 0. The table of a
+    single run on its own data is kept in its folder, unless that is the one in the package.
 
     Raises UserError as `evaluate`, and if a file of somebody else's has the table's name.
     """
@@ -97,8 +97,8 @@ def _measure(tested: Sequence[_Tested], labels: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _right(tested: Sequence[_Tested], labels: np.ndarray, bar: tqdm, *worse: Any) -> int:
-    """How many images are read correctly: as they are, or by `worse`, a condition and a severity."""
+def _right(tested: Sequence[_Tested], labels: np.ndarray, bar: tqdm, *corruption: Any) -> int:
+    """How many images are read correctly: uncorrupted, or by `corruption`, a condition and a severity."""
     pixels = max(np.prod(of_run.shards.shape) for of_run in tested)
     batch_size = max(min(_IMAGES, _PIXELS // int(pixels)), 1)
     right = 0
@@ -107,8 +107,8 @@ def _right(tested: Sequence[_Tested], labels: np.ndarray, bar: tqdm, *worse: Any
         probabilities = 0
         for model, shards, indices in tested:
             images = shards.images(indices[batch])
-            if worse:
-                images = corrupted(images, *worse, indices[batch])
+            if corruption:
+                images = corrupted(images, *corruption, indices[batch])
             probabilities += model.probabilities(images)
         right += int((probabilities.argmax(1) == labels[batch]).sum())
         bar.update(len(labels[batch]))
@@ -129,8 +129,9 @@ def _keep(run: RunFolder, table: dict[str, Any], tested: _Tested) -> None:
 def table(result: dict[str, Any]) -> str:
     """The result of `measure_robustness` as lines of text."""
     width = max(len(name) for name in result["conditions"]) + 2
-    lines = ["".join(["accuracy, %".ljust(width), *(f"severity {severity}".ljust(23) for severity in SEVERITIES)])]
-    lines.append("as it is".ljust(width) + _cell(result["accuracy"], result["interval"]))
+    header = ["accuracy, %".ljust(width), *(f"severity {severity}".ljust(23) for severity in SEVERITIES)]
+    lines = ["".join(header).rstrip()]
+    lines.append("uncorrupted".ljust(width) + _cell(result["accuracy"], result["interval"]))
     for name, condition in result["conditions"].items():
         cells = map(_cell, condition["accuracy"], condition["interval"])
         lines.append("".join([name.ljust(width), *(cell.ljust(23) for cell in cells), amounts(condition)]))
@@ -139,7 +140,7 @@ def table(result: dict[str, Any]) -> str:
     lines.append(
         f"{result['images']:,} images, 95 % intervals; lengths in pixels of a side of {SIDE}. "
         f"Mean accuracy {100 * result['mean_accuracy']:.2f} %"
-        + (f", {100 * relative:.2f} % of that on the images as they are." if relative is not None else ".")
+        + (f", {100 * relative:.2f} % of the uncorrupted." if relative is not None else ".")
     )
     return "\n".join(lines)
 

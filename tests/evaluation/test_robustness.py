@@ -52,7 +52,7 @@ def invoke(*arguments):
     return CliRunner().invoke(main, ["evaluate", *map(str, arguments), "--robustness"])
 
 
-def test_the_accuracy_as_it_is_is_that_of_evaluate(measured, trained_run):
+def test_the_uncorrupted_accuracy_is_that_of_evaluate(measured, trained_run):
     _, result = measured
     test = evaluate(trained_run)["test"]
     assert result["images"] == test["images"] == 108
@@ -60,7 +60,7 @@ def test_the_accuracy_as_it_is_is_that_of_evaluate(measured, trained_run):
     assert list(result["conditions"]) == list(CONDITIONS)
 
 
-def test_a_cell_is_the_accuracy_on_the_worse_images(measured, folder):
+def test_a_cell_is_the_accuracy_on_the_corrupted_images(measured, folder):
     run, result = measured
     shards, model = Shards(folder, "test"), TrainedClassifier(run)
     indices = np.arange(len(shards))
