@@ -218,15 +218,29 @@ def train(recipe: str | None, resume: str | None, resume_force: bool, dry_run: b
 @click.option("--split", help="Another split with the same classes.  [default: the run's]")
 @click.option("--data-dir", type=_FOLDER, help="Folder of the prepared splits.  [default: the run's]")
 @click.option("--validation", is_flag=True, help="Use the run's validation images instead of the test split.")
+@click.option(
+    "--robustness",
+    is_flag=True,
+    help="Print the accuracy on corrupted test images instead: blur, noise, strokes, rotation and others.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as a JSON object on the last line.")
 def evaluate(
-    runs: tuple[Path, ...], split: str | None, data_dir: Path | None, validation: bool, as_json: bool
+    runs: tuple[Path, ...],
+    split: str | None,
+    data_dir: Path | None,
+    validation: bool,
+    robustness: bool,
+    as_json: bool,
 ) -> None:
     """Print the metrics of a run's best weights, or of several runs' averaged probabilities.
 
     \b
     emnist-dali evaluate runs/balanced-cpu-20261122-160000
+    emnist-dali evaluate builtin --robustness
     """
+    if robustness:
+        _robustness(runs, split, data_dir, validation, as_json)
+        return
     from .evaluation.evaluate import DETAILS, details, evaluate, summary
 
     results = evaluate(runs, split, data_dir, validation)
@@ -237,6 +251,19 @@ def evaluate(
         names = ("accuracy", "weighted_f1", "macro_f1", "per_class", "images", *DETAILS)
         result = results["validation" if validation else "test"]
         _print(json.dumps({name: result[name] for name in names}))
+
+
+def _robustness(
+    runs: tuple[Path, ...], split: str | None, data_dir: Path | None, validation: bool, as_json: bool
+) -> None:
+    if validation:
+        raise click.UsageError("--robustness is measured on the test split; leave out --validation.")
+    from .evaluation.robustness import measure_robustness, table
+
+    result = measure_robustness(runs, split, data_dir)
+    _print(table(result))
+    if as_json:
+        _print(json.dumps(result))
 
 
 @main.command(short_help="Test whether two runs differ significantly.")

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .evaluate import predict_run as predict_run
     from .inference import predict as predict
     from .metrics import score as score
+    from .robustness import measure_robustness as measure_robustness
     from .significance import compare as compare
 
 __getattr__, __dir__, __all__ = lazy(
@@ -16,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy(
         "predict_run": ".evaluate",
         "predict": ".inference",
         "score": ".metrics",
+        "measure_robustness": ".robustness",
         "compare": ".significance",
     },
 )

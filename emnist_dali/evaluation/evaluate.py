@@ -66,22 +66,11 @@ def predict_run(
     `split` and `data_dir` default to the run's own. With `validation` only the run's held-out images are read. Raises
     UserError if the run has no weights yet, held nothing out, or the split has other classes.
     """
-    trained = TrainedClassifier(path)
-    config = trained.config
-    folder = split_folder(data_dir or config.data.data_dir, split or config.data.split, config.data.source)
-    shards = Shards(folder, "test")
-    manifest = shards.manifest
-    if manifest.classes != trained.classes:
-        raise UserError(
-            f"{folder} has {len(manifest.classes)} classes and {path} was trained on {len(trained.classes)} others; "
-            "name a split with the run's own classes."
-        )
-    say(f"Evaluating on {manifest}.")
-    if config.training.steps:
-        say(f"This is a trial with training.steps: at most {inference.TRIAL_IMAGES:,} images of each part.")
+    trained, test = open_run(path, split, data_dir)
+    config, folder, manifest = trained.config, test.folder, test.manifest
     predictions = {}
     for part in ("validation",) if validation else (name for name in manifest.shards if name != "train"):
-        shards = Shards(folder, "train" if validation else part)
+        shards = test if part == "test" else Shards(folder, "train" if validation else part)
         indices = np.arange(len(shards))
         if validation:
             _, indices = sampling.holdout(shards.labels(), config.data.val_fraction, config.training.seed)
@@ -93,6 +82,29 @@ def predict_run(
                 trained.model, loader, autocast(config), part, after_batch, trained.calibration
             )
     return manifest.classes, predictions
+
+
+def open_run(
+    path: Path, split: str | None = None, data_dir: str | Path | None = None
+) -> tuple[TrainedClassifier, Shards]:
+    """A run's best weights and the test part of its data, or of `split` in `data_dir`.
+
+    Raises UserError if the run has no weights yet, or the split has other classes.
+    """
+    trained = TrainedClassifier(path)
+    config = trained.config
+    folder = split_folder(data_dir or config.data.data_dir, split or config.data.split, config.data.source)
+    test = Shards(folder, "test")
+    classes = test.manifest.classes
+    if classes != trained.classes:
+        raise UserError(
+            f"{folder} has {len(classes)} classes and {path} was trained on {len(trained.classes)} others; "
+            "name a split with the run's own classes."
+        )
+    say(f"Evaluating on {test.manifest}.")
+    if config.training.steps:
+        say(f"This is a trial with training.steps: at most {inference.TRIAL_IMAGES:,} images of each part.")
+    return trained, test
 
 
 def summary(part: str, result: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ class Stream(IntEnum):
     CLASS_ORDER = 7
     BLOCK_ORDER = 8
     WINDOW_ORDER = 9
+    CORRUPTION = 10
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, batch: int = 0) -> np.random.Generator:

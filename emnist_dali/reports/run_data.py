@@ -9,7 +9,8 @@ import numpy as np
 
 from ..config import Config
 from ..core.errors import UserError
-from ..core.files import reason
+from ..core.files import reason, sha256
+from ..core.progress import say
 from ..data.manifest import Manifest, read_manifest
 from ..data.prepare import split_folder
 from ..data.shards import Shards
@@ -19,6 +20,7 @@ from ..runs.checkpoint import load_weights
 from ..runs.file_names import METRICS, is_run
 from ..runs.folder import RunFolder
 from ..runs.predictions import read_predictions
+from ..runs.schema import read_robustness
 from .html import chart_text
 
 # Longer class names are cut in charts, which have no room for them.
@@ -31,7 +33,8 @@ class RunData:
 
     `dataset` describes the data in a phrase; `epochs` are entries of metrics.jsonl, never empty; `results` are those
     of `metrics.score` by part, empty before the test; `predictions` are the test's, after `calibration`, with
-    probabilities (N, classes), predicted and labels (N,). `test_images` gives images (n, H, W) uint8 by their indices
+    probabilities (N, classes), predicted and labels (N,). `robustness` is what `measure_robustness` gave for these
+    weights, None if it was not made. `test_images` gives images (n, H, W) uint8 by their indices
     (n,) in `predictions`; `data_problem` says why it or `manifest` is None.
     """
 
@@ -44,6 +47,7 @@ class RunData:
     results: dict[str, dict[str, Any]]
     predictions: dict[str, np.ndarray] | None
     calibration: Calibration
+    robustness: dict[str, Any] | None
     manifest: Manifest | None
     test_images: Callable[[np.ndarray], np.ndarray] | None
     data_problem: str
@@ -98,6 +102,7 @@ def read_run_data(path: Path, name: str) -> RunData:
         results=results,
         predictions=predictions,
         calibration=Calibration(*about.get("calibration", ())),
+        robustness=_robustness(run),
         manifest=manifest,
         test_images=test_images,
         data_problem=data_problem,
@@ -111,6 +116,16 @@ def _predictions(path: Path, test: dict[str, Any]) -> dict[str, np.ndarray] | No
     if predictions["probabilities"].shape != (test["images"], len(test["per_class"])):
         raise UserError(f"{path} has other images or classes than the test in {METRICS}; name another run.")
     return predictions
+
+
+def _robustness(run: RunFolder) -> dict[str, Any] | None:
+    if not run.robustness.exists():
+        return None
+    table = read_robustness(run.robustness)
+    if table["weights"] != sha256(run.best):
+        say(f"{run.robustness} is of other weights and left out: evaluate the run with --robustness again.")
+        return None
+    return table
 
 
 def _data(

@@ -14,7 +14,7 @@ from ..evaluation.significance import wilson
 from ..runs.file_names import REPORT
 from .html import chart_text, percent, render, require_plotly
 from .run_data import RunData, part_name, read_run_data
-from .test_sections import CLASS_AXIS, LEGEND, counts_and_shares, sections
+from .test_sections import CLASS_AXIS, LEGEND, counts_and_shares, robustness_section, sections
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -66,6 +66,7 @@ def _shown(run: RunData) -> dict[str, Any]:
         "machine": {key: value for key, value in machine.items() if key not in ("command", "packages", "resumed")},
         "settings": _settings(run),
         "test": sections(run) if "test" in run.results else None,
+        "robustness": robustness_section(run.robustness) if run.robustness else None,
         "distribution": _distribution(run),
     }
 

@@ -1,5 +1,6 @@
 """What a tested run predicted correctly and incorrectly: data for those sections of its report."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -7,7 +8,9 @@ import torch
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from ..evaluation.corruptions import SEVERITIES, SIDE
 from ..evaluation.metrics import CALIBRATION_BINS, calibration_error, confusions
+from ..evaluation.robustness import amounts, means
 from ..evaluation.significance import wilson
 from ..runs.calibration import UNCALIBRATED
 from .html import percent
@@ -47,6 +50,32 @@ def sections(run: RunData) -> dict[str, Any]:
         "per_class": _per_class(run),
         "calibration": _calibration(run),
         "data_problem": run.data_problem if run.test_images is None else "",
+    }
+
+
+def robustness_section(table: dict[str, Any]) -> dict[str, Any]:
+    """What the macro `robustness_section` of run_details.html shows of a robustness.json."""
+    clean = table["accuracy"]
+
+    def cell(accuracy: float, interval: Sequence[float] | None = None) -> dict[str, Any]:
+        lost = max(1 - accuracy / clean, 0) if clean else 0
+        # The root makes a loss of 1 % visible beside one of 50 %; text is readable on any.
+        return {"accuracy": accuracy, "interval": interval, "opacity": round(0.8 * lost**0.5, 2)}
+
+    rows = [
+        {
+            "name": name,
+            "amounts": amounts(condition),
+            "cells": list(map(cell, condition["accuracy"], condition["interval"])),
+        }
+        for name, condition in table["conditions"].items()
+    ]
+    return {
+        **table,
+        "severities": list(SEVERITIES),
+        "side": SIDE,
+        "clean": cell(clean, table["interval"]),
+        "rows": [*rows, {"name": "mean", "amounts": "", "cells": list(map(cell, means(table)))}],
     }
 
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 CONFIG, ENVIRONMENT, METRICS, LAST = "config.json", "env.json", "metrics.jsonl", "checkpoints/last.pt"
-REPORT, TRACE = "report.html", "trace.json.gz"
+REPORT, TRACE, ROBUSTNESS = "report.html", "trace.json.gz", "robustness.json"
 # All that a run writes into its folder: a new run never overwrites files with these names.
 FILES = (
     CONFIG, ENVIRONMENT, METRICS, "checkpoints", "predictions-test.safetensors", "predictions-unseen.safetensors",
-    REPORT, TRACE, "wandb",
+    REPORT, TRACE, ROBUSTNESS, "wandb",
 )  # fmt: skip
 
 

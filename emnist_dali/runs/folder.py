@@ -17,7 +17,7 @@ from ..core.locks import LOCK, Lock
 from ..core.machine import environment
 from . import schema
 from .checkpoint import load_weights, save_state
-from .file_names import CONFIG, ENVIRONMENT, FILES, LAST, METRICS, is_run
+from .file_names import CONFIG, ENVIRONMENT, FILES, LAST, METRICS, ROBUSTNESS, is_run
 from .predictions import Predictions, write_predictions
 
 
@@ -39,8 +39,9 @@ def check_can_create(out: str | None) -> None:
 class RunFolder:
     """The files of one run, which `train` returns.
 
-    `path` is the folder, `best` the weights with the best validation accuracy, `last` the newest checkpoint. Only
-    rank 0 writes; it holds the folder's lock from `create` or `lock` to `close`.
+    `path` is the folder, `best` the weights with the best validation accuracy, `last` the newest checkpoint,
+    `robustness` the table of `evaluate --robustness`. Only rank 0 writes; it holds the folder's lock from `create` or
+    `lock` to `close`.
 
     >>> from emnist_dali.runs import RunFolder
     >>> run = RunFolder("runs/first")
@@ -54,6 +55,7 @@ class RunFolder:
         self.path = Path(path)
         self.best = self.path / "checkpoints" / "best.safetensors"
         self.last = self.path / LAST
+        self.robustness = self.path / ROBUSTNESS
         self._entries: list[dict[str, Any]] = []  # goes into every checkpoint
         self._lock: Lock | None = None
 

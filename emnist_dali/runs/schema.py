@@ -118,6 +118,26 @@ def _is_resumed(value: Any) -> bool:
     return isinstance(value, list) and not any(_find_error(item, fields, _ENVIRONMENT_OPTIONAL) for item in value)
 
 
+_INTERVAL = _list_of(_FRACTION, 2, 2)
+_CONDITION = {
+    "unit": is_plain, "amounts": _list_of(_NUMBER, 3, 3), "accuracy": _list_of(_FRACTION, 3, 3),
+    "interval": _list_of(_INTERVAL, 3, 3),
+}  # fmt: skip
+
+
+def _is_conditions(value: Any) -> bool:
+    if not _dict_of(_is_dict)(value) or not 1 <= len(value) <= 100:
+        return False
+    return not any(_find_error(condition, _CONDITION, {}) for condition in value.values())
+
+
+_ROBUSTNESS = {
+    "weights": is_plain, "data": is_plain, "images": _integer(1, MAX_SAMPLES), "accuracy": _FRACTION,
+    "interval": _INTERVAL, "conditions": _is_conditions, "mean_accuracy": _FRACTION,
+    "mean_relative_accuracy": _optional(_NONNEGATIVE),
+}  # fmt: skip
+
+
 def _is_classes(value: Any) -> bool:
     return _list_of(is_plain, 1, MAX_CLASSES)(value) and len(set(value)) == len(value)
 
@@ -304,6 +324,15 @@ def read_env(path: Path) -> dict[str, Any]:
     if error := _find_error(env, _ENVIRONMENT, {**_ENVIRONMENT_OPTIONAL, "resumed": _is_resumed}):
         raise UserError(f"{path} does not describe the environment of a run ({error}); choose another run.")
     return env
+
+
+def read_robustness(path: Path) -> dict[str, Any]:
+    """The content of a robustness.json; raises UserError if it is missing, damaged or invalid."""
+    advice = "delete it, and make it again with `emnist-dali evaluate RUN --robustness`"
+    table = read_json(path, advice)
+    if error := _find_error(table, _ROBUSTNESS, {}):
+        raise UserError(f"{path} does not hold a table of robustness ({error}); {advice}.")
+    return table
 
 
 def check_about(about: Any) -> None:

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from emnist_dali.cli import main
 from emnist_dali.core.errors import UserError
-from emnist_dali.core.files import read_json, write_json
+from emnist_dali.core.files import read_json, sha256, write_json
 from emnist_dali.data.shards import Shards
 from emnist_dali.evaluation import inference
+from emnist_dali.evaluation.corruptions import CONDITIONS
 from emnist_dali.evaluation.metrics import confusions, score
 from emnist_dali.reports import run_report
 from emnist_dali.reports.run_report import write_report
@@ -558,4 +559,125 @@ def test_a_wrong_environment_is_refused_by_its_field(change, trained_run, tmp_pa
     run = copy(trained_run, tmp_path / "run")
     write_json(run / "env.json", {**read_json(run / "env.json"), **change})
     with pytest.raises(UserError, match=rf"env\.json .*its {next(iter(change))} is invalid"):
+        write_report([run])
+
+
+def robust(run, **fields):
+    """Writes a table of `run`'s robustness, of which `fields` are other than usual."""
+    cells = {"accuracy": [0.81, 0.5, 0.0], "interval": [[0.8, 0.82], [0.49, 0.51], [0.0, 0.01]]}
+    table = {
+        "weights": sha256(run / "checkpoints/best.safetensors"),
+        "data": "small <drawn>",
+        "images": 1080,
+        "accuracy": 0.9,
+        "interval": [0.89, 0.91],
+        "conditions": {name: {"unit": "pixels", "amounts": [1, 2.5, 4], **cells} for name in CONDITIONS},
+        "mean_accuracy": 0.4367,
+        "mean_relative_accuracy": 0.4852,
+    }
+    write_json(run / "robustness.json", table | fields)
+
+
+def robustness_rows(path):
+    """Name, cells and opacities of each row of the section's table."""
+    table = markup(path).split("<h2>Robustness</h2>")[1].split("</table>")[0]
+    cells = [row.split("<td") for row in table.split("<tr>")[2:]]
+    texts = [[html.unescape(re.sub(r"^[^>]*>|<[^>]*>", " ", cell)).split() for cell in row[1:]] for row in cells]
+    return texts, [[float(x) for x in re.findall(r"rgba\(249,115,22,([\d.]+)\)", "".join(row))] for row in cells]
+
+
+def test_a_table_of_robustness_is_a_section(misread, tmp_path, opened):
+    run = copy(misread[0], tmp_path / "run")
+    robust(run)
+    page = write_report([run])
+    assert headings(page) == [*SECTIONS[:-1], "Robustness", SECTIONS[-1]]
+    assert "1,080 corrupted test images (small <drawn>)" in text(page)
+    assert "43.67 %, or 48.52 % of the uncorrupted accuracy." in text(page)
+    texts, opacities = robustness_rows(page)
+    assert texts[0][:2] == [["uncorrupted"], ["90.00", "%", "89.00–91.00"]]
+    assert [" ".join(row[0]) for row in texts[1:-1]] == [f"{name} pixels: 1, 2.5, 4" for name in CONDITIONS]
+    for row in texts[1:-1]:
+        assert row[1:] == [
+            ["81.00", "%", "80.00–82.00"],
+            ["50.00", "%", "49.00–51.00"],
+            ["0.00", "%", "0.00–1.00"],
+        ]
+    assert texts[-1] == [["mean"], ["81.00", "%"], ["50.00", "%"], ["0.00", "%"]]
+    assert opacities[0] == [0]
+    assert 0 < opacities[1][0] < opacities[1][1] < opacities[1][2] <= 0.8
+    shown = opened(page)
+    assert shown.evaluate("document.documentElement.scrollWidth") <= 390
+    assert (shown.wrong, shown.asked) == ([], [])
+
+
+def test_a_model_that_is_never_right_has_a_table_of_robustness_without_colours(trained_run, tmp_path):
+    run = copy(trained_run, tmp_path / "run")
+    robust(run, accuracy=0, interval=[0, 0.01], mean_relative_accuracy=None)
+    page = write_report([run])
+    assert {opacity for row in robustness_rows(page)[1] for opacity in row} == {0}
+    assert "of the uncorrupted accuracy" not in text(page)
+
+
+def test_each_of_several_runs_has_its_table_of_robustness(trained_run, misread, tmp_path):
+    run = copy(misread[0], tmp_path / "other")
+    robust(run)
+    assert headings(write_report([trained_run, run], tmp_path / "report.html")).count("Robustness") == 1
+
+
+def test_a_table_of_other_weights_is_left_out_with_a_notice(trained_run, tmp_path, capsys):
+    run = copy(trained_run, tmp_path / "run")
+    robust(run, weights="0" * 64)
+    assert "Robustness" not in headings(write_report([run]))
+    said = capsys.readouterr().out
+    assert said.startswith(f"{run / 'robustness.json'} is of other weights and left out")
+    assert said.count("\n") == 1
+
+
+CONDITION = {"unit": "", "amounts": [1, 2, 3], "accuracy": [0.5] * 3, "interval": [[0, 1]] * 3}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": 1},
+        {"data": "a\nb"},
+        {"images": 0},
+        {"accuracy": 1.5},
+        {"interval": [0.1]},
+        {"mean_accuracy": None},
+        {"mean_relative_accuracy": -1},
+        {"conditions": {}},
+        {"conditions": []},
+        {"conditions": {"blur": [0.5]}},
+        {"conditions": {"blur\x1b": CONDITION}},
+        {"conditions": {f"{i}": CONDITION for i in range(101)}},
+        *(
+            {"conditions": {"blur": CONDITION | field}}
+            for field in (
+                {"accuracy": [0.5, 0.5]},
+                {"accuracy": 0.5},
+                {"amounts": [1, 2, 1e300]},
+                {"interval": [[0, 1], [0, 1], [0]]},
+                {"unit": None},
+            )
+        ),
+    ],
+)
+def test_a_wrong_table_of_robustness_is_refused_by_its_field(change, trained_run, tmp_path):
+    """Under a right checksum."""
+    run = copy(trained_run, tmp_path / "run")
+    robust(run, **change)
+    with pytest.raises(UserError, match=rf"robustness\.json does not hold .*its {next(iter(change))} is invalid"):
+        write_report([run])
+
+
+def test_a_damaged_table_of_robustness_is_refused(trained_run, tmp_path):
+    run = copy(trained_run, tmp_path / "run")
+    robust(run)
+    path = run / "robustness.json"
+    path.write_text(path.read_text().replace("0.9", "0.8", 1))
+    with pytest.raises(UserError, match="its sha256 does not match"):
+        write_report([run])
+    write_json(path, [1])
+    with pytest.raises(UserError, match="it is not an object"):
         write_report([run])
