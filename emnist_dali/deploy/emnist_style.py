@@ -57,7 +57,9 @@ def find_glyph(image: Image.Image) -> Glyph | None:
     grey = flatten_to_grey(image)
     small = grey.copy()
     small.thumbnail((_SEARCH_SIZE, _SEARCH_SIZE), Image.Resampling.BOX)
-    ink = extract_ink(np.asarray(small, np.float32), max(small.size) / _SEARCH_SIZE)
+    # Wider than strokes, and narrower than the paper that a shadow or a desk leaves.
+    reach = max(3, min(small.size) // 2)
+    ink = extract_ink(np.asarray(small, np.float32), max(small.size) / _SEARCH_SIZE, reach)
     if ink is None:
         return None
     unruled = without_rules(ink, _rule_thickness(small.size)) if max(small.size) > 2 * SIZE else ink

@@ -12,8 +12,8 @@ from ..core.errors import UserError
 from ..core.files import MARK, check_output, sha256, write_json
 from ..core.progress import progress, say
 from ..data.shards import Shards
-from ..runs.classifier import TrainedClassifier
 from ..runs.folder import RunFolder
+from ..runs.trained_classifier import TrainedClassifier
 from ..weights import FOLDER as BUILTIN
 from ..weights import located
 from .corruptions import CONDITIONS, SEVERITIES, SIDE, corrupted

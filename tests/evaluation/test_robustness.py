@@ -20,7 +20,7 @@ from emnist_dali.evaluation.evaluate import evaluate
 from emnist_dali.evaluation.robustness import measure_robustness, table
 from emnist_dali.evaluation.significance import wilson
 from emnist_dali.runs import schema
-from emnist_dali.runs.classifier import TrainedClassifier
+from emnist_dali.runs.trained_classifier import TrainedClassifier
 from emnist_dali.weights import FOLDER
 
 
