@@ -27,7 +27,7 @@ from emnist_dali.deploy.reading import (
     find_writing,
     read_boxes,
     read_writing,
-    to_pattern,
+    to_allowed,
 )
 from emnist_dali.options import with_flags
 from emnist_dali.runs.classifier import Classifier, load_classifier
@@ -156,7 +156,7 @@ def read_pages(glyphs: Glyphs, options: dict[str, Any], n: int, seed: int) -> di
         singles += int((glyphs.classifier.probabilities(images).argmax(1) != labels).sum())
         page = handwriting.page(images, rng, **_skewed(options, rng))
         start = time.perf_counter()
-        reading = read_writing(find_writing(page.image), glyphs.classifier)
+        reading = read_writing(find_writing(page.image.convert("L")), glyphs.classifier)
         seconds += time.perf_counter() - start
         boxes = np.array([c.box for line in reading.lines for c in line], float).reshape(-1, 4)
         hits += _matches(page.boxes, boxes)
@@ -225,19 +225,16 @@ def _words(text: str) -> list[list[int]]:
 def read_forms(glyphs: Glyphs, options: dict[str, Any], n: int, seed: int) -> dict[str, float]:
     """Share of boxes, and of rows of eight, that are read right with the digits allowed."""
     rng, classes = np.random.default_rng(seed), glyphs.classifier.classes
-    digits = to_pattern("0-9", None, classes)
+    digits = to_allowed(glyphs.classifier, "0-9")
     right, rows, singles = 0, 0, 0
     for _ in progress(range(n), description="forms", unit=" forms"):
         images, labels = glyphs.draw(FORM_BOXES, rng, "0123456789")
-        singles += int((glyphs.classifier.probabilities(images)[:, digits[0]].argmax(1) == labels).sum())
+        singles += int((glyphs.classifier.probabilities(images)[:, digits.anywhere].argmax(1) == labels).sum())
         picture = handwriting.form(images, rng, **_skewed(options, rng))
-        try:
-            read = [
-                c.character for c in read_boxes(find_boxes(picture, FORM_BOXES), glyphs.classifier, digits).lines[0]
-            ]
-        except UserError:  # no boxes found
-            read = [""] * FORM_BOXES
-        correct = sum(a == classes[b] for a, b in zip(read, labels, strict=True))
+        boxes, correct = find_boxes(picture.convert("L"), FORM_BOXES), 0
+        if len(boxes) == FORM_BOXES:
+            (line,) = read_boxes(boxes, glyphs.classifier, digits).lines
+            correct = sum(c.character == classes[label] for c, label in zip(line, labels, strict=True))
         right, rows = right + correct, rows + (correct == FORM_BOXES)
     total = n * FORM_BOXES
     return {"boxes": right / total, "boxes_of_images": singles / total, "rows": rows / n}

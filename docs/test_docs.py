@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 import emnist_dali
@@ -57,8 +57,23 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, image in enumerate(parts["test"][0][:3]):
         Image.fromarray(255 - image).resize((112, 112)).save(folder / "scans" / f"{i}.png")
     shutil.copy(folder / "scans" / "0.png", folder / "scan.png")
+    _page_and_form(folder, parts["test"][0])
     prepare("balanced", str(folder / "idx"), folder / "data")
     return folder
+
+
+def _page_and_form(folder: Path, images: np.ndarray) -> None:
+    """Two lines of five characters, and eight digits in boxes: the classes are in the order of their characters."""
+    page, form = Image.new("L", (560, 340), 255), Image.new("L", (660, 140), 255)
+    draw = ImageDraw.Draw(form)
+    for k, image in enumerate(images[:40:4]):
+        glyph = Image.fromarray(255 - image).resize((84, 84))
+        page.paste(glyph, (40 + 96 * (k % 5), 40 + 160 * (k // 5)))
+        if k < 8:
+            form.paste(glyph.resize((56, 56)), (36 + 74 * k, 42))
+            draw.rectangle((30 + 74 * k, 30, 104 + 74 * k, 110), outline=60, width=2)
+    page.save(folder / "page.png")
+    form.save(folder / "form.png")
 
 
 def _photographs(folder: Path, images: np.ndarray) -> None:

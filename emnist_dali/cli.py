@@ -300,13 +300,15 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 
 @main.command(short_help="Recognize the characters in image files.")
 @click.argument("images", nargs=-1, required=True, metavar="[MODEL] IMAGES...")
-@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Predictions per image.")
+@click.option(
+    "--top", type=click.IntRange(1), default=3, show_default=True, help="Predictions per image of one character."
+)
 @click.option("--text", is_flag=True, help="Read all characters of each image: separated handwriting, line by line.")
 @click.option("--boxes", type=click.IntRange(1, 1000), metavar="N", help="Read a form's row of N boxes.")
 @click.option("--allow", metavar="CHARACTERS", help="Only these are possible, for example 0-9A-F.")
 @click.option(
     "--pattern",
-    help="What each line is: 9 for a digit, A for a letter, * for either, and others as they are: 99-99-9999.",
+    help="What each line is: 9 for a digit, A for a letter, * for any character, and others as they are: 99-99-9999.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per image.")
 @click.option("--show", type=_FILE, help="PNG file to write: each image, what the model saw of it, its predictions.")
@@ -330,6 +332,7 @@ def predict(
     emnist-dali predict --boxes 8 --allow 0-9 form.png
     emnist-dali predict runs/balanced-cpu-20261122-160000 photo.jpg scans/
     """
+    from .deploy.emnist_style import SEVERAL
     from .deploy.predict import format_table, format_texts, model_and_images, predict, predict_text
 
     several = text or boxes is not None or pattern is not None
@@ -345,8 +348,9 @@ def predict(
     formatted = format_texts if several else format_table
     _print(json.dumps(answers) if as_json else formatted(answers))
     for answer in answers:
-        if answer.get("warning"):
-            click.echo(_line(f"{answer['path']}: {answer['warning']}."), err=True)
+        if warning := answer.get("warning"):
+            advice = "; --text reads them all" if warning == SEVERAL else ""
+            click.echo(_line(f"{answer['path']}: {warning}{advice}."), err=True)
     for message in errors:
         click.echo(_line(message), err=True)
     if errors:

@@ -3,7 +3,7 @@
 The conversion is the published one (Cohen et al. 2017, "EMNIST: an extension of MNIST to handwritten letters",
 arXiv:1702.05373): Gaussian blur, crop to the glyph, square frame with the aspect ratio kept, 2 pixels of border,
 bicubic resize to 28×28, intensities stretched to the full range. It is meant for NIST's binary scans; a photograph is
-first made to look like one, by removing the paper's brightness, noise and specks.
+first made to look like one: `ink.py` removes light, shadows, noise and ruled lines, this file specks.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from .segment import pieces_of, stacked
 
 SIZE = 28
 BORDER = 2
+SEVERAL = "it shows several characters"  # a warning
 # Longer side in pixels of the picture when the glyph is located, and of the glyph when it is converted, each blurred
 # with σ = 1; anything smaller keeps its size and is blurred less.
 _SEARCH_SIZE = 256
@@ -94,7 +95,7 @@ def _warning(ink: np.ndarray) -> str | None:
     longest = max((group.length for group in groups), default=0)
     large = [group for group in groups if group.length > _WHOLE * longest]
     if any(after.left - before.right > _APART * longest for before, after in pairwise(large)):
-        return "it shows several characters; --text reads them all"
+        return SEVERAL
     strokes = ink > 0.5
     if max(strokes[[0, -1]].max(), strokes[:, [0, -1]].max()):
         return "its ink reaches the edge of the picture; leave a margin"

@@ -54,7 +54,7 @@ def export(run: Path, kind: str, output: Path | None = None, *, int8: bool = Fal
     model's, or with `int8` are less accurate, if `output` exists and is not from emnist-dali, or if it is not named
     and the run is the model in the package.
     """
-    if output is None and run == BUILTIN:
+    if output is None and run.resolve() == BUILTIN.resolve():
         raise UserError("The model in the package is exported to a file that you name; add --output.")
     if int8 and kind != "onnx":
         raise UserError(f"--int8 is for ONNX, not for {kind}; leave one of them out.")

@@ -6,9 +6,8 @@ from scipy import ndimage
 # Noise is cut off at this many standard deviations; ink fainter than this many grey levels is ignored.
 _NOISE_SIGMAS = 4
 _MIN_CONTRAST = 16
-# Of full ink: what is fainter is no line. Of the width or height: what is shorter is none either.
+# Of full ink: what is fainter is no line.
 _FAINTEST_RULE = 0.1
-_ACROSS = 0.75
 
 
 def extract_ink(grey: np.ndarray, sigma: float, reach: int | None = None) -> np.ndarray | None:
@@ -74,16 +73,16 @@ def _fit_rim(ink: np.ndarray, rim: np.ndarray) -> np.ndarray:
     return terms @ np.linalg.lstsq(terms[paper], ink[paper], rcond=None)[0]
 
 
-def without_rules(ink: np.ndarray, thickness: int, length: float | None = None) -> np.ndarray:
+def without_rules(ink: np.ndarray, thickness: int, length: int | None = None) -> np.ndarray:
     """`ink` without lines that are horizontal or vertical within some degrees, of up to `thickness` pixels, and of
-    `length` pixels or more, by default three quarters of the picture; strokes that cross them stay.
+    `length` pixels or more, by default from edge to edge of the picture; strokes that cross them stay.
     """
     for _ in range(2):
-        ink = _without_horizontal(ink, thickness, length or _ACROSS * ink.shape[1]).T
+        ink = _without_horizontal(ink, thickness, length or ink.shape[1] - 2).T
     return ink
 
 
-def _without_horizontal(ink: np.ndarray, thickness: int, length: float) -> np.ndarray:
+def _without_horizontal(ink: np.ndarray, thickness: int, length: int) -> np.ndarray:
     thin = ink - ndimage.grey_opening(ink, (thickness + 1, 1), mode="nearest") > _FAINTEST_RULE
     # A line at a slope goes up by a pixel now and then.
     rows = ndimage.binary_dilation(ink > _FAINTEST_RULE, np.ones((3, 1)))

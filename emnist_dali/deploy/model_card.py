@@ -59,7 +59,7 @@ def model_card(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     int8 = about.get("precision") == "int8"
-    licence = "apache-2.0" if trained.path == BUILTIN else None
+    licence = "apache-2.0" if trained.path.resolve() == BUILTIN.resolve() else None
     template = environment.from_string(Path(__file__).with_name("model_card.md").read_text("utf-8"))
     return template.render(
         metadata=_metadata(trained, name, about["data"], licence, {} if int8 else results).to_yaml(),

@@ -20,7 +20,7 @@ from ..runs.file_names import FILES, is_run
 from ..weights import NAME as BUILTIN
 from .decoder import decode
 from .emnist_style import Glyph, flatten_to_grey
-from .reading import check_readable, read_text, restricted, to_pattern
+from .reading import read_text, restricted, to_allowed
 
 MAX_SHOWN = 100  # pictures
 _COLUMNS = 5
@@ -73,16 +73,17 @@ def predict(
     if show:
         check_output(show)
     classifier = load_classifier(model)
-    allowed = to_pattern(allow, None, classifier.classes)
+    allowed = to_allowed(classifier, allow).anywhere if allow is not None else None
     glyphs, errors = _each(images, lambda path: _read(path, classifier))
     if not glyphs:
         return [], errors
     images = np.stack([glyph.image for _, glyph in glyphs])
+    shown = top if allowed is None else min(top, int(allowed.sum()))
     answers = [
         {
             "path": str(path),
             "model": classifier.name,
-            **to_answer(row if allowed is None else restricted(row, allowed[0]), classifier.classes, top),
+            **to_answer(restricted(row, allowed), classifier.classes, shown),
             "warning": glyph.warning,
         }
         for (path, glyph), row in zip(glyphs, classifier.probabilities(images), strict=True)
@@ -101,8 +102,7 @@ def predict_text(
     The rest is as for `reading.read_text`.
     """
     classifier = load_classifier(model)
-    check_readable(classifier)
-    to_pattern(allow, pattern, classifier.classes)  # once, before the first picture
+    to_allowed(classifier, allow, pattern, boxes)  # raises what is wrong for all pictures
     readings, errors = _each(
         images, lambda path: read_text(path, classifier, allow=allow, pattern=pattern, boxes=boxes)
     )

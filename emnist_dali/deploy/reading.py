@@ -1,7 +1,7 @@
 """Reads separated handwriting: block letters, digits and forms, with several characters in one picture."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +39,8 @@ _PARTS, _WIDEST, _GAP = 4, 1.5, 0.25
 # wider the gap; and one that is connected for two. Chosen on `bench/reading.py --tuning`.
 _JOINING, _JOINING_GAP, _CUTTING = 0.5, 15.0, 2.0
 _LEAST = 1e-6  # probability
+# What a place of a pattern may be.
+_KINDS: dict[str, Callable[[str], bool]] = {"9": str.isdigit, "A": str.isalpha, "*": lambda character: True}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,14 @@ class Reading:
     lines: tuple[tuple[Character, ...], ...]
 
 
-Pattern = Sequence[np.ndarray]  # (classes,) bool for each place: the characters that it may have
+class Allowed(NamedTuple):
+    """(classes,) bool: the characters that are possible anywhere, and those at each place of a line; None for all."""
+
+    anywhere: np.ndarray | None = None
+    places: Sequence[np.ndarray] | None = None
+
+
+ALL = Allowed()
 
 
 def read_text(
@@ -77,38 +86,44 @@ def read_text(
     images, and for a pattern or characters that do not fit the model or the boxes.
     """
     classifier = load_classifier(model) if isinstance(model, str | Path) else model
-    check_readable(classifier)
-    places = to_pattern(allow, pattern, classifier.classes)
+    allowed = to_allowed(classifier, allow, pattern, boxes)
     with image_errors(picture):
-        image = open_image(read_image_file(Path(picture)))
+        image = flatten_to_grey(open_image(read_image_file(Path(picture))))
     if boxes is None:
-        reading = read_writing(find_writing(image), classifier, places)
-    else:
-        reading = read_boxes(find_boxes(image, boxes), classifier, places)
-    return restore(reading, pattern)
+        return restore(read_writing(find_writing(image), classifier, allowed), pattern)
+    found = find_boxes(image, boxes)
+    if len(found) != boxes:
+        shown = f"{len(found)} boxes, not {boxes}" if found else f"no row of {boxes} boxes"
+        raise UserError(f"{picture} shows {shown}; choose another number, or read it as text.")
+    return restore(read_boxes(found, classifier, allowed), pattern)
 
 
-def check_readable(classifier: Classifier) -> None:
-    """Raises UserError for a model of other than EMNIST's images."""
+def to_allowed(
+    classifier: Classifier, allow: str | None = None, pattern: str | None = None, boxes: int | None = None
+) -> Allowed:
+    """What `read_text` describes, for the classes of a model.
+
+    Raises UserError for a model of other than EMNIST's images, or if nothing fits.
+    """
+    classes = classifier.classes
     if not classifier.converted:
         raise UserError(f"{classifier.name} reads whole pictures, no text; choose a model of EMNIST's characters.")
-
-
-def to_pattern(allow: str | None, pattern: str | None, classes: Sequence[str]) -> Pattern | None:
-    """What `read_text` describes, for these classes; one place only if there is no pattern, for every character."""
-    allowed = np.ones(len(classes), bool) if allow is None else _members(allow, classes)
-    if not allowed.any():
+    anywhere = None if allow is None else _members(allow, classes)
+    if anywhere is not None and not anywhere.any():
         raise UserError(f"None of {allow!r} is a character of the model; allow some of {''.join(classes)}.")
     if pattern is None:
-        return None if allow is None else [allowed]
-    kinds = {"9": str.isdigit, "A": str.isalpha, "*": lambda character: True}
-    places = [np.array([kinds[c](name) for name in classes]) & allowed for c in pattern if c in kinds]
+        return Allowed(anywhere)
+    places = [np.array([_KINDS[c](name) for name in classes]) for c in pattern if c in _KINDS]
+    if anywhere is not None:
+        places = [place & anywhere for place in places]
     if not places or not all(place.any() for place in places):
         raise UserError(
             f"The pattern {pattern!r} cannot be read; write 9 for each digit, A for each letter and * for any "
             "character, of which the model must have some."
         )
-    return places
+    if boxes is not None and len(places) != boxes:
+        raise UserError(f"The pattern {pattern!r} has {len(places)} characters for {boxes} boxes; give one for each.")
+    return Allowed(anywhere, places)
 
 
 def _members(allow: str, classes: Sequence[str]) -> np.ndarray:
@@ -125,9 +140,9 @@ def restore(reading: Reading, pattern: str | None) -> Reading:
         return reading
     lines = reading.text.split("\n")
     for i, characters in enumerate(reading.lines):
-        if len(characters) == sum(c in "9A*" for c in pattern):
+        if len(characters) == sum(c in _KINDS for c in pattern):
             read = iter(character.character for character in characters)
-            lines[i] = "".join(next(read) if c in "9A*" else c for c in pattern)
+            lines[i] = "".join(next(read) if c in _KINDS else c for c in pattern).rstrip()
     return Reading("\n".join(lines), reading.lines)
 
 
@@ -141,8 +156,8 @@ class Writing(NamedTuple):
 
 
 def find_writing(image: Image.Image) -> Writing:
-    """The lines of a picture of a page; raises ValueError as `flatten_to_grey`."""
-    page = find_page(flatten_to_grey(image))
+    """The lines of a page, in mode L."""
+    page = find_page(image)
     pieces = [] if page is None else pieces_of(page.ink)
     height = writing_height(pieces)
     lines = [Line(stacked(line), height) for line in find_lines(pieces, height)]
@@ -150,14 +165,14 @@ def find_writing(image: Image.Image) -> Writing:
     return Writing(page, height, lines, np.stack(glyphs) if glyphs else np.empty((0, SIZE, SIZE), np.uint8))
 
 
-def read_writing(writing: Writing, classifier: Classifier, pattern: Pattern | None = None) -> Reading:
-    """A line that cannot be cut into as many characters as `pattern` has is read without it, each as its first."""
+def read_writing(writing: Writing, classifier: Classifier, allowed: Allowed = ALL) -> Reading:
+    """A line that cannot be cut into as many characters as there are places is read without these."""
     probabilities, classes = classifier.probabilities(writing.glyphs), classifier.classes
     read, start = [], 0
     for line in writing.lines:
         rows = probabilities[start : start + len(line.segments)]
         start += len(rows)
-        if found := line.read(rows, pattern):
+        if found := line.read(rows, allowed):
             read.append(found)
     distances = [_distance(a, b) for line in read for (a, _), (b, _) in pairwise(line)]
     space = _FURTHER * float(np.median(distances)) if distances else 0.0
@@ -185,41 +200,34 @@ def _distance(before: Piece, piece: Piece) -> float:
     return (piece.left + piece.right - before.left - before.right) / 2
 
 
-class Boxes(NamedTuple):
-    """Boxes of a form, in pixels of the picture, and (n, 28, 28) uint8 of what is in them, with which are filled."""
+class Box(NamedTuple):
+    """A box of a form, in pixels of the picture, and (28, 28) uint8 of what is in it, or None."""
 
-    places: list[tuple[int, int, int, int]]
-    glyphs: np.ndarray
-    filled: np.ndarray
+    place: tuple[int, int, int, int]
+    glyph: np.ndarray | None
 
 
-def find_boxes(image: Image.Image, n: int) -> Boxes:
-    """`n` boxes in reading order; raises UserError if the picture has no such row of boxes."""
-    page = find_page(flatten_to_grey(image))
+def find_boxes(image: Image.Image, n: int) -> list[Box]:
+    """The boxes of a form in mode L, in reading order; not always `n`, for which a frame without lines is divided."""
+    page = find_page(image)
     cells = [] if page is None else find_cells(page, n)
-    if len(cells) != n:
-        shown = f"{len(cells)} boxes, not {n}" if cells else f"no row of {n} boxes"
-        raise UserError(f"The picture shows {shown}; choose another number, or read it as text.")
-    glyphs = [None if ink is None else framed(ink) for ink in (cell_ink(page, cell) for cell in cells)]
-    filled = np.array([glyph is not None for glyph in glyphs])
-    empty = np.zeros((SIZE, SIZE), np.uint8)
-    stack = np.stack([empty if glyph is None else glyph for glyph in glyphs])
-    return Boxes([page.in_picture(*cell) for cell in cells], stack, filled)
+    inks = [cell_ink(page, cell) for cell in cells]
+    return [
+        Box(page.in_picture(*cell), None if ink is None else framed(ink))
+        for cell, ink in zip(cells, inks, strict=True)
+    ]
 
 
-def read_boxes(boxes: Boxes, classifier: Classifier, pattern: Pattern | None = None) -> Reading:
-    """A character for each box, a space for an empty one; raises UserError if `pattern` has another number."""
-    if pattern is not None and len(pattern) not in (1, len(boxes.places)):
-        raise UserError(
-            f"The pattern has {len(pattern)} characters for {len(boxes.places)} boxes; give one for each."
-        )
-    allowed = [None] * len(boxes.places) if pattern is None else [*pattern] * (len(boxes.places) // len(pattern))
-    rows = map(restricted, classifier.probabilities(boxes.glyphs), allowed)
-    line = tuple(
-        Character(classifier.classes[row.argmax()], float(row.max()), place) if filled else Character(" ", 1.0, place)
-        for row, place, filled in zip(rows, boxes.places, boxes.filled, strict=True)
-    )
-    return Reading("".join(c.character for c in line).rstrip(), (line,))
+def read_boxes(boxes: Sequence[Box], classifier: Classifier, allowed: Allowed = ALL) -> Reading:
+    """A character for each box, a space for an empty one; there are as many boxes as places of `allowed`, if any."""
+    glyphs = [np.zeros((SIZE, SIZE), np.uint8) if box.glyph is None else box.glyph for box in boxes]
+    possible = allowed.places or [allowed.anywhere] * len(boxes)
+    line = []
+    for box, row, members in zip(boxes, classifier.probabilities(np.stack(glyphs)), possible, strict=True):
+        likely = restricted(row, members)
+        read = (" ", 1.0) if box.glyph is None else (classifier.classes[likely.argmax()], float(likely.max()))
+        line.append(Character(*read, box.place))
+    return Reading("".join(c.character for c in line).rstrip(), (tuple(line),))
 
 
 class Line:
@@ -246,17 +254,15 @@ class Line:
                 if whole.ink.shape[1] <= _WIDEST * height or connected:
                     self.segments[first, end] = whole
 
-    def read(self, probabilities: np.ndarray, pattern: Sequence[np.ndarray] | None) -> list[tuple[Piece, np.ndarray]]:
+    def read(self, probabilities: np.ndarray, allowed: Allowed) -> list[tuple[Piece, np.ndarray]]:
         """The likeliest way to take the parts for characters: each character's piece and its probabilities.
 
         `probabilities` are (segments, classes). Small parts may be left out.
         """
         rows = dict(zip(self.segments, probabilities, strict=True))
-        if pattern is not None and len(pattern) > 1 and (found := self._best(rows, pattern)) is not None:
+        if allowed.places is not None and (found := self._best(rows, allowed.places)) is not None:
             return found
-        allowed = pattern[0] if pattern is not None else None
-        rows = {key: restricted(row, allowed) for key, row in rows.items()}
-        return self._best(rows, None) or []
+        return self._best({key: restricted(row, allowed.anywhere) for key, row in rows.items()}, None) or []
 
     def _best(
         self, rows: dict[tuple[int, int], np.ndarray], pattern: Sequence[np.ndarray] | None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 
 import numpy as np
 from PIL import Image
@@ -11,8 +12,10 @@ from .ink import extract_ink, without_rules
 
 # Longer side in pixels at which a page is examined: A4 at 200 dpi.
 PAGE_SIZE = 2300
-MAX_PIECES = 5000  # the largest; so many specks are no writing
+MAX_PIECES = 2500  # the largest; so many specks are no writing
 MAX_SKEW = 7  # degrees
+_LONG = 0.4  # of the page's longer side: rules are longer, and strokes of large letters are not
+MIN_CELL = 8  # pixels a side
 # Of full ink: strokes are darker, and somewhere much darker.
 _STROKE, _CORE = 0.3, 0.5
 
@@ -70,9 +73,9 @@ def find_page(grey: Image.Image) -> Page | None:
     degrees = _skew(ink)
     if degrees:
         ink = np.clip(ndimage.rotate(ink, degrees, order=1, prefilter=False), 0, 1)
-    unruled = without_rules(ink, 3 + round(max(size) / 600), 0.12 * max(size))
-    rules = unruled < ink - 0.05
-    return Page(_without_bars(unruled, rules), ink, degrees, scale, size)
+    thickness = 3 + round(max(size) / 600)
+    unruled = without_rules(ink, thickness, round(_LONG * max(size)))
+    return Page(_without_bars(unruled, unruled < ink - 0.05, thickness), ink, degrees, scale, size)
 
 
 def _skew(ink: np.ndarray) -> float:
@@ -94,15 +97,15 @@ def _skew(ink: np.ndarray) -> float:
     return best if sharpness(best) > 1.05 * sharpness(0) else 0.0
 
 
-def _without_bars(ink: np.ndarray, rules: np.ndarray) -> np.ndarray:
-    """Without thin upright bars that end at rules above and below: the sides of boxes."""
+def _without_bars(ink: np.ndarray, rules: np.ndarray, thickness: int) -> np.ndarray:
+    """Without upright bars as thin as rules that end at rules above and below: the sides of boxes."""
     labels, n = ndimage.label(ink > _STROKE, np.ones((3, 3)))
     near = ndimage.binary_dilation(rules, np.ones((7, 1)))
     kept = np.ones(n + 1, bool)
     for label, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
         height, width = rows.stop - rows.start, columns.stop - columns.start
         ends = [near[rows.start, columns].any(), near[rows.stop - 1, columns].any()]
-        kept[label] = not (all(ends) and height > 5 * width)
+        kept[label] = not (all(ends) and width <= thickness < height / 5)
     kept[0] = True
     return np.where(kept[labels], ink, 0)
 
@@ -159,7 +162,7 @@ def find_lines(pieces: list[Piece], height: float) -> list[list[Piece]]:
 
 def _overlap(line: list[Piece], piece: Piece) -> float:
     """Of the lower of both heights, how much both share."""
-    top, bottom = np.median([p.top for p in line]), np.median([p.bottom for p in line])
+    top, bottom = median(p.top for p in line), median(p.bottom for p in line)
     shared = min(bottom, piece.bottom) - max(top, piece.top)
     return shared / min(bottom - top, piece.bottom - piece.top)
 
@@ -251,6 +254,7 @@ def find_cells(page: Page, n: int) -> list[Cell]:
         (round(a), top, round(b), bottom)
         for (left, top, right, bottom), count in zip(frames, counts, strict=True)
         for a, b in pairwise(np.linspace(left, right, count + 1))
+        if b - a >= MIN_CELL
     ]
 
 

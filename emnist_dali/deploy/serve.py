@@ -198,8 +198,8 @@ def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] 
     """The page and the API on the IP address `host`, for this server's own pages and those of the sites `origins`.
 
     GET / is the page, GET /classes the `model` and its `classes` in label order, and GET /healthz is answered even
-    while requests are refused. POST /predict takes a picture and returns the `model` and `to_answer`, with ?seen=1
-    also `seen`, the model's input as a data: URL; for several pictures, a list of such answers.
+    while requests are refused. POST /predict takes a picture and returns the `model`, `to_answer` and the `warning`,
+    with ?seen=1 also `seen`, the model's input as a data: URL; for several pictures, a list of such answers.
 
     Errors are {"error": one sentence}: 400 for invalid images, 413 above MAX_BODY, 403 for other sites, 503 with
     Retry-After if too many requests or pictures are waiting. A picture among several has its error in the list.

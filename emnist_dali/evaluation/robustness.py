@@ -51,7 +51,9 @@ def measure_robustness(
     weights = sha256(run.best) if run and run.best.is_file() else ""  # before they are loaded
     tested = [_open(path, split, data_dir) for path in paths]
     labels = [of_run.shards.labels(of_run.indices) for of_run in tested]
-    for path, others in zip(paths, labels, strict=True):
+    for path, of_run, others in zip(paths, tested, labels, strict=True):
+        if of_run.model.classes != tested[0].model.classes:
+            raise UserError(f"{path} has other classes than {paths[0]}; name runs of the same classes.")
         if not np.array_equal(others, labels[0]):
             raise UserError(f"{path} has other test images than {paths[0]}; name one split with --split.")
     result = {"data": str(tested[0].shards.manifest), **_measure(tested, labels[0])}
@@ -117,7 +119,7 @@ def _right(tested: Sequence[_Tested], labels: np.ndarray, bar: tqdm, *corruption
 
 def _keep(run: RunFolder, table: dict[str, Any], tested: _Tested) -> None:
     fingerprint = tested.shards.manifest.fingerprint
-    if tested.model.about.get("fingerprint", fingerprint) != fingerprint:
+    if tested.model.about.get("fingerprint") != fingerprint:
         say(f"The table is only printed: {tested.shards.folder} holds other data than the run's.")
         return
     try:
