@@ -8,7 +8,7 @@ import pytest
 
 import emnist_dali
 
-NAMES = ["prepare", "Shards", "Loader", "Config", "recipe", "train", "evaluate", "load_classifier"]
+NAMES = ["prepare", "Shards", "Loader", "Config", "recipe", "train", "evaluate", "load_classifier", "read_text"]
 PACKAGES = ("data", "loading", "models", "runs", "evaluation", "training")
 
 
