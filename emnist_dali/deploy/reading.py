@@ -84,6 +84,11 @@ def read_text(
     it is a digit (9), a letter (A), any character (*) or itself (all others, such as -); `boxes` is the number of
     boxes of a form that stand in a row. Raises UserError for what is no picture, for a model of other than EMNIST's
     images, and for a pattern or characters that do not fit the model or the boxes.
+
+    >>> from emnist_dali import read_text
+    >>> reading = read_text("form.png", boxes=8, allow="0-9")
+    >>> [len(line) for line in reading.lines]
+    [8]
     """
     classifier = load_classifier(model) if isinstance(model, str | Path) else model
     allowed = to_allowed(classifier, allow, pattern, boxes)
