@@ -31,7 +31,7 @@ from .segment import (
 
 # Of the height of the writing: smaller pieces are dots and dashes.
 _SMALL = 0.4
-# A space is wider than so much of that height, and takes a character so much further than the usual distance.
+# A space is wider than so much of that height, and its advance so many times the median.
 _SPACE, _FURTHER = 0.5, 1.5
 # A character has at most so many parts, is at most so wide, and has gaps of at most so much, of that height.
 _PARTS, _WIDEST, _GAP = 4, 1.5, 0.25
@@ -179,14 +179,14 @@ def read_writing(writing: Writing, classifier: Classifier, allowed: Allowed = AL
         start += len(rows)
         if found := line.read(rows, allowed):
             read.append(found)
-    distances = [_distance(a, b) for line in read for (a, _), (b, _) in pairwise(line)]
-    space = _FURTHER * float(np.median(distances)) if distances else 0.0
+    advances = [_advance(a, b) for line in read for (a, _), (b, _) in pairwise(line)]
+    space = _FURTHER * float(np.median(advances)) if advances else 0.0
     texts, lines = [], []
     for line in read:
         names = [classes[row.argmax()] for _, row in line]
         text = names[0]
         for (before, _), (piece, _), name in zip(line, line[1:], names[1:], strict=False):
-            is_space = piece.left - before.right > _SPACE * writing.height and _distance(before, piece) > space
+            is_space = piece.left - before.right > _SPACE * writing.height and _advance(before, piece) > space
             text += " " * is_space + name
         texts.append(text)
         lines.append(
@@ -200,8 +200,8 @@ def read_writing(writing: Writing, classifier: Classifier, allowed: Allowed = AL
     return Reading("\n".join(texts), tuple(lines))
 
 
-def _distance(before: Piece, piece: Piece) -> float:
-    """From centre to centre."""
+def _advance(before: Piece, piece: Piece) -> float:
+    """Pixels of the page from centre to centre."""
     return (piece.left + piece.right - before.left - before.right) / 2
 
 
