@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
@@ -24,9 +24,9 @@ from ..core.errors import UserError
 from ..core.progress import say
 from ..reports.html import png
 from ..runs.classifier import Classifier, load_classifier
+from .answers import Question, check_question, to_answer
 from .decoder import BusyError, Decoder
 from .emnist_style import Glyph
-from .predict import to_answer
 
 if TYPE_CHECKING:
     import flask
@@ -198,8 +198,9 @@ def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] 
     """The page and the API on the IP address `host`, for this server's own pages and those of the sites `origins`.
 
     GET / is the page, GET /classes the `model` and its `classes` in label order, and GET /healthz is answered even
-    while requests are refused. POST /predict takes a picture and returns the `model`, `to_answer` and the `warning`,
-    with ?seen=1 also `seen`, the model's input as a data: URL; for several pictures, a list of such answers.
+    while requests are refused. POST /predict takes a picture and returns `to_answer`, with ?top=, ?coverage= and
+    ?min_probability= as in `Question`, and with ?seen=1 also `seen`, the model's input as a data: URL; for several
+    pictures, a list of such answers.
 
     Errors are {"error": one sentence}: 400 for invalid images, 413 above MAX_BODY, 403 for other sites, 503 with
     Retry-After if too many requests or pictures are waiting. A picture among several has its error in the list.
@@ -263,29 +264,29 @@ def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] 
 
     @app.post("/predict")
     def predict() -> dict[str, Any] | list[dict[str, Any]]:
-        top, show_seen = _parse_top(request.args.get("top", "5")), _parse_seen(request.args.get("seen", "0"))
+        question, show_seen = _parse_question(request.args), _parse_seen(request.args.get("seen", "0"))
+        check_question(question, classifier)
         if not slots.acquire(blocking=False):
             raise BusyError(f"{MAX_REQUESTS} requests are waiting; try again later.")
         try:
             pictures = _read_pictures(request)
             if not isinstance(pictures, list):
-                return answer([decode(pictures)], top, show_seen)[0]
+                return answer([decode(pictures)], question, show_seen)[0]
             glyphs = _decode_all(pictures, decode)
-            answers = iter(answer([glyph for glyph in glyphs if isinstance(glyph, Glyph)], top, show_seen))
+            answers = iter(answer([glyph for glyph in glyphs if isinstance(glyph, Glyph)], question, show_seen))
             return [next(answers) if isinstance(glyph, Glyph) else {"error": str(glyph)} for glyph in glyphs]
         finally:
             slots.release()
 
-    def answer(glyphs: Sequence[Glyph], top: int, show_seen: bool) -> list[dict[str, Any]]:
+    def answer(glyphs: Sequence[Glyph], question: Question, show_seen: bool) -> list[dict[str, Any]]:
         if not glyphs:
             return []
         images = np.stack([glyph.image for glyph in glyphs])
         probabilities = model_thread.submit(classifier.probabilities, images).result()
         answers = []
         for glyph, row in zip(glyphs, probabilities, strict=True):
-            read = to_answer(row, classifier.classes, top)
             seen = {"seen": png(glyph.image)} if show_seen else {}
-            answers.append({"model": classifier.name, **read, "warning": glyph.warning, **seen})
+            answers.append({**to_answer(row, classifier, question, glyph.warning), **seen})
         return answers
 
     @app.errorhandler(UserError)
@@ -325,6 +326,21 @@ def _is_address(name: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _parse_question(arguments: Mapping[str, str]) -> Question:
+    coverage, least = (_parse_number(arguments, name) for name in ("coverage", "min_probability"))
+    return Question(_parse_top(arguments.get("top", "5")), coverage=coverage, min_probability=least)
+
+
+def _parse_number(arguments: Mapping[str, str], name: str) -> float | None:
+    text = arguments.get(name)
+    try:
+        if text is None or 0 <= float(text) <= 1:
+            return None if text is None else float(text)
+    except ValueError:
+        pass
+    raise UserError(f"{name} is {text[:20]!r}; set it to a number from 0 to 1.")
 
 
 def _parse_top(text: str) -> int:
