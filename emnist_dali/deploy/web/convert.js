@@ -106,17 +106,17 @@ function onlyGlyph(ink) {
   const { labels, n } = label(above(ink, STROKE_THRESHOLD))
   const regions = measure(ink, labels, n)
   const masses = regions.map(({ mass }) => mass)
-  masses[0] = 0
   const cut = new Set(onRim(ink).map(i => labels[i]))
   const whole = max(0, ...masses.filter((_, i) => !cut.has(i)))
   if (whole > 0.1 * greatest(masses)) for (const i of cut) masses[i] = 0
   const least = 0.02 * greatest(masses)
   const chosen = regions.map(({ peak }, i) => peak > 0.5 && masses[i] > least)
   if (!chosen.includes(true)) return null
-  const glyph = { ...ink, data: Uint8Array.from(labels, i => chosen[i]) }
-  const mask = above(ink, INK_THRESHOLD)
-  const edges = binaryDilation(glyph, EDGE, mask.data.map((inked, i) => inked | glyph.data[i]))
-  const kept = binaryDilation(edges, 2)
+  const glyph = emptyGrid(Uint8Array, ink.width, ink.height), mask = above(ink, INK_THRESHOLD).data
+  labels.forEach((region, i) => {
+    if (chosen[region]) glyph.data[i] = mask[i] = 1
+  })
+  const kept = binaryDilation(binaryDilation(glyph, EDGE, mask), 2)
   return { ...ink, data: ink.data.map((value, i) => kept.data[i] ? value : 0) }
 }
 
@@ -150,9 +150,10 @@ function extractInk(grey, sigma, reach) {
   grey = softened({ ...grey, data: Float32Array.from(grey.data) }, sigma)
   const ink = contrastWithPaper(grey, reach ?? max(3, round(0.9 * min(grey.width, grey.height))))
   const rim = rimOf(ink)
-  fitRim(ink, rim).forEach((light, i) => { ink.data[i] -= light })
+  const light = fitRim(ink, rim)
+  for (let i = 0; i < light.length; i++) ink.data[i] -= light[i]
   const noise = fround(fround(NOISE_SIGMAS * 1.48) * median(rim.map(i => abs(ink.data[i]))))
-  ink.data.forEach((value, i) => { ink.data[i] = value - noise })
+  for (let i = 0; i < light.length; i++) ink.data[i] -= noise
   const most = greatest(ink.data)
   if (most < MIN_CONTRAST) return null
   const full = percentile(ink.data.filter(value => value > fround(most / 2)), 98)
@@ -160,20 +161,20 @@ function extractInk(grey, sigma, reach) {
 }
 
 function contrastWithPaper(grey, side) {
-  const continued = padded(grey, Array(4).fill(side - 1), nearest)
-  const lightest = negated(maximum(negated(maximum(continued, side)), side))
-  const darkest = maximum(negated(maximum(negated(continued), side)), side)
+  const lightest = closing(grey, side), darkest = negated(closing(negated(grey), side))
   const contrast = variation(lightest) <= variation(darkest)
     ? (value, i) => 255 * fround(1 - fround(value / max(lightest.data[i], 1)))
     : (value, i) => value - darkest.data[i]
   return { ...grey, data: grey.data.map(contrast) }
 }
 
-function variation({ data, width }) {
+function variation({ data, width, height }) {
   let sum = 0
-  for (let i = 0; i < data.length; i++) {
-    if (i >= width) sum += abs(fround(data[i] - data[i - width]))
-    if (i % width) sum += abs(fround(data[i] - data[i - 1]))
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, i++) {
+      if (y) sum += abs(fround(data[i] - data[i - width]))
+      if (x) sum += abs(fround(data[i] - data[i - 1]))
+    }
   }
   return sum
 }
@@ -190,30 +191,38 @@ function edgeSoftness({ data, width, height }) {
       steepest = max(steepest, across * across + down * down)
     }
   }
-  const range = fround(greatest(data) - data.reduce((a, b) => min(a, b)))
+  const range = fround(greatest(data) - least(data))
   return fround(range / max(fround(sqrt(steepest)), 1)) / sqrt(2 * Math.PI)
 }
 
 // Indices of the outer 4 % on each side.
-function rimOf({ data, width, height }) {
+function rimOf({ width, height }) {
   const [across, down] = [width, height].map(side => max(1, round(0.04 * side)))
-  const inside = i => i % width >= across && i % width < width - across
-    && i >= down * width && i < (height - down) * width
-  return Array.from(data.keys()).filter(i => !inside(i))
+  const rim = []
+  for (let y = 0, i = 0; y < height; y++) {
+    const inside = y >= down && y < height - down
+    for (let x = 0; x < width; x++, i++) {
+      if (!inside || x < across || x >= width - across) rim.push(i)
+    }
+  }
+  return rim
 }
 
 function fitRim({ data, width, height }, rim) {
   const xs = linspace(width), ys = linspace(height)
-  const terms = i => {
-    const x = xs[i % width], y = ys[floor(i / width)]
-    return [1, x, y, x * y, x * x, y * y]
-  }
+  const terms = [() => 1, x => x, (x, y) => y, (x, y) => x * y, x => x * x, (x, y) => y * y]
   const level = median(rim.map(i => data[i]))
   const deviation = i => abs(fround(data[i] - level))
   const limit = fround(fround(3 * 1.48) * median(rim.map(deviation)))
   const paper = rim.filter(i => deviation(i) <= limit)
-  const factors = lstsq(paper.map(terms), paper.map(i => data[i]))
-  return Float64Array.from(data, (_, i) => dot(terms(i), factors))
+  const columns = terms.map(term => paper.map(i => term(xs[i % width], ys[floor(i / width)])))
+  const [a, b, c, d, e, f] = lstsq(columns, paper.map(i => data[i]))
+  const light = new Float64Array(data.length)
+  for (let row = 0, i = 0; row < height; row++) {
+    const y = ys[row]
+    for (const x of xs) light[i++] = a + b * x + c * y + d * x * y + e * x * x + f * y * y
+  }
+  return light
 }
 
 function withoutRules(ink, thickness) {
@@ -326,7 +335,9 @@ function transposed({ data, width, height }) {
 }
 
 function negated(grid) {
-  return { ...grid, data: grid.data.map(value => -value) }
+  const data = grid.data.slice()
+  for (let i = 0; i < data.length; i++) data[i] = -data[i]
+  return { ...grid, data }
 }
 
 function cropped(grid, [left, top, right, bottom]) {
@@ -400,11 +411,16 @@ const BICUBIC = {
 
 function resize(grid, width, height, box, filter) {
   const [left, top, right, bottom] = box.map(fround)
+  const across = resampling(grid.width, left, right, width, filter)
   const down = resampling(grid.height, top, bottom, height, filter)
+  // Pillow's order since 13.0; where it is the other one, pixels that were clipped in between may differ.
+  if (grid.height - height > max(0, 2 * (grid.width - width))) {
+    return transposed(resampled(resampled(transposed(grid), down), across))
+  }
   const first = down[0].start, last = down.at(-1).start + down.at(-1).weights.length
   const rows = { ...grid, data: grid.data.subarray(first * grid.width, last * grid.width), height: last - first }
   for (const row of down) row.start -= first
-  return resampled(resampled(rows, resampling(grid.width, left, right, width, filter)), down)
+  return resampled(resampled(rows, across), down)
 }
 
 // For each of `size` pixels that cover those from `from` to `to`: where it starts, and weights from there on.
@@ -425,7 +441,7 @@ function resampled({ data, width, height }, pixels) {
   const bytes = data instanceof Uint8Array, one = 1 << 22
   const turned = new data.constructor(pixels.length * height)
   pixels.forEach(({ start, weights }, x) => {
-    if (bytes) weights = Int32Array.from(weights, weight => trunc(weight * one + (weight < 0 ? -0.5 : 0.5)))
+    if (bytes) weights = weights.map(weight => trunc(weight * one + (weight < 0 ? -0.5 : 0.5)))
     for (let y = 0; y < height; y++) {
       let sum = bytes ? one / 2 : 0
       for (let k = 0, at = y * width + start; k < weights.length; k++, at++) sum += data[at] * weights[k]
@@ -472,19 +488,23 @@ const zero = (at, length) => at < length ? at : -1
 
 function padded({ data, width, height }, [left, top, right, bottom], missing) {
   const grid = emptyGrid(data.constructor, left + width + right, top + height + bottom)
-  const columns = Int32Array.from({ length: grid.width }, (_, x) => missing(x - left, width))
-  for (let y = 0, i = 0; y < grid.height; y++) {
+  const columns = Array.from({ length: grid.width }, (_, x) => missing(x - left, width))
+  const margins = [...columns.keys()].filter(x => x < left || x >= left + width)
+  for (let y = 0; y < grid.height; y++) {
     const row = missing(y - top, height)
-    for (let x = 0; x < grid.width; x++, i++) {
-      if (row >= 0 && columns[x] >= 0) grid.data[i] = data[row * width + columns[x]]
-    }
+    if (row < 0) continue
+    const from = row * width, to = y * grid.width
+    grid.data.set(data.subarray(from, from + width), to + left)
+    for (const x of margins) if (columns[x] >= 0) grid.data[to + x] = data[from + columns[x]]
   }
   return grid
 }
 
-// Of all squares of `size` pixels that lie within the grid.
-function maximum(grid, size) {
-  return maximumOfRuns(maximumOfRuns(grid, size), size)
+// By a square, of the grid continued beyond its edges: far enough that where the square is centred makes no difference.
+function closing(grid, size) {
+  const maximumOfContinued = grid => maximumOfRuns(padded(grid, [size - 1, 0, size - 1, 0], nearest), size)
+  const dilated = maximumOfContinued(maximumOfContinued(grid))
+  return negated(maximumOfRuns(maximumOfRuns(negated(dilated), size), size))
 }
 
 // Of all runs of `size` pixels in a row, by van Herk's algorithm; transposed.
@@ -492,17 +512,17 @@ function maximumOfRuns({ data, width, height }, size) {
   const turned = emptyGrid(data.constructor, height, width - size + 1)
   const toEnd = new Float32Array(width) // maxima from here to the end of a block of `size`
   for (let y = 0, row = 0; y < height; y++, row += width) {
-    for (let x = width - 1; x >= 0; x--) {
-      const value = data[row + x]
-      toEnd[x] = (x + 1) % size && x + 1 < width && toEnd[x + 1] > value ? toEnd[x + 1] : value
-    }
-    let fromStart = 0 // of the block
-    for (let x = 0, at = y; x < width; x++) {
-      const value = data[row + x]
-      fromStart = x % size && fromStart > value ? fromStart : value
-      if (x < size - 1) continue
-      turned.data[at] = max(fromStart, toEnd[x - size + 1])
-      at += height
+    for (let start = 0, at = y; start < width; start += size) {
+      const end = min(start + size, width)
+      toEnd[end - 1] = data[row + end - 1]
+      for (let x = end - 2; x >= start; x--) toEnd[x] = max(data[row + x], toEnd[x + 1])
+      let fromStart = data[row + start]
+      for (let x = start; x < end; x++) {
+        fromStart = max(fromStart, data[row + x])
+        if (x < size - 1) continue
+        turned.data[at] = max(fromStart, toEnd[x - size + 1])
+        at += height
+      }
     }
   }
   return turned
@@ -578,11 +598,12 @@ function label({ data, width, height }) {
   return { labels, n }
 }
 
-// Of each label from 0 on: the sum and the maximum of the ink, and the box around it.
+// Of each label (0, the rest, is left empty): the sum and the maximum of the ink, and the box around it.
 function measure({ data, width, height }, labels, n) {
   const regions = Array.from({ length: n + 1 }, () => ({ mass: 0, peak: -Infinity, box: [width, height, 0, 0] }))
   for (let y = 0, i = 0; y < height; y++) {
     for (let x = 0; x < width; x++, i++) {
+      if (!labels[i]) continue
       const region = regions[labels[i]]
       region.mass += data[i]
       region.peak = max(region.peak, data[i])
@@ -601,15 +622,25 @@ function round(value) {
 }
 
 function greatest(values) {
-  return values.reduce((a, b) => max(a, b))
+  let most = -Infinity
+  for (let i = 0; i < values.length; i++) most = max(most, values[i])
+  return most
+}
+
+function least(values) {
+  let least = Infinity
+  for (let i = 0; i < values.length; i++) least = min(least, values[i])
+  return least
 }
 
 function linspace(n) {
-  return Float64Array.from({ length: n }, (_, i) => i && i === n - 1 ? 1 : i * (2 / (n - 1)) - 1)
+  return Float64Array.from({ length: n }, (_, i) => i && i === n - 1 ? 1 : i * (2 / max(n - 1, 1)) - 1)
 }
 
 function dot(a, b) {
-  return a.reduce((sum, value, i) => sum + value * b[i], 0)
+  let sum = 0
+  for (let i = 0; i < a.length; i++) sum += a[i] * b[i]
+  return sum
 }
 
 function median(values) {
@@ -628,13 +659,12 @@ function percentile(values, percent) {
 }
 
 // The shortest x with the least |Ax - b|, by the eigenvectors of AᵀA.
-function lstsq(a, b) {
-  const n = a[0].length, each = Array.from({ length: n }, (_, i) => i)
-  const squares = each.map(i => each.map(j => a.reduce((sum, row) => sum + row[i] * row[j], 0)))
-  const products = each.map(i => a.reduce((sum, row, k) => sum + row[i] * b[k], 0))
+function lstsq(columns, b) {
+  const squares = columns.map(column => columns.map(other => dot(column, other)))
+  const products = columns.map(column => dot(column, b))
   const { values, vectors } = eigen(squares)
   const least = 1e-12 * greatest(values)
-  const x = Array(n).fill(0)
+  const x = products.map(() => 0)
   values.forEach((value, k) => {
     if (value <= least) return
     const vector = vectors.map(row => row[k]), share = dot(vector, products) / value
