@@ -1,8 +1,8 @@
-// Converts a picture of one character to an image in EMNIST's style as emnist_style.py, ink.py and segment.py do, pixel
-// for pixel: the functions have their names, and reasons stand there. Below them follows what these use of Pillow,
-// scipy.ndimage and numpy. Python's float32 arrays are Float32Arrays here, and its float32 scalars go through fround.
+// Converts a picture of one character to an image in EMNIST's style, pixel for pixel as emnist_style.py, ink.py and
+// segment.py do: functions and constants have their names, and reasons stand there. Below follows what those use of
+// Pillow, scipy.ndimage and numpy. What is float32 there is a Float32Array here, or goes through fround.
 //
-// A grid is { data, width, height }, row by row; boxes are [left, top, right, bottom] in pixels.
+// A grid is { data, width, height }, row by row; a box is [left, top, right, bottom] in pixels.
 globalThis.findGlyph = (() => {
 "use strict"
 const { abs, ceil, exp, floor, fround, max, min, sqrt, trunc } = Math
@@ -47,7 +47,7 @@ function findGlyph(picture) {
   return image && { image, warning: warning(glyph) }
 }
 
-// The second half of find_glyph: the glyph in `box` of the grey picture → 28×28.
+// The second half of find_glyph: what is in `box` of the grey picture → 28×28, or null.
 function convert(grey, box, ruled) {
   const length = longerSide(box), whole = [0, 0, grey.width, grey.height]
   const [crop, near] = [ruled ? 1 : 0.2, 0.2].map(margin => box.map((side, i) => {
@@ -134,10 +134,8 @@ function frame(ink, picture) {
   const half = longerSide(box) / 2 * SIZE / (SIZE - 2 * BORDER)
   const centre = [(box[2] + box[0]) / 2, (box[3] + box[1]) / 2]
   let frame = [centre[0] - half, centre[1] - half, centre[0] + half, centre[1] + half]
-  const side = width(picture)
-  if (side === picture[3] - picture[1] && max(...frame.map((side, i) => abs(side - picture[i]))) <= 1.5 / SIZE * side) {
-    frame = picture
-  }
+  const length = width(picture), distance = max(...frame.map((side, i) => abs(side - picture[i])))
+  if (length === picture[3] - picture[1] && distance <= 1.5 / SIZE * length) frame = picture
   const pad = ceil(half) + 1
   const small = resize(padded(ink, Array(4).fill(pad), zero), SIZE, SIZE, frame.map(side => side + pad), BICUBIC).data
   const most = greatest(small)
@@ -191,7 +189,7 @@ function edgeSoftness({ data, width, height }) {
       steepest = max(steepest, across * across + down * down)
     }
   }
-  const range = fround(greatest(data) - least(data))
+  const range = fround(greatest(data) - smallest(data))
   return fround(range / max(fround(sqrt(steepest)), 1)) / sqrt(2 * Math.PI)
 }
 
@@ -413,7 +411,7 @@ function resize(grid, width, height, box, filter) {
   const [left, top, right, bottom] = box.map(fround)
   const across = resampling(grid.width, left, right, width, filter)
   const down = resampling(grid.height, top, bottom, height, filter)
-  // Pillow's order since 13.0; where it is the other one, pixels that were clipped in between may differ.
+  // Since Pillow 13.0; older versions begin with the rows here too, and differ where pixels are clipped in between.
   if (grid.height - height > max(0, 2 * (grid.width - width))) {
     return transposed(resampled(resampled(transposed(grid), down), across))
   }
@@ -423,7 +421,7 @@ function resize(grid, width, height, box, filter) {
   return resampled(resampled(rows, across), down)
 }
 
-// For each of `size` pixels that cover those from `from` to `to`: where it starts, and weights from there on.
+// For each of `size` pixels, which together cover `from` to `to`: the first one that it is made of, and the weights.
 function resampling(length, from, to, size, filter) {
   const scale = fround(to - from) / size, stretch = max(scale, 1), reach = filter.support * stretch
   return Array.from({ length: size }, (_, i) => {
@@ -500,7 +498,7 @@ function padded({ data, width, height }, [left, top, right, bottom], missing) {
   return grid
 }
 
-// By a square, of the grid continued beyond its edges: far enough that where the square is centred makes no difference.
+// By a square, of the grid continued beyond its edges; so far that it makes no difference where a square's centre is.
 function closing(grid, size) {
   const maximumOfContinued = grid => maximumOfRuns(padded(grid, [size - 1, 0, size - 1, 0], nearest), size)
   const dilated = maximumOfContinued(maximumOfContinued(grid))
@@ -553,7 +551,8 @@ function longRuns({ data, width, height }, length) {
   const runs = emptyGrid(Uint8Array, width, height)
   for (let start = 0, i = 0; i < data.length; i++) {
     if (i % width === 0 || !data[i]) start = data[i] ? i : i + 1
-    if (i + 1 - start >= length) runs.data.fill(1, start, i + 1)
+    const n = i + 1 - start
+    if (n >= length) runs.data.fill(1, n > length ? i : start, i + 1)
   }
   return runs
 }
@@ -627,7 +626,7 @@ function greatest(values) {
   return most
 }
 
-function least(values) {
+function smallest(values) {
   let least = Infinity
   for (let i = 0; i < values.length; i++) least = min(least, values[i])
   return least
@@ -684,10 +683,10 @@ function eigen(matrix) {
         const theta = (a[q][q] - a[p][p]) / (2 * a[p][q])
         const t = (theta < 0 ? -1 : 1) / (abs(theta) + sqrt(theta * theta + 1))
         const c = 1 / sqrt(t * t + 1), s = t * c
-        const turn = row => { [row[p], row[q]] = [c * row[p] - s * row[q], s * row[p] + c * row[q]] }
-        a.forEach(turn)
-        ;[a[p], a[q]] = [a[p].map((value, i) => c * value - s * a[q][i]), a[q].map((value, i) => s * a[p][i] + c * value)]
-        vectors.forEach(turn)
+        const turned = (one, other) => [c * one - s * other, s * one + c * other]
+        for (let k = 0; k < n; k++) [a[k][p], a[k][q]] = turned(a[k][p], a[k][q])
+        for (let k = 0; k < n; k++) [a[p][k], a[q][k]] = turned(a[p][k], a[q][k])
+        for (let k = 0; k < n; k++) [vectors[k][p], vectors[k][q]] = turned(vectors[k][p], vectors[k][q])
       }
     }
   }
