@@ -120,23 +120,22 @@ def measure(page: Any, images: np.ndarray, classifier: Classifier, rng: np.rando
 def _measure(
     page: Any, images: np.ndarray, kind: str, classifier: Classifier, rng: np.random.Generator
 ) -> dict[str, Any]:
-    pairs, milliseconds, disagreeing = [], [], 0
+    pairs, milliseconds, blank = [], [], Glyph(np.zeros((SIZE, SIZE), np.uint8), "no ink")
     for image in progress(images, description=kind, unit=" pictures"):
         picture = draw(image, rng) if kind == DRAWING else handwriting.photograph(image, kind, rng)
-        expected, (found, duration) = find_glyph(picture), find_glyph_in(page, picture)
+        expected, (found, duration) = find_glyph(picture) or blank, find_glyph_in(page, picture)
+        found = found or blank
         milliseconds.append(duration)
-        if expected and found and expected.warning == found.warning:
+        if expected.warning == found.warning:
             pairs.append((expected.image, found.image))
-        elif expected or found:
-            disagreeing += 1
     python, browser = np.array(pairs, np.uint8).reshape(-1, 2, SIZE, SIZE).swapaxes(0, 1)
     differences = np.abs(python.astype(int) - browser).reshape(-1, SIZE * SIZE)
     classes = [classifier.probabilities(each).argmax(1) for each in (python, browser)]
     n = len(images)
     return {
         "pictures": n,
-        "equal_images": 1 - (disagreeing + int(differences.any(1).sum())) / n,
-        "same_class": 1 - (disagreeing + int((classes[0] != classes[1]).sum())) / n,
+        "equal_images": int((~differences.any(1)).sum()) / n,
+        "same_class": int((classes[0] == classes[1]).sum()) / n,
         "greatest_difference": int(differences.max(initial=0)),
         "mean_difference": float(differences.mean()) if len(pairs) else 0.0,
         "milliseconds": float(np.median(milliseconds)),
