@@ -89,8 +89,9 @@ def find_glyph_in(page: Any, picture: Image.Image) -> tuple[Glyph | None, float]
     """`find_glyph` in the browser, and its milliseconds."""
     rgba = base64.b64encode(picture.convert("RGBA").tobytes()).decode()
     answer, milliseconds = page.evaluate(
-        """async ([rgba, width, height]) => {
-            const data = new Uint8ClampedArray(await (await fetch(`data:;base64,${rgba}`)).arrayBuffer())
+        """([rgba, width, height]) => {
+            const bytes = atob(rgba), data = new Uint8ClampedArray(bytes.length)
+            for (let i = 0; i < data.length; i++) data[i] = bytes.charCodeAt(i)
             const start = performance.now(), glyph = findGlyph({ data, width, height })
             const milliseconds = performance.now() - start
             return [glyph && [[...glyph.image], glyph.warning], milliseconds]
