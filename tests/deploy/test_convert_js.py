@@ -27,13 +27,13 @@ def page(browser):
 
 
 def assert_same(page, picture):
-    """The same pixels, but for a level on a few where last digits differ; returns Python's answer."""
+    """The same pixels, but for a level on two where last digits differ; returns Python's answer."""
     expected, (found, _) = find_glyph(picture), web_agreement.find_glyph_in(page, picture)
     assert (found is None) == (expected is None)
     if expected is not None:
         differences = np.abs(found.image.astype(int) - expected.image)
         assert differences.max() <= 1
-        assert (differences > 0).sum() <= 8
+        assert (differences > 0).sum() <= 2
         assert found.warning == expected.warning
     return expected
 
@@ -72,6 +72,7 @@ def test_photographs(page, drawn, condition):
 def test_real_images_as_they_are_and_enlarged(page, real_images):
     for image in real_images[::1500]:
         assert assert_same(page, Image.fromarray(image)) is not None
+        assert_same(page, Image.fromarray(np.pad(image, ((0, 1), (0, 0)))))  # not square, so no frame itself
         assert_same(page, Image.fromarray(255 - image).resize((112, 112), Image.Resampling.BICUBIC))
 
 
@@ -106,9 +107,14 @@ def test_warnings_are_word_for_word(page):
     ImageDraw.Draw(cut).line([(100, 0), (100, 100)], fill=0, width=15)
     assert assert_same(page, cut).warning == RIM
     ruled = scribble((300, 240), rng)
-    for y in (60, 150):
+    for y in (2, 60, 150):
         ImageDraw.Draw(ruled).line([(0, y), (300, y + 3)], fill=120, width=3)
     assert assert_same(page, ruled).warning is None
+    bar = Image.new("L", (300, 300), 255)
+    for left in range(30, 210, 30):
+        ImageDraw.Draw(bar).rectangle([left, 150, left + 14, 170], fill=0)
+    ImageDraw.Draw(bar).rectangle([250, 50, 253, 250], fill=0)
+    assert assert_same(page, bar).warning == SEVERAL  # the bar is too long for writing
     sheet = handwriting.page(np.stack([np.asarray(scribble((28, 28), rng, 255, 0)) for _ in range(50)]), rng, dpi=60)
     assert assert_same(page, sheet.image).warning == SEVERAL
 
