@@ -187,10 +187,11 @@ def page(
     shadow: bool = False,
     colour: Sequence[int] = BLACK,
     noise: float = 4,
+    touching: float = 0,
 ) -> Written:
     """Five lines of ten glyphs (50, 28, 28) on paper of 148 × 105 mm, 8 mm high and in words of two to six.
 
-    `ruled` is no, lines or squares; `skew` in degrees.
+    `ruled` is no, lines or squares; `skew` in degrees; `touching` the share of neighbours in a word that touch.
     """
     pixels = dpi / MILLIMETRES
     height, width, side = round(105 * pixels), round(148 * pixels), round(8 * pixels)
@@ -205,6 +206,9 @@ def page(
                 before.add(column)
             drawn = reinked(glyphs[used], side)
             x, y = round(left), round(top + rng.uniform(-0.5, 0.5) * pixels)
+            if touching and column and column not in before and rng.random() < touching:
+                x = _against(ink[y : y + side], drawn, x)
+                left = x
             ink[y : y + side, x : x + side] = np.maximum(ink[y : y + side, x : x + side], drawn)
             rows, columns = (np.flatnonzero((drawn > 0.5).any(axis)) for axis in (1, 0))
             boxes.append((x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1))
@@ -217,6 +221,13 @@ def page(
     return Written(
         photographed(scene, rng, noise), lines, spaces, _turned(np.array(boxes, float), skew, width, height)
     )
+
+
+def _against(line: np.ndarray, drawn: np.ndarray, x: int) -> int:
+    """The first place from `x` to the left where what is drawn touches what stands in the line."""
+    side = drawn.shape[1]
+    strokes, there = drawn > 0.5, line > 0.5
+    return next((place for place in range(x, x - side, -1) if (there[:, place : place + side] & strokes).any()), x)
 
 
 def _skewed(scene: np.ndarray, degrees: float) -> np.ndarray:

@@ -41,6 +41,7 @@ PAGES: dict[str, dict[str, Any]] = {
     "squares": {"ruled": "squares", "colour": handwriting.BLUE},
     "noise": {"noise": 12},
     "skewed": {"skew": None},
+    "a third touches": {"touching": 1 / 3},
     "shadow": {"shadow": True, "colour": handwriting.RED},
     "lines, skewed, shadow, blue": {"ruled": "lines", "skew": None, "shadow": True, "colour": handwriting.BLUE},
 }

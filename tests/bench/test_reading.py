@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import ndimage
 
 import handwriting
 import reading
@@ -28,6 +29,19 @@ def test_photographs_are_the_same_for_the_same_seed_and_show_dark_ink(condition)
     np.testing.assert_array_equal(one, other)
     assert one.shape == (handwriting.HEIGHT, handwriting.WIDTH, 3)
     assert np.ptp(one.mean(2)) > 60
+
+
+def test_neighbours_touch_where_that_is_asked_for():
+    glyphs = np.zeros((50, 28, 28), np.uint8)
+    glyphs[:, 4:24, 10:18] = 255
+    counts = []
+    for touching in (0, 0.5, 1):
+        page = handwriting.page(glyphs, np.random.default_rng(0), noise=0, touching=touching)
+        counts.append(ndimage.label(np.asarray(page.image.convert("L")) < 128)[1])
+        assert len(page.boxes) == 50
+    assert counts[0] == 50
+    assert counts[0] > counts[1] > counts[2]
+    assert counts[2] == sum(len(before) + 1 for before in page.spaces)  # words
 
 
 @pytest.mark.parametrize("degrees", [0, 4])
