@@ -1,6 +1,7 @@
 """Decodes untrusted image files: any content gives a picture or an error, within seconds and below 1 GiB."""
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..core.errors import UserError
 from ..core.files import read_bytes, reason
+from .heic import MAGIC as HEIC
+from .heic import MissingPackageError, open_heic
 from .image_headers import FRAGMENTED, check_size, decoding_cost
 
 MAX_FILE_BYTES = 256 * 2**20
@@ -30,9 +33,12 @@ def image_errors(name: Path | str) -> Iterator[None]:
         try:
             yield
         except UnidentifiedImageError as error:
+            formats = ", ".join((*IMAGE_FORMATS, "HEIC"))
             raise UserError(
-                f"{name} is not an image of a known format ({', '.join(IMAGE_FORMATS)}); convert it or remove it."
+                f"{name} is not an image of a known format ({formats}); convert it or remove it."
             ) from error
+        except MissingPackageError as error:
+            raise UserError(f"{name} {error}.") from error
         # Pillow's decoders may raise anything on a broken file.
         except Exception as error:
             raise UserError(
@@ -51,7 +57,7 @@ def open_image(content: bytes) -> Image.Image:
     Raises whatever Pillow raises, and ValueError if the pixels' range is unknown or a limit is exceeded.
     """
     declared = decoding_cost(content)
-    with Image.open(_LimitedReads(content), formats=IMAGE_FORMATS) as opened:
+    with _open(content) as opened:
         check_size(*opened.size)
         if opened.width * opened.height > declared:
             raise ValueError("its headers declare different sizes")
@@ -61,6 +67,12 @@ def open_image(content: bytes) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
     return image
+
+
+def _open(content: bytes) -> Image.Image:
+    if re.match(HEIC, content, re.DOTALL):
+        return open_heic(content)
+    return Image.open(_LimitedReads(content), formats=IMAGE_FORMATS)
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:

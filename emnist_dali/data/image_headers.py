@@ -6,6 +6,8 @@ from collections.abc import Container, Iterator
 
 from PIL import UnidentifiedImageError
 
+from . import heic
+
 # Per file: 4 bytes per pixel, and up to four copies where transparency is flattened, make 0.8 GB.
 MAX_PIXELS = 50_000_000
 # Pixels per side: resizing a single row of 50 million takes 0.8 GB of coefficients. JPEG and GIF end here anyway.
@@ -233,4 +235,5 @@ _HEADERS = {
     rb"GIF8[79]a": _gif,
     rb"RIFF.{4}WEBPVP8[ XL]": _webp,
     rb"P[0-6fy]": _ppm,
+    heic.MAGIC: heic.read_header,
 }
