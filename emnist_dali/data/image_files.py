@@ -14,7 +14,7 @@ from ..core.errors import UserError
 from ..core.files import read_bytes, reason
 from .heic import MAGIC as HEIC
 from .heic import MissingPackageError, open_heic
-from .image_headers import FRAGMENTED, check_size, decoding_cost
+from .image_headers import FRAGMENTED, check_size, decoding_cost, reduction
 
 MAX_FILE_BYTES = 256 * 2**20
 # Pillow's other formats are rare and add attack surface: EPS starts Ghostscript, FITS has had bombs.
@@ -54,13 +54,22 @@ def read_image_file(path: Path) -> bytes:
 def open_image(content: bytes) -> Image.Image:
     """The picture in an image file, at most MAX_PIXELS, rotated as its EXIF says, with 8 bits per channel.
 
+    A JPEG with more pixels is decoded in grey at half its size, as `reduction` says.
     Raises whatever Pillow raises, and ValueError if the pixels' range is unknown or a limit is exceeded.
     """
-    declared = decoding_cost(content)
-    with _open(content) as opened:
-        check_size(*opened.size)
+    declared, reduced = decoding_cost(content), reduction(content)
+    with warnings.catch_warnings():
+        if reduced > 1:  # Pillow warns from 89 megapixels on
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        opened = _open(content)
+    with opened:
         if opened.width * opened.height > declared:
             raise ValueError("its headers declare different sizes")
+        if reduced > 1:
+            width, height = opened.width // reduced, opened.height // reduced
+            opened.draft("L", (width, height))  # which rounds up
+            opened = opened.crop((0, 0, width, height))
+        check_size(*opened.size)
         image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I"):
         return _from_16_bits(image)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..core.errors import UserError
 from ..data.image_files import image_errors, open_image, read_image_file
+from ..data.image_headers import reduction
 from ..runs.classifier import Classifier, load_classifier
 from ..weights import NAME as BUILTIN
 from .emnist_style import SIZE, flatten_to_grey, framed
@@ -93,10 +94,11 @@ def read_text(
     classifier = load_classifier(model) if isinstance(model, str | Path) else model
     allowed = to_allowed(classifier, allow, pattern, boxes)
     with image_errors(picture):
-        image = flatten_to_grey(open_image(read_image_file(Path(picture))))
+        content = read_image_file(Path(picture))
+        image, reduced = flatten_to_grey(open_image(content)), reduction(content)
     if boxes is None:
-        return restore(read_writing(find_writing(image), classifier, allowed), pattern)
-    found = find_boxes(image, boxes)
+        return restore(read_writing(find_writing(image, reduced), classifier, allowed), pattern)
+    found = find_boxes(image, boxes, reduced)
     if len(found) != boxes:
         shown = f"{len(found)} boxes, not {boxes}" if found else f"no row of {boxes} boxes"
         raise UserError(f"{picture} shows {shown}; choose another number, or read it as text.")
@@ -160,9 +162,9 @@ class Writing(NamedTuple):
     glyphs: np.ndarray
 
 
-def find_writing(image: Image.Image) -> Writing:
-    """The lines of a page, in mode L."""
-    page = find_page(image)
+def find_writing(image: Image.Image, reduction: int = 1) -> Writing:
+    """The lines of a page, in mode L; boxes are in pixels of the picture that was made so many times smaller."""
+    page = find_page(image, reduction)
     pieces = [] if page is None else pieces_of(page.ink)
     height = writing_height(pieces)
     lines = [Line(stacked(line), height) for line in find_lines(pieces, height)]
@@ -212,9 +214,12 @@ class Box(NamedTuple):
     glyph: np.ndarray | None
 
 
-def find_boxes(image: Image.Image, n: int) -> list[Box]:
-    """The boxes of a form in mode L, in reading order; not always `n`, for which a frame without lines is divided."""
-    page = find_page(image)
+def find_boxes(image: Image.Image, n: int, reduction: int = 1) -> list[Box]:
+    """The boxes of a form in mode L, in reading order; not always `n`, for which a frame without lines is divided.
+
+    `reduction` is as for `find_writing`.
+    """
+    page = find_page(image, reduction)
     cells = [] if page is None else find_cells(page, n)
     inks = [cell_ink(page, cell) for cell in cells]
     return [

@@ -154,6 +154,7 @@ LARGE.paste((255, 255, 255, 255), (2000, 2000, 3000, 3000))
 DECODED = {
     "transparent": saved(LARGE, "PNG", compress_level=1),
     "16 bits, interlaced": png(7000, 7000, 16, 0, interlaced=True),
+    "50 megapixels in scans": saved(LARGE.convert("CMYK").resize((8192, 6144)), "JPEG", progressive=True),
     "CMYK in scans": saved(LARGE.convert("CMYK"), "JPEG", progressive=True),
     "WEBP": saved(LARGE.convert("RGB"), "WEBP", method=0),
     "one strip": saved(LARGE.convert("RGB"), "TIFF", compression="tiff_lzw", tiffinfo={278: 7071}),
