@@ -20,7 +20,7 @@ from ..runs.file_names import FILES, is_run
 from ..weights import NAME as BUILTIN
 from .decoder import decode
 from .emnist_style import Glyph, flatten_to_grey
-from .reading import read_text, restricted, to_allowed
+from .reading import Reading, read_text, restricted, to_allowed
 
 MAX_SHOWN = 100  # pictures
 _COLUMNS = 5
@@ -106,15 +106,7 @@ def predict_text(
     readings, errors = _each(
         images, lambda path: read_text(path, classifier, allow=allow, pattern=pattern, boxes=boxes)
     )
-    answers = [
-        {
-            "path": str(path),
-            "model": classifier.name,
-            "text": reading.text,
-            "lines": [[asdict(character) for character in line] for line in reading.lines],
-        }
-        for path, reading in readings
-    ]
+    answers = [{"path": str(path), "model": classifier.name, **to_text_answer(reading)} for path, reading in readings]
     return answers, errors
 
 
@@ -169,6 +161,11 @@ def to_answer(probabilities: np.ndarray, classes: Sequence[str], top: int) -> di
         for i in np.argsort(-probabilities, kind="stable")[:top]
     ]
     return {**likeliest[0], "top": likeliest}
+
+
+def to_text_answer(reading: Reading) -> dict[str, Any]:
+    """The `text` of a picture with several characters, and its `lines` as for `predict_text`."""
+    return {"text": reading.text, "lines": [[asdict(character) for character in line] for line in reading.lines]}
 
 
 def format_table(answers: Sequence[dict[str, Any]]) -> str:

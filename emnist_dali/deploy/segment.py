@@ -52,14 +52,14 @@ class Page:
     size: tuple[int, int]  # of the picture in `scale`, width and height, before it was turned
     picture: tuple[int, int]  # width and height in pixels of the picture
 
-    def in_picture(self, left: float, top: float, right: float, bottom: float) -> tuple[int, int, int, int]:
-        """The box (left, top, right, bottom) in pixels of the picture that holds a box of the page."""
+    def in_picture(self, places: np.ndarray) -> np.ndarray:
+        """The boxes in pixels of the picture that hold those of the page, both (n, 4): left, top, right, bottom."""
         height, width = self.ink.shape
-        x, y = np.array([left, right, left, right]) - width / 2, np.array([top, top, bottom, bottom]) - height / 2
+        x, y = places[:, [0, 2, 0, 2]] - width / 2, places[:, [1, 1, 3, 3]] - height / 2
         cos, sin = np.cos(np.radians(self.degrees)), np.sin(np.radians(self.degrees))
         across, down = x * cos - y * sin + self.size[0] / 2, x * sin + y * cos + self.size[1] / 2
-        corners = np.array([across.min(), down.min(), across.max(), down.max()]) / self.scale
-        return tuple(np.clip(corners.round(), 0, np.tile(self.picture, 2)).astype(int).tolist())
+        corners = np.stack([across.min(1), down.min(1), across.max(1), down.max(1)], 1) / self.scale
+        return np.clip(corners.round(), 0, np.tile(self.picture, 2)).astype(np.int32)
 
 
 def find_page(grey: Image.Image, reduction: int = 1) -> Page | None:
