@@ -17,9 +17,14 @@ PAPER = (226, 223, 214)
 
 
 def reinked(glyph: np.ndarray, side: int, threshold: float = 0.45) -> np.ndarray:
-    """(28, 28) uint8 → (side, side) float from 0 (paper) to 1 (ink); a higher threshold makes thinner strokes."""
+    """(28, 28) or larger, uint8 → (side, side) float from 0 (paper) to 1 (ink).
+
+    A higher threshold makes thinner strokes.
+    """
     enlarged = np.asarray(Image.fromarray(glyph).resize((side, side), Image.Resampling.BICUBIC), np.float32) / 255
-    softness = 0.5 * 28 / side  # of the edge: about a pixel, where EMNIST's grey rises by a half in one of its pixels
+    softness = (
+        0.5 * len(glyph) / side
+    )  # of the edge: about a pixel, where EMNIST's grey rises by a half in one of its pixels
     return np.clip((enlarged - threshold) / softness + 0.5, 0, 1)
 
 

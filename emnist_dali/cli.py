@@ -310,6 +310,18 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
     "--pattern",
     help="What each line is: 9 for a digit, A for a letter, * for any character, and others as they are: 99-99-9999.",
 )
+@click.option(
+    "--coverage",
+    type=click.FloatRange(0.9, 0.999),
+    metavar="SHARE",
+    help="Instead of the --top predictions, the smallest set that holds the true one in 0.9 to 0.999 of images.",
+)
+@click.option(
+    "--min-probability",
+    type=click.FloatRange(0, 1),
+    metavar="P",
+    help="Refuse, with a question mark, what is less probable or looks like no character.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per image.")
 @click.option("--show", type=_FILE, help="PNG file to write: each image, what the model saw of it, its predictions.")
 def predict(
@@ -319,6 +331,8 @@ def predict(
     boxes: int | None,
     allow: str | None,
     pattern: str | None,
+    coverage: float | None,
+    min_probability: float | None,
     as_json: bool,
     show: Path | None,
 ) -> None:
@@ -336,15 +350,16 @@ def predict(
     from .deploy.predict import format_table, format_texts, model_and_images, predict, predict_text
 
     several = text or boxes is not None or pattern is not None
-    if several and show:
-        raise click.UsageError("--show draws images of one character; leave out --text, --boxes and --pattern.")
+    of_one = {"--show": show, "--coverage": coverage, "--min-probability": min_probability}
+    if several and (given := [option for option, value in of_one.items() if value is not None]):
+        raise click.UsageError(f"{given[0]} is for images of one character; leave out --text, --boxes and --pattern.")
     model, pictures = model_and_images(images)
     if pictures == images:
         click.echo(f"Reading with {model}, the model in the package.", err=True)
     if several:
         answers, errors = predict_text(model, pictures, allow, pattern, boxes)
     else:
-        answers, errors = predict(model, pictures, top, show, allow)
+        answers, errors = predict(model, pictures, top, show, allow, coverage, min_probability)
     formatted = format_texts if several else format_table
     _print(json.dumps(answers) if as_json else formatted(answers))
     for answer in answers:

@@ -4,7 +4,6 @@ import glob
 import io
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from ..data.sources import IGNORED
 from ..runs.classifier import Classifier, load_classifier
 from ..runs.file_names import FILES, is_run
 from ..weights import NAME as BUILTIN
+from .answers import Question, check_question, to_answer, to_text_answer
 from .decoder import decode
 from .emnist_style import Glyph, flatten_to_grey
-from .reading import Reading, read_text, restricted, to_allowed
+from .reading import read_text, to_allowed
 
 MAX_SHOWN = 100  # pictures
 _COLUMNS = 5
@@ -59,33 +59,33 @@ def _is_run(argument: str) -> bool:
 
 
 def predict(
-    model: str | Path, images: Sequence[str], top: int, show: Path | None, allow: str | None = None
+    model: str | Path,
+    images: Sequence[str],
+    top: int,
+    show: Path | None,
+    allow: str | None = None,
+    coverage: float | None = None,
+    min_probability: float | None = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The answers for `images`, and an error message for each that could not be read.
 
-    `images` are files, folders (whose files are read, except hidden ones) and glob patterns. An answer has `path`,
-    `model`, the model's name, `character`, `probability` and `top`, the `top` most likely characters with their
-    probabilities, in that order; all among those that `allow` names, as for `reading.read_text`. Its `warning` says
-    why the picture may be misread, or is None.
-    The first MAX_SHOWN pictures are drawn into the PNG `show`. Raises UserError if `model` cannot be loaded, or if
-    `show` cannot be written or exists and is not from emnist-dali.
+    `images` are files, folders (whose files are read, except hidden ones) and glob patterns. An answer has `path` and
+    what `answers.to_answer` gives, of the characters that `allow` names, as for `reading.read_text`. The first
+    MAX_SHOWN pictures are drawn into the PNG `show`. Raises UserError if `model` cannot be loaded or has no sets of
+    that `coverage`, or if `show` cannot be written or exists and is not from emnist-dali.
     """
     if show:
         check_output(show)
     classifier = load_classifier(model)
     allowed = to_allowed(classifier, allow).anywhere if allow is not None else None
+    question = Question(top, allowed, coverage, min_probability)
+    check_question(question, classifier)
     glyphs, errors = _each(images, lambda path: _read(path, classifier))
     if not glyphs:
         return [], errors
     images = np.stack([glyph.image for _, glyph in glyphs])
-    shown = top if allowed is None else min(top, int(allowed.sum()))
     answers = [
-        {
-            "path": str(path),
-            "model": classifier.name,
-            **to_answer(restricted(row, allowed), classifier.classes, shown),
-            "warning": glyph.warning,
-        }
+        {"path": str(path), **to_answer(row, classifier, question, glyph.warning)}
         for (path, glyph), row in zip(glyphs, classifier.probabilities(images), strict=True)
     ]
     if show:
@@ -154,24 +154,14 @@ def _read(path: Path, classifier: Classifier) -> Glyph:
     return decode(content, classifier.shape, classifier.converted, path)
 
 
-def to_answer(probabilities: np.ndarray, classes: Sequence[str], top: int) -> dict[str, Any]:
-    """(classes,) probabilities of one image → its `character` and `probability`, and the `top` most likely ones."""
-    likeliest = [
-        {"character": classes[i], "probability": float(probabilities[i])}
-        for i in np.argsort(-probabilities, kind="stable")[:top]
-    ]
-    return {**likeliest[0], "top": likeliest}
-
-
-def to_text_answer(reading: Reading) -> dict[str, Any]:
-    """The `text` of a picture with several characters, and its `lines` as for `predict_text`."""
-    return {"text": reading.text, "lines": [[asdict(character) for character in line] for line in reading.lines]}
-
-
 def format_table(answers: Sequence[dict[str, Any]]) -> str:
-    """One line per answer: its path and its most likely characters."""
+    """One line per answer: its path, a question mark if it is refused, and its set or its most likely characters."""
     width = max((len(answer["path"]) for answer in answers), default=0)
-    return "\n".join(f"{answer['path']:{width}}  {_format_top(answer['top'])}" for answer in answers)
+    return "\n".join(
+        f"{answer['path']:{width}}  {'?   ' if answer['character'] is None else ''}"
+        f"{_format_likely(answer.get('set', answer['top']))}"
+        for answer in answers
+    )
 
 
 def format_texts(answers: Sequence[dict[str, Any]]) -> str:
@@ -181,8 +171,8 @@ def format_texts(answers: Sequence[dict[str, Any]]) -> str:
     return "\n".join(f"{answer['path']}:\n{answer['text']}\n" for answer in answers).rstrip("\n")
 
 
-def _format_top(top: Sequence[dict[str, Any]]) -> str:
-    return "   ".join(f"{item['character']} {100 * item['probability']:5.1f} %" for item in top)
+def _format_likely(likely: Sequence[dict[str, Any]]) -> str:
+    return "   ".join(f"{item['character']} {100 * item['probability']:5.1f} %" for item in likely)
 
 
 def _draw(file: Path, answers: Sequence[dict[str, Any]], glyphs: Sequence[np.ndarray]) -> None:
@@ -205,7 +195,7 @@ def _draw(file: Path, answers: Sequence[dict[str, Any]], glyphs: Sequence[np.nda
             axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_color("0.8")
-        headline = f"{_shorten(answer['character'], 18)}   {100 * answer['probability']:.1f} %"
+        headline = f"{_shorten(answer['character'] or '?', 18)}   {100 * answer['probability']:.1f} %"
         for height, size, text in ((0.88, 13, headline), (0.76, 8, _shorten(path.name, 40))):
             position = (x + 0.04 / columns, y + height / rows)
             figure.text(*position, text, fontsize=size, va="center", parse_math=False)

@@ -25,11 +25,11 @@ from ..core.errors import UserError
 from ..core.progress import say
 from ..reports.html import png
 from ..runs.classifier import Classifier, load_classifier
+from .answers import to_answer, to_text_answer
 from .decoder import BusyError, Decoder
 from .emnist_style import Glyph
-from .predict import to_answer, to_text_answer
 from .query import Query, parse_query
-from .reading import Form, Writing, read, restricted
+from .reading import Form, Writing, read
 
 if TYPE_CHECKING:
     import flask
@@ -223,9 +223,9 @@ def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] 
     """The page and the API on the IP address `host`, for this server's own pages and those of the sites `origins`.
 
     GET / is the page, GET /classes the `model` and its `classes` in label order, and GET /healthz is answered even
-    while requests are refused. POST /predict takes a picture and returns the `model`, `to_answer` and the `warning`,
-    with ?seen=1 also `seen`, the model's input as a data: URL; for several pictures, a list of such answers. With
-    ?text=1, ?boxes= or ?pattern= it reads several characters and returns the `model` and `to_text_answer`.
+    while requests are refused. POST /predict takes a picture and returns `to_answer`, with ?seen=1 also `seen`, the
+    model's input as a data: URL; with ?text=1, ?boxes= or ?pattern= the `model` and `to_text_answer`; for several
+    pictures, a list of such answers. `query.parse_query` reads the parameters.
 
     Errors are {"error": one sentence}: 400 for invalid images, 413 above MAX_BODY, 403 for other sites, 503 with
     Retry-After if too many requests or pictures are waiting. A picture among several has its error in the list.
@@ -307,12 +307,10 @@ def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] 
     def classify(glyphs: Sequence[Glyph], asked: Query) -> list[dict[str, Any]]:
         if not glyphs:
             return []
-        allowed, answers = asked.allowed.anywhere, []
-        top = asked.top if allowed is None else min(asked.top, int(allowed.sum()))
+        answers = []
         for glyph, row in zip(glyphs, model.probabilities(np.stack([glyph.image for glyph in glyphs])), strict=True):
-            likeliest = to_answer(restricted(row, allowed), classifier.classes, top)
             seen = {"seen": png(glyph.image)} if asked.seen else {}
-            answers.append({"model": classifier.name, **likeliest, "warning": glyph.warning, **seen})
+            answers.append({**to_answer(row, classifier, asked.question, glyph.warning), **seen})
         return answers
 
     def read_all(found: Sequence[Writing | Form], asked: Query) -> list[dict[str, Any]]:

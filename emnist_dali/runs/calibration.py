@@ -1,11 +1,13 @@
 """Probabilities that mean what they say: two numbers, fitted on images that were held out."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from .prediction_sets import fit_thresholds
 from .predictions import Predictions
+from .typicality import fit_typicality
 
 # Of the scale and the exponent, for runs that hold out few images, or easy ones. `cpu` on Balanced takes 0.8 to 1.0
 # and 1.3 to 1.4; with an exponent below 1, nearly equal classes would be far apart.
@@ -74,3 +76,20 @@ def fit_calibration(predictions: Predictions, *, even: bool) -> Calibration:
 
     found = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=np.log(BOUNDS))
     return Calibration(*np.exp(found.x).tolist())
+
+
+def to_metadata(predictions: Predictions, *, even: bool) -> dict[str, Any]:
+    """What uncalibrated validation predictions tell about later answers, for the metadata of the weights.
+
+    `calibration`, as `fit_calibration`; and of the probabilities that it gives `thresholds`, as
+    `prediction_sets.fit_thresholds`, and `typicality`, unless there are too few images for that.
+    """
+    calibration = fit_calibration(predictions, even=even)
+    logarithms = predictions.probabilities.double().clamp_min(torch.finfo(torch.float32).tiny).log()
+    probabilities = calibration(logarithms).numpy()
+    typicality = fit_typicality(probabilities)
+    return {
+        "calibration": calibration,
+        "thresholds": fit_thresholds(probabilities, predictions.labels.numpy()),
+        **({"typicality": typicality.to_json()} if typicality else {}),
+    }

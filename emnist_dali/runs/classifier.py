@@ -8,6 +8,7 @@ import numpy as np
 from ..weights import NAME as BUILTIN
 from ..weights import located
 from .onnx_classifier import OnnxClassifier
+from .typicality import Typicality
 
 
 class Classifier(Protocol):
@@ -17,6 +18,9 @@ class Classifier(Protocol):
     classes: tuple[str, ...]  # in label order
     shape: tuple[int, int]  # (H, W) of the images
     converted: bool  # whether it takes images in EMNIST's style, not resized images of the user's own
+    # Of validation images: None for a model that held out none, or too few.
+    thresholds: list[float] | None  # as `prediction_sets.fit_thresholds` returns them
+    typicality: Typicality | None
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """(N, H, W) uint8, upright and, if `converted`, light on dark → (N, classes) float32."""

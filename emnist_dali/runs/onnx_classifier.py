@@ -12,6 +12,8 @@ from ..core.files import is_plain, parse_json, read_bytes, reason
 from ..data.idx import MAX_SIDE
 from ..data.sources import MAX_CLASSES
 from .onnx_checks import MAX_BYTES, check_bytes, check_digest, check_graph
+from .prediction_sets import is_thresholds
+from .typicality import Typicality, is_typicality
 
 if TYPE_CHECKING:
     import onnx
@@ -80,6 +82,11 @@ class OnnxClassifier:
                 raise ValueError("its shape is not a height and a width")
             if not isinstance(converted, bool):
                 raise ValueError("its `converted` is not a boolean")
+            thresholds, typicality = (parse_json(about.get(key, "null")) for key in ("thresholds", "typicality"))
+            if thresholds is not None and not is_thresholds(thresholds):
+                raise ValueError("its thresholds are invalid")
+            if typicality is not None and not is_typicality(typicality, len(classes)):
+                raise ValueError("its typicality is invalid")
             check_graph(model, shape, len(classes))
         except KeyError as error:
             raise UserError(
@@ -93,6 +100,8 @@ class OnnxClassifier:
         self.classes: tuple[str, ...] = tuple(classes)
         self.shape: tuple[int, int] = (shape[0], shape[1])
         self.converted: bool = converted
+        self.thresholds: list[float] | None = thresholds
+        self.typicality: Typicality | None = Typicality.from_json(typicality) if typicality else None
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """(N, H, W) uint8 → (N, classes) float32.

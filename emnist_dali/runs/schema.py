@@ -15,6 +15,8 @@ from ..data.idx import MAX_SIDE
 from ..data.manifest import MAX_SAMPLES
 from ..data.sources import MAX_CLASSES
 from ..data.stats import Stats
+from .prediction_sets import is_thresholds
+from .typicality import is_typicality
 
 Check = Callable[[Any], bool]
 Fields = Mapping[str, Check]
@@ -154,7 +156,7 @@ ABOUT: Fields = {
     "model": is_plain, "classes": _is_classes, "stats": _is_stats, "image_size": _integer(1, MAX_SIDE),
     "data": is_plain, "shape": _list_of(_integer(1, MAX_SIDE), 2, 2), "converted": _is_bool, "fingerprint": is_plain,
     "epochs_done": _POSITIVE, "step": _COUNT, "loss": _NUMBER, "lr": _NONNEGATIVE,
-    "calibration": _list_of(_number(0.1, 10), 2, 2),
+    "calibration": _list_of(_number(0.1, 10), 2, 2), "thresholds": is_thresholds, "typicality": _is_dict,
 }  # fmt: skip
 
 
@@ -342,6 +344,8 @@ def check_about(about: Any) -> None:
     """
     if error := _find_error(about, {name: ABOUT[name] for name in ("classes", "stats")}, ABOUT):
         raise ValueError(error)
+    if "typicality" in about and not is_typicality(about["typicality"], len(about["classes"])):
+        raise ValueError("its typicality is invalid")
 
 
 def check_state(state: Any) -> None:

@@ -18,6 +18,7 @@ from ..runtime import autocast, resolve, with_local_device
 from .calibration import Calibration
 from .checkpoint import load_weights
 from .folder import RunFolder
+from .typicality import Typicality
 
 _BATCH = 256
 
@@ -44,6 +45,9 @@ class TrainedClassifier:
         self.converted: bool = self.about.get("converted", True)
         self.stats = Stats(*self.about["stats"])
         self.calibration = Calibration(*self.about.get("calibration", ()))
+        self.thresholds: list[float] | None = self.about.get("thresholds")
+        fitted = self.about.get("typicality")
+        self.typicality: Typicality | None = Typicality.from_json(fitted) if fitted else None
         self.model = build_model(replace(self.config.model, pretrained=False, weights=None), len(self.classes))
         try:
             self.model.load_state_dict(weights)

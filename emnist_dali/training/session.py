@@ -20,7 +20,7 @@ from ..core.signals import Interrupt, Stop
 from ..evaluation.evaluate import predict_run, summary
 from ..evaluation.inference import predict
 from ..evaluation.metrics import score
-from ..runs.calibration import fit_calibration
+from ..runs.calibration import to_metadata
 from ..runs.checkpoint import save_weights
 from ..runs.folder import RunFolder, check_can_create
 from ..runs.predictions import Predictions
@@ -248,7 +248,7 @@ class Session:
         self._saved = monotonic()
 
     def _save_best(self, entry: dict[str, Any], predictions: Predictions | None) -> None:
-        """With a calibration if there were validation images."""
+        """With what validation images say about the answers, if there were any."""
         if not distributed.is_main():
             return
         manifest = self.training.shards.manifest
@@ -267,7 +267,7 @@ class Session:
             # Class weights are between: they make rare classes count more, not as much as others.
             training = self.config.training
             even = bool(training.logit_adjustment or training.balanced_sampling)
-            about["calibration"] = fit_calibration(predictions, even=even)
+            about |= to_metadata(predictions, even=even)
         save_weights(self.run.best, self.trainer.trained, about)
 
     def state(self) -> dict[str, Any]:

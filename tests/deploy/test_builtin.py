@@ -22,13 +22,16 @@ from emnist_dali.models.build import build_model
 from emnist_dali.runs.checkpoint import load_weights
 from emnist_dali.runs.classifier import load_classifier
 from emnist_dali.runs.folder import RunFolder
+from emnist_dali.runs.prediction_sets import threshold
 from emnist_dali.runs.trained_classifier import TrainedClassifier
+from emnist_dali.runs.typicality import UNTYPICAL
 from emnist_dali.weights import FILE, FOLDER
 
 from ..conftest import REAL
 from .test_emnist_style import picture_of
 
 CHARACTERS = "2345678ABEGHRT"
+real = pytest.mark.skipif(not (REAL / "balanced").is_dir(), reason=f"{REAL} is missing")
 
 
 @pytest.fixture
@@ -112,7 +115,7 @@ def test_training_starts_from_it():
     assert other["stem.0.weight"].equal(shipped["stem.0.weight"])
 
 
-@pytest.mark.skipif(not (REAL / "balanced").is_dir(), reason=f"{REAL} is missing")
+@real
 def test_it_is_as_accurate_as_its_card_says(tmp_path):
     """On RESULTS.md's Balanced test, in single precision, with probabilities that mean what they say."""
     source = load_source("balanced", str(REAL / "balanced"), tmp_path)
@@ -122,6 +125,31 @@ def test_it_is_as_accurate_as_its_card_says(tmp_path):
     assert test["accuracy"] > 0.902
     assert test["calibration_error"] < 0.012
     assert f"{test['accuracy']:.4f}" in (FOLDER / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def answers_to_the_test(tmp_path_factory):
+    """Probabilities for each test image, and its label."""
+    source = load_source("balanced", str(REAL / "balanced"), tmp_path_factory.mktemp("source"))
+    images, labels = source.parts["test"].images, source.parts["test"].labels
+    return load_classifier().probabilities(images), labels
+
+
+@real
+def test_its_sets_hold_the_true_character_as_often_as_they_say(answers_to_the_test):
+    probabilities, labels = answers_to_the_test
+    for coverage in (0.9, 0.95, 0.99):
+        chosen = probabilities >= threshold(load_classifier().thresholds, coverage)
+        chosen[np.arange(len(labels)), probabilities.argmax(1)] = True  # no set is empty
+        assert coverage - 0.005 < chosen[np.arange(len(labels)), labels].mean() < coverage + 0.02
+        assert chosen.sum(1).mean() < 2
+
+
+@real
+def test_test_images_are_as_typical_as_those_that_were_held_out(answers_to_the_test):
+    typicality = load_classifier().typicality(answers_to_the_test[0])
+    assert (typicality < UNTYPICAL).mean() < 0.02
+    assert 0.45 < (typicality < 0.5).mean() < 0.55
 
 
 def test_it_holds_nothing_of_the_machine_that_trained_it():

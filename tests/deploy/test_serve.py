@@ -190,6 +190,13 @@ def test_top_sets_the_number_of_answers(client, pictures, asked, given):
     assert sorted(top, key=lambda each: -each["probability"]) == top
 
 
+def test_a_set_and_a_refusal_are_asked_for(client, pictures):
+    answer = client.post("/predict?coverage=0.999&min_probability=1", data=pictures[0]).json
+    assert answer["character"] is None
+    assert answer["set"][: len(answer["top"])] == answer["top"][: len(answer["set"])]
+    assert "set" not in client.post("/predict", data=pictures[0]).json
+
+
 def test_concurrent_requests_get_their_own_answers(client, pictures):
     def ask(picture):
         return client.application.test_client().post("/predict?seen=1", data=picture).json
@@ -222,6 +229,10 @@ WRONG = {
     "a form without the file": {"data": {"picture": (io.BytesIO(b"x"), "a.png")}},
     "no number": {"query_string": {"top": "many"}},
     "no answers": {"query_string": {"top": "0"}},
+    "no coverage": {"query_string": {"coverage": "much"}},
+    "a coverage without sets": {"query_string": {"coverage": "0.5"}},
+    "a probability above 1": {"query_string": {"min_probability": "80"}},
+    "a probability that is none": {"query_string": {"min_probability": "nan"}},
     "neither seen nor unseen": {"query_string": {"seen": "yes"}},
 }
 
@@ -507,6 +518,7 @@ class _WordClassifier:
     classes = ("<img src=x onerror=alert(1)>", "a dog" * 40, "{{ 7 * 7 }}")
     shape = (32, 32)
     converted = False
+    thresholds = typicality = None
 
     def probabilities(self, images):
         assert images.shape[1:] == self.shape

@@ -108,6 +108,8 @@ def test_candidates_pass_through_the_model_in_batches(client, classifier, monkey
         {"boxes": str(MAX_BOXES + 1)},
         {"boxes": "many"},
         {"text": 1, "seen": 1},
+        {"boxes": 6, "coverage": "0.95"},
+        {"pattern": "99", "min_probability": "0"},
         {"text": 1, "allow": ""},
         {"allow": "ß"},
         {"pattern": "--"},
