@@ -69,6 +69,7 @@ def model_card(
         licence=licence,
         initialized_from=_initialized_from(config.model),
         calibrated=trained.calibration != UNCALIBRATED,
+        has_typicality=trained.typicality is not None,
         classes=trained.classes,
         classes_json=json.dumps(trained.classes, ensure_ascii=False),
         parameters=sum(weight.numel() for weight in trained.model.parameters()),
