@@ -232,9 +232,9 @@ def read_forms(glyphs: Glyphs, options: dict[str, Any], n: int, seed: int) -> di
         images, labels = glyphs.draw(FORM_BOXES, rng, "0123456789")
         singles += int((glyphs.classifier.probabilities(images)[:, digits.anywhere].argmax(1) == labels).sum())
         picture = handwriting.form(images, rng, **_skewed(options, rng))
-        boxes, correct = find_boxes(picture.convert("L"), FORM_BOXES), 0
-        if len(boxes) == FORM_BOXES:
-            (line,) = read_boxes(boxes, glyphs.classifier, digits).lines
+        form, correct = find_boxes(picture.convert("L"), FORM_BOXES), 0
+        if len(form.boxes) == FORM_BOXES:
+            (line,) = read_boxes(form, glyphs.classifier, digits).lines
             correct = sum(c.character == classes[label] for c, label in zip(line, labels, strict=True))
         right, rows = right + correct, rows + (correct == FORM_BOXES)
     total = n * FORM_BOXES

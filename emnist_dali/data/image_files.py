@@ -1,6 +1,7 @@
 """Decodes untrusted image files: any content gives a picture or an error, within seconds and below 1 GiB."""
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..core.errors import UserError
 from ..core.files import read_bytes, reason
-from .image_headers import FRAGMENTED, check_size, decoding_cost
+from .heic import MAGIC as HEIC
+from .heic import MissingPackageError, open_heic
+from .image_headers import FRAGMENTED, check_size, decoding_cost, reduction
 
 MAX_FILE_BYTES = 256 * 2**20
 # Pillow's other formats are rare and add attack surface: EPS starts Ghostscript, FITS has had bombs.
@@ -30,9 +33,12 @@ def image_errors(name: Path | str) -> Iterator[None]:
         try:
             yield
         except UnidentifiedImageError as error:
+            formats = ", ".join((*IMAGE_FORMATS, "HEIC"))
             raise UserError(
-                f"{name} is not an image of a known format ({', '.join(IMAGE_FORMATS)}); convert it or remove it."
+                f"{name} is not an image of a known format ({formats}); convert it or remove it."
             ) from error
+        except MissingPackageError as error:
+            raise UserError(f"{name} {error}.") from error
         # Pillow's decoders may raise anything on a broken file.
         except Exception as error:
             raise UserError(
@@ -48,19 +54,34 @@ def read_image_file(path: Path) -> bytes:
 def open_image(content: bytes) -> Image.Image:
     """The picture in an image file, at most MAX_PIXELS, rotated as its EXIF says, with 8 bits per channel.
 
+    A JPEG with more pixels is decoded in grey at half its size, as `reduction` says.
     Raises whatever Pillow raises, and ValueError if the pixels' range is unknown or a limit is exceeded.
     """
-    declared = decoding_cost(content)
-    with Image.open(_LimitedReads(content), formats=IMAGE_FORMATS) as opened:
-        check_size(*opened.size)
+    declared, reduced = decoding_cost(content), reduction(content)
+    with warnings.catch_warnings():
+        if reduced > 1:  # Pillow warns from 89 megapixels on
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        opened = _open(content)
+    with opened:
         if opened.width * opened.height > declared:
             raise ValueError("its headers declare different sizes")
+        if reduced > 1:
+            width, height = opened.width // reduced, opened.height // reduced
+            opened.draft("L", (width, height))  # which rounds up
+            opened = opened.crop((0, 0, width, height))
+        check_size(*opened.size)
         image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I"):
         return _from_16_bits(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
     return image
+
+
+def _open(content: bytes) -> Image.Image:
+    if re.match(HEIC, content, re.DOTALL):
+        return open_heic(content)
+    return Image.open(_LimitedReads(content), formats=IMAGE_FORMATS)
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:

@@ -3,17 +3,24 @@
 import re
 import struct
 from collections.abc import Container, Iterator
+from operator import mul
 
 from PIL import UnidentifiedImageError
 
+from . import heic
+
 # Per file: 4 bytes per pixel, and up to four copies where transparency is flattened, make 0.8 GB.
 MAX_PIXELS = 50_000_000
+# Of a JPEG, which is decoded at half its size if it has more than MAX_PIXELS. Phones write up to 108 megapixels.
+MAX_JPEG_PIXELS = 110_000_000
 # Pixels per side: resizing a single row of 50 million takes 0.8 GB of coefficients. JPEG and GIF end here anyway.
 MAX_SIDE = 65_535
 
 # A progressive JPEG has 10 scans, of up to 10 ns per pixel each; some files have thousands.
 MAX_SCANS = 100
 MAX_SCANNED_PIXELS = 20 * MAX_PIXELS
+# Bytes: until the last of several scans, libjpeg holds 2 for each pixel and colour, whatever size it decodes to.
+MAX_COEFFICIENTS = 600_000_000
 MAX_SEGMENTS = 1000  # of a JPEG, up to 64 KiB each, or of a WEBP
 # Bytes: Pillow creates an object of 0.5 kB for each number in it.
 MAX_EXIF = 2**20
@@ -28,6 +35,7 @@ MAX_COMMENTS = 1000  # of a plain-text PPM; each makes Pillow copy 1 MiB
 MAX_SLOW = 4_000_000
 _SLOW = 50  # how many times as long such a value takes
 
+_JPEG = rb"\xff\xd8\xff"
 FRAGMENTED = "it consists of too many small pieces"
 # Of a JPEG segment; within a scan, 00 or D0 to D7 follows each FF.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -43,26 +51,34 @@ def decoding_cost(content: bytes) -> int:
 
     Raises UnidentifiedImageError if it is of none of these formats, and ValueError if it exceeds a limit above.
     """
+    width, height, factor = _read_header(content)
+    check_size(width, height, MAX_JPEG_PIXELS if re.match(_JPEG, content) else MAX_PIXELS)
+    if factor >= _SLOW and width * height * factor > MAX_SLOW * _SLOW:
+        raise ValueError(f"its {width:,} × {height:,} pixels are too many for an encoding that decodes slowly")
+    return width * height * factor
+
+
+def reduction(content: bytes) -> int:
+    """How many pixels of the picture, in either direction, become one when it is decoded."""
+    width, height, _ = _read_header(content)
+    return 2 if width * height > MAX_PIXELS else 1
+
+
+def _read_header(content: bytes) -> tuple[int, int, int]:
     for magic, read_header in _HEADERS.items():
         if re.match(magic, content, re.DOTALL):
             try:
-                width, height, factor = read_header(content)
+                return read_header(content)
             except (struct.error, IndexError) as error:
                 raise ValueError("its header is truncated") from error
-            check_size(width, height)
-            if factor >= _SLOW and width * height * factor > MAX_SLOW * _SLOW:
-                raise ValueError(
-                    f"its {width:,} × {height:,} pixels are too many for an encoding that decodes slowly"
-                )
-            return width * height * factor
     raise UnidentifiedImageError
 
 
-def check_size(width: int, height: int) -> None:
-    """Raises ValueError for more than MAX_PIXELS, or more than MAX_SIDE per side."""
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+def check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
+    """Raises ValueError for more than `most` pixels, or more than MAX_SIDE per side."""
+    if width * height > most or max(width, height) > MAX_SIDE:
         raise ValueError(
-            f"its {width:,} × {height:,} pixels are more than {MAX_PIXELS:,}, or more than {MAX_SIDE:,} per side"
+            f"its {width:,} × {height:,} pixels are more than {most:,}, or more than {MAX_SIDE:,} per side"
         )
 
 
@@ -93,6 +109,7 @@ def _png(content: bytes) -> tuple[int, int, int]:
 def _jpeg(content: bytes) -> tuple[int, int, int]:
     width = height = segments = scans = exif = 0
     at = 2
+    samples, buffered = b"", False
     while match := _MARKER.search(content, at):
         marker, at = match[0][1], match.end()
         if marker == 0xD9 and scans:  # end of the image; more images or a video may follow
@@ -107,16 +124,26 @@ def _jpeg(content: bytes) -> tuple[int, int, int]:
         (length,) = struct.unpack_from(">H", content, at)
         if marker == 0xDA:
             scans += 1
+            buffered |= content[at + 2] < len(samples)
         elif marker == 0xE1 and content.startswith(b"Exif\0\0", at + 2):
             exif += length
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xCC):
             height, width = map(max, (height, width), struct.unpack_from(">HH", content, at + 3))
+            samples, buffered = content[at + 9 : at + length : 3], marker in (0xC2, 0xC6, 0xCA, 0xCE)
         if scans > MAX_SCANS or width * height * scans > MAX_SCANNED_PIXELS:
             raise ValueError(f"it has at least {scans} scans of {width:,} × {height:,} pixels")
+        if buffered and 2 * width * height * _samples_per_pixel(samples) > MAX_COEFFICIENTS:
+            raise ValueError(f"its {width:,} × {height:,} pixels in several scans take too much memory")
         if exif > MAX_EXIF:
             raise ValueError(f"its EXIF data exceed {MAX_EXIF:,} bytes")
         at += max(length, 2)
     return width, height, max(1, scans // 10)
+
+
+def _samples_per_pixel(sampling: bytes) -> float:
+    """From each colour's horizontal and vertical sampling, 4 bits each."""
+    across, down = [one >> 4 for one in sampling], [one & 15 for one in sampling]
+    return sum(map(mul, across, down)) / max(1, max(across, default=0) * max(down, default=0))
 
 
 def _gif(content: bytes) -> tuple[int, int, int]:
@@ -227,10 +254,11 @@ def _tiff_tags(content: bytes, tags: Container[int]) -> Iterator[tuple[int, int]
 # Magic bytes, as Pillow tests them.
 _HEADERS = {
     rb"\x89PNG\r\n\x1a\n": _png,
-    rb"\xff\xd8\xff": _jpeg,
+    _JPEG: _jpeg,
     rb"BM": _bmp,
     rb"MM\x00[*+]|MM\*\x00|II[*+]\x00|II\x00\*": _tiff,
     rb"GIF8[79]a": _gif,
     rb"RIFF.{4}WEBPVP8[ XL]": _webp,
     rb"P[0-6fy]": _ppm,
+    heic.MAGIC: heic.read_header,
 }

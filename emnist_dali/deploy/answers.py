@@ -1,6 +1,6 @@
-"""What is answered about an image of one character: the likely ones, and how far they can be trusted."""
+"""What is answered: about an image of one character the likely ones, and how far they can be trusted; or a text."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from ..runs.classifier import Classifier
 from ..runs.prediction_sets import prediction_set, threshold
 from ..runs.typicality import UNTYPICAL, WARNING
-from .reading import restricted
+from .reading import Reading, restricted
 
 
 @dataclass(frozen=True)
@@ -61,3 +61,8 @@ def to_answer(
     if question.coverage is not None:
         answer["set"] = listed(prediction_set(possible, threshold(classifier.thresholds, question.coverage)))
     return {**answer, "typicality": typicality, "warning": warning or (WARNING if untypical else None)}
+
+
+def to_text_answer(reading: Reading) -> dict[str, Any]:
+    """The `text` of an image with several characters, and its `lines` as for `predict.predict_text`."""
+    return {"text": reading.text, "lines": [[asdict(character) for character in line] for line in reading.lines]}

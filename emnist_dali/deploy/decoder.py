@@ -1,28 +1,39 @@
-"""Decodes pictures to what a model takes, for a server in a separate process, which no file can hang or exhaust."""
+"""Decodes pictures to what a model takes, for a server in a separate process, which no file can hang or exhaust.
+
+What comes back from that process is plain numbers: pixels as they are, or arrays in safetensors' format.
+"""
 
 import contextlib
 import itertools
 import multiprocessing
 import signal
+import struct
 import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load, save
 
 from ..core.errors import UserError
 from ..data.image_files import image_errors, open_image, to_grey
 from ..data.image_headers import decoding_cost
 from .emnist_style import SIZE, Glyph, find_glyph
+from .reading import Form, Writing, find
 
 # Bytes for one picture, on top of Python and numpy: the largest needs 0.8 GiB.
 MAX_MEMORY = 2**30
 # Seconds for one picture, and for one while another that costs less than half as much is waiting.
 TIMEOUT, TIMEOUT_IF_CHEAPER_WAITS = 10, 0.5
+# The same for a page, of which a full one takes 5 s; and what finding its characters costs, in pixels to decode.
+PAGE_TIMEOUT, PAGE_TIMEOUT_IF_CHEAPER_WAITS, PAGE_COST = 30, 5, 30_000_000
 MAX_WAIT = 30  # seconds
 # At most MAX_LARGE_WAITING pictures of more than SMALL pixels, which take 30 ms or more, may wait.
 SMALL, MAX_LARGE_WAITING = 1_000_000, 8
+# What is asked of the process: one character, a page, or the boxes of a form, their number.
+_KIND = struct.Struct("<i")
+_CHARACTER, _PAGE = -1, 0
 _PRELOADED = ["__main__", __name__, *(f"PIL.{kind}ImagePlugin" for kind in ("Png", "Jpeg", "Tiff", "WebP"))]
 
 
@@ -47,11 +58,11 @@ def decode(content: bytes, shape: tuple[int, int], converted: bool, name: Path |
 
 
 class Decoder:
-    """`decode` in another process, one picture at a time, the cheapest waiting picture first.
+    """`decode` and `find` in another process, one picture at a time, the cheapest waiting picture first.
 
-    All pictures of up to SMALL pixels cost the same; among equals the first come is served first. The process may use
-    MAX_MEMORY and takes TIMEOUT at most per picture; it is replaced if it dies, and ends with this object and with
-    this process, however that ends. Thread-safe.
+    All pictures of one character of up to SMALL pixels cost the same; among equals the first come is served first.
+    The process may use MAX_MEMORY and takes TIMEOUT at most per picture, PAGE_TIMEOUT for a page; it is replaced if
+    it dies, and ends with this object and with this process, however that ends. Thread-safe.
     """
 
     def __init__(self, shape: tuple[int, int], converted: bool) -> None:
@@ -68,8 +79,20 @@ class Decoder:
 
     def __call__(self, content: bytes) -> Glyph:
         """As `decode`; raises UserError if the picture cannot be decoded, BusyError if not at the moment."""
+        answer = self._wait_and_decode(content, _CHARACTER)
+        pixels = self._shape[0] * self._shape[1]
+        image = np.frombuffer(answer, np.uint8, pixels).reshape(self._shape)
+        return Glyph(image, answer[pixels:].decode() or None)
+
+    def find(self, content: bytes, boxes: int | None) -> Writing | Form:
+        """As `reading.find`; raises as `__call__`."""
+        arrays = load(self._wait_and_decode(content, _PAGE if boxes is None else boxes))
+        return Writing(**arrays) if boxes is None else Form(**arrays)
+
+    def _wait_and_decode(self, content: bytes, kind: int) -> bytes:
         with image_errors("The picture"):
-            ticket = (max(decoding_cost(content), SMALL), next(self._numbers))
+            cost = max(decoding_cost(content), SMALL) + (kind != _CHARACTER) * PAGE_COST
+        ticket = (cost, next(self._numbers))
         with self._condition:
             self._waiting.add(ticket)
             large = sorted(other for other in self._waiting if other[0] > SMALL)
@@ -84,7 +107,7 @@ class Decoder:
             self._waiting.remove(ticket)
             self._running = True
         try:
-            return self._decode(content, ticket)
+            return self._decode(content, kind, ticket)
         finally:
             with self._condition:
                 self._running = False
@@ -106,18 +129,21 @@ class Decoder:
         with self._condition:
             return min(self._waiting, default=(float("inf"), 0))[0]
 
-    def _decode(self, content: bytes, ticket: tuple[int, int]) -> Glyph:
+    def _decode(self, content: bytes, kind: int, ticket: tuple[int, int]) -> bytes:
         if not self._process.is_alive():  # killed by the system, perhaps
             self._restart()
+        page = kind != _CHARACTER
+        timeout = PAGE_TIMEOUT if page else TIMEOUT
+        if_cheaper_waits = PAGE_TIMEOUT_IF_CHEAPER_WAITS if page else TIMEOUT_IF_CHEAPER_WAITS
         start = time.monotonic()
         try:
-            self._connection.send_bytes(content)
+            self._connection.send_bytes(_KIND.pack(kind) + content)
             while not self._connection.poll(0.05):
                 seconds = time.monotonic() - start
-                if seconds > TIMEOUT:
+                if seconds > timeout:
                     self._restart()
-                    raise UserError(f"The picture takes more than {TIMEOUT} s to decode; choose a smaller one.")
-                if seconds > TIMEOUT_IF_CHEAPER_WAITS and self._lowest_cost() < ticket[0] / 2:
+                    raise UserError(f"The picture takes more than {timeout} s to decode; choose a smaller one.")
+                if seconds > if_cheaper_waits and self._lowest_cost() < ticket[0] / 2:
                     self._restart()
                     raise BusyError("The picture takes long to decode and smaller ones are waiting; try again later.")
             answer = self._connection.recv_bytes()
@@ -126,29 +152,36 @@ class Decoder:
             raise UserError("The picture could not be decoded: the decoder crashed; choose another one.") from error
         if answer[:1] == b"!":
             raise UserError(answer[1:].decode())
-        pixels = self._shape[0] * self._shape[1]
-        image = np.frombuffer(answer, np.uint8, pixels, offset=1).reshape(self._shape)
-        return Glyph(image, answer[1 + pixels :].decode() or None)
+        return answer[1:]
 
 
 def _work(connection: Connection, shape: tuple[int, int], converted: bool) -> None:
-    """Answers each picture with =, its pixels and its warning, or with ! and an error message."""
+    """Answers each picture with = and what `_answer` returns, or with ! and an error message."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
     _limit_memory()
     with contextlib.suppress(EOFError, OSError):  # the server is gone
         while True:
-            content = connection.recv_bytes()
+            request = connection.recv_bytes()
             # If the server was killed, nothing else would end a picture that hangs.
             if hasattr(signal, "alarm"):
-                signal.alarm(2 * TIMEOUT)
+                signal.alarm(2 * PAGE_TIMEOUT)
             try:
-                glyph = decode(content, shape, converted)
-                answer = b"=" + glyph.image.tobytes() + (glyph.warning or "").encode()
+                answer = b"=" + _answer(request, shape, converted)
             except UserError as error:
                 answer = b"!" + str(error).encode()
             connection.send_bytes(answer)
             if hasattr(signal, "alarm"):
                 signal.alarm(0)
+
+
+def _answer(request: bytes, shape: tuple[int, int], converted: bool) -> bytes:
+    """A glyph's pixels and its warning, or the arrays of what was found."""
+    (kind,), content = _KIND.unpack_from(request), request[_KIND.size :]
+    if kind == _CHARACTER:
+        glyph = decode(content, shape, converted)
+        return glyph.image.tobytes() + (glyph.warning or "").encode()
+    found = find(content, None if kind == _PAGE else kind, "The picture")
+    return save({name: np.asarray(array) for name, array in found._asdict().items()})
 
 
 def _limit_memory() -> None:

@@ -66,11 +66,18 @@ def _rim_mask(shape: tuple[int, int]) -> np.ndarray:
 
 def _fit_rim(ink: np.ndarray, rim: np.ndarray) -> np.ndarray:
     """A quadratic surface fitted to the rim: what uneven light leaves."""
-    y, x = np.meshgrid(*(np.linspace(-1, 1, side) for side in ink.shape), indexing="ij")
-    terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1)
     deviation = np.abs(ink - np.median(ink[rim]))
     paper = rim & (deviation <= 3 * 1.48 * np.median(deviation[rim]))  # leaves out a glyph that touches the rim
-    return terms @ np.linalg.lstsq(terms[paper], ink[paper], rcond=None)[0]
+    y, x = (np.linspace(-1, 1, side) for side in ink.shape)
+    rows, columns = np.nonzero(paper)
+    factors = np.linalg.lstsq(_terms(x[columns], y[rows]), ink[paper], rcond=None)[0]
+    # Row by row: the terms of a whole page take 250 MB.
+    return np.stack([_terms(x, np.full_like(x, height)) @ factors for height in y])
+
+
+def _terms(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(n, 6) of a quadratic surface at n points."""
+    return np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1)
 
 
 def without_rules(ink: np.ndarray, thickness: int, length: int | None = None) -> np.ndarray:

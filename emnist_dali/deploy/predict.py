@@ -4,7 +4,6 @@ import glob
 import io
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..data.sources import IGNORED
 from ..runs.classifier import Classifier, load_classifier
 from ..runs.file_names import FILES, is_run
 from ..weights import NAME as BUILTIN
-from .answers import Question, check_question, to_answer
+from .answers import Question, check_question, to_answer, to_text_answer
 from .decoder import decode
 from .emnist_style import Glyph, flatten_to_grey
 from .reading import read_text, to_allowed
@@ -107,15 +106,7 @@ def predict_text(
     readings, errors = _each(
         images, lambda path: read_text(path, classifier, allow=allow, pattern=pattern, boxes=boxes)
     )
-    answers = [
-        {
-            "path": str(path),
-            "model": classifier.name,
-            "text": reading.text,
-            "lines": [[asdict(character) for character in line] for line in reading.lines],
-        }
-        for path, reading in readings
-    ]
+    answers = [{"path": str(path), "model": classifier.name, **to_text_answer(reading)} for path, reading in readings]
     return answers, errors
 
 

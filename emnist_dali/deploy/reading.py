@@ -1,7 +1,7 @@
 """Reads separated handwriting: block letters, digits and forms, with several characters in one picture."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,11 +12,11 @@ from PIL import Image
 
 from ..core.errors import UserError
 from ..data.image_files import image_errors, open_image, read_image_file
+from ..data.image_headers import reduction
 from ..runs.classifier import Classifier, load_classifier
 from ..weights import NAME as BUILTIN
 from .emnist_style import SIZE, flatten_to_grey, framed
 from .segment import (
-    Page,
     Piece,
     cell_ink,
     cut,
@@ -39,6 +39,7 @@ _PARTS, _WIDEST, _GAP = 4, 1.5, 0.25
 # wider the gap; and one that is connected for two. Chosen on `bench/reading.py --tuning`.
 _JOINING, _JOINING_GAP, _CUTTING = 0.5, 15.0, 2.0
 _LEAST = 1e-6  # probability
+MAX_PLACES = 100  # of a pattern for lines: the time grows with them
 # What a place of a pattern may be.
 _KINDS: dict[str, Callable[[str], bool]] = {"9": str.isdigit, "A": str.isalpha, "*": lambda character: True}
 
@@ -93,14 +94,31 @@ def read_text(
     classifier = load_classifier(model) if isinstance(model, str | Path) else model
     allowed = to_allowed(classifier, allow, pattern, boxes)
     with image_errors(picture):
-        image = flatten_to_grey(open_image(read_image_file(Path(picture))))
-    if boxes is None:
-        return restore(read_writing(find_writing(image), classifier, allowed), pattern)
-    found = find_boxes(image, boxes)
-    if len(found) != boxes:
-        shown = f"{len(found)} boxes, not {boxes}" if found else f"no row of {boxes} boxes"
-        raise UserError(f"{picture} shows {shown}; choose another number, or read it as text.")
-    return restore(read_boxes(found, classifier, allowed), pattern)
+        content = read_image_file(Path(picture))
+    return read(find(content, boxes, picture), classifier, allowed, pattern)
+
+
+def find(content: bytes, boxes: int | None, name: Path | str) -> "Writing | Form":
+    """What is to be read in an image file: lines, or `boxes` of a form.
+
+    Raises UserError, which begins with `name`, for a file that is not an image, is too large, or shows another number
+    of boxes.
+    """
+    with image_errors(name):
+        image, reduced = flatten_to_grey(open_image(content)), reduction(content)
+        if boxes is None:
+            return find_writing(image, reduced)
+        form = find_boxes(image, boxes, reduced)
+    if (found := len(form.boxes)) != boxes:
+        shown = f"{found} boxes, not {boxes}" if found else f"no row of {boxes} boxes"
+        raise UserError(f"{name} shows {shown}; choose another number, or read it as text.")
+    return form
+
+
+def read(found: "Writing | Form", classifier: Classifier, allowed: Allowed, pattern: str | None) -> Reading:
+    """What `find` returned, with what is `allowed` because of the `pattern`."""
+    reader = read_writing if isinstance(found, Writing) else read_boxes
+    return restore(reader(found, classifier, allowed), pattern)
 
 
 def to_allowed(
@@ -126,6 +144,8 @@ def to_allowed(
             f"The pattern {pattern!r} cannot be read; write 9 for each digit, A for each letter and * for any "
             "character, of which the model must have some."
         )
+    if boxes is None and len(places) > MAX_PLACES:
+        raise UserError(f"The pattern has {len(places)} characters; give {MAX_PLACES} at most for a line.")
     if boxes is not None and len(places) != boxes:
         raise UserError(f"The pattern {pattern!r} has {len(places)} characters for {boxes} boxes; give one for each.")
     return Allowed(anywhere, places)
@@ -152,174 +172,197 @@ def restore(reading: Reading, pattern: str | None) -> Reading:
 
 
 class Writing(NamedTuple):
-    """What was found on a page, to be read: its lines, and (n, 28, 28) uint8 of whatever may be a character there."""
+    """What may be characters on a page, in plain numbers: (n, …) of the candidates, line by line.
 
-    page: Page | None
-    height: float  # of a character, in pixels of the page
-    lines: list["Line"]
-    glyphs: np.ndarray
+    A line consists of parts from left to right, and a candidate of one of them or of several in a row.
+    """
+
+    height: np.ndarray  # () float64: of a character, in pixels of the page
+    spans: np.ndarray  # (n, 4) int32: line, first part, end part, and 1 if the first touches the part before it
+    places: np.ndarray  # (n, 4) int32: left, top, right, bottom in pixels of the page
+    boxes: np.ndarray  # (n, 4) int32: the same in pixels of the picture
+    glyphs: np.ndarray  # (n, 28, 28) uint8
 
 
-def find_writing(image: Image.Image) -> Writing:
-    """The lines of a page, in mode L."""
-    page = find_page(image)
+def find_writing(image: Image.Image, reduction: int = 1) -> Writing:
+    """The lines of a page, in mode L; boxes are in pixels of the picture that was made so many times smaller."""
+    page = find_page(image, reduction)
     pieces = [] if page is None else pieces_of(page.ink)
     height = writing_height(pieces)
-    lines = [Line(stacked(line), height) for line in find_lines(pieces, height)]
-    glyphs = [framed(piece.ink) for line in lines for piece in line.segments.values()]
-    return Writing(page, height, lines, np.stack(glyphs) if glyphs else np.empty((0, SIZE, SIZE), np.uint8))
+    spans, found = [], []
+    for number, line in enumerate(find_lines(pieces, height)):
+        for first, end, touching, piece in _candidates(stacked(line), height):
+            spans.append((number, first, end, touching))
+            found.append(piece)
+    places = _rows([(piece.left, piece.top, piece.right, piece.bottom) for piece in found])
+    boxes = places if page is None else page.in_picture(places)
+    return Writing(np.float64(height), _rows(spans), places, boxes, _glyphs([framed(piece.ink) for piece in found]))
+
+
+def _candidates(pieces: Sequence[Piece], height: float) -> Iterator[tuple[int, int, bool, Piece]]:
+    """The candidates of a line: first and end part, whether the first touches the part before it, and the ink."""
+    parts: list[Piece] = []
+    touching: list[bool] = []
+    for piece in pieces:
+        cuts = cut(piece, height)
+        parts += cuts
+        touching += [False] + [True] * (len(cuts) - 1)
+    for first, part in enumerate(parts):
+        yield first, first + 1, touching[first], part
+        for end in range(first + 2, min(first + _PARTS, len(parts)) + 1):
+            several = parts[first:end]
+            if several[-1].left - max(p.right for p in several[:-1]) > _GAP * height:
+                break
+            whole = joined(several)
+            if whole.ink.shape[1] <= _WIDEST * height or all(touching[first + 1 : end]):
+                yield first, end, touching[first], whole
+
+
+def _rows(rows: Sequence[tuple[int, ...]]) -> np.ndarray:
+    return np.array(rows, np.int32).reshape(-1, 4)
+
+
+def _glyphs(glyphs: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array(glyphs, np.uint8).reshape(-1, SIZE, SIZE)
 
 
 def read_writing(writing: Writing, classifier: Classifier, allowed: Allowed = ALL) -> Reading:
     """A line that cannot be cut into as many characters as there are places is read without these."""
-    probabilities, classes = classifier.probabilities(writing.glyphs), classifier.classes
-    read, start = [], 0
-    for line in writing.lines:
-        rows = probabilities[start : start + len(line.segments)]
-        start += len(rows)
-        if found := line.read(rows, allowed):
-            read.append(found)
-    advances = [_advance(a, b) for line in read for (a, _), (b, _) in pairwise(line)]
+    probabilities, height = classifier.probabilities(writing.glyphs), float(writing.height)
+    read = []
+    for line in np.unique(writing.spans[:, 0]):
+        rows = np.flatnonzero(writing.spans[:, 0] == line)
+        line = Line(writing.spans[rows, 1:], writing.places[rows], height)
+        if found := line.read(probabilities[rows], allowed):
+            read.append([(rows[i], row) for i, row in found])
+    lefts, rights = writing.places[:, 0], writing.places[:, 2]
+    centres = (lefts + rights) / 2
+    advances = [centres[b] - centres[a] for line in read for (a, _), (b, _) in pairwise(line)]
     space = _FURTHER * float(np.median(advances)) if advances else 0.0
     texts, lines = [], []
     for line in read:
-        names = [classes[row.argmax()] for _, row in line]
-        text = names[0]
-        for (before, _), (piece, _), name in zip(line, line[1:], names[1:], strict=False):
-            is_space = piece.left - before.right > _SPACE * writing.height and _advance(before, piece) > space
-            text += " " * is_space + name
+        characters = [
+            Character(classifier.classes[row.argmax()], float(row.max()), tuple(writing.boxes[i].tolist()))
+            for i, row in line
+        ]
+        text = characters[0].character
+        for (a, _), (b, _), character in zip(line, line[1:], characters[1:], strict=False):
+            is_space = lefts[b] - rights[a] > _SPACE * height and centres[b] - centres[a] > space
+            text += (" " if is_space else "") + character.character
         texts.append(text)
-        lines.append(
-            tuple(
-                Character(
-                    name, float(row.max()), writing.page.in_picture(piece.left, piece.top, piece.right, piece.bottom)
-                )
-                for (piece, row), name in zip(line, names, strict=True)
-            )
-        )
+        lines.append(tuple(characters))
     return Reading("\n".join(texts), tuple(lines))
 
 
-def _advance(before: Piece, piece: Piece) -> float:
-    """Pixels of the page from centre to centre."""
-    return (piece.left + piece.right - before.left - before.right) / 2
+class Form(NamedTuple):
+    """The boxes of a form, in plain numbers and in reading order."""
+
+    boxes: np.ndarray  # (n, 4) int32: left, top, right, bottom in pixels of the picture
+    glyphs: np.ndarray  # (n, 28, 28) uint8 of what is in them; black where nothing is
 
 
-class Box(NamedTuple):
-    """A box of a form, in pixels of the picture, and (28, 28) uint8 of what is in it, or None."""
+def find_boxes(image: Image.Image, n: int, reduction: int = 1) -> Form:
+    """The boxes of a form in mode L; not always `n`, for which a frame without lines is divided.
 
-    place: tuple[int, int, int, int]
-    glyph: np.ndarray | None
-
-
-def find_boxes(image: Image.Image, n: int) -> list[Box]:
-    """The boxes of a form in mode L, in reading order; not always `n`, for which a frame without lines is divided."""
-    page = find_page(image)
+    `reduction` is as for `find_writing`.
+    """
+    page = find_page(image, reduction)
     cells = [] if page is None else find_cells(page, n)
     inks = [cell_ink(page, cell) for cell in cells]
-    return [
-        Box(page.in_picture(*cell), None if ink is None else framed(ink))
-        for cell, ink in zip(cells, inks, strict=True)
-    ]
+    glyphs = [np.zeros((SIZE, SIZE), np.uint8) if ink is None else framed(ink) for ink in inks]
+    return Form(page.in_picture(_rows(cells)) if cells else _rows([]), _glyphs(glyphs))
 
 
-def read_boxes(boxes: Sequence[Box], classifier: Classifier, allowed: Allowed = ALL) -> Reading:
+def read_boxes(form: Form, classifier: Classifier, allowed: Allowed = ALL) -> Reading:
     """A character for each box, a space for an empty one; there are as many boxes as places of `allowed`, if any."""
-    glyphs = [np.zeros((SIZE, SIZE), np.uint8) if box.glyph is None else box.glyph for box in boxes]
-    possible = allowed.places or [allowed.anywhere] * len(boxes)
+    possible = allowed.places or [allowed.anywhere] * len(form.boxes)
     line = []
-    for box, row, members in zip(boxes, classifier.probabilities(np.stack(glyphs)), possible, strict=True):
+    for box, glyph, row, members in zip(
+        form.boxes, form.glyphs, classifier.probabilities(form.glyphs), possible, strict=True
+    ):
         likely = restricted(row, members)
-        read = (" ", 1.0) if box.glyph is None else (classifier.classes[likely.argmax()], float(likely.max()))
-        line.append(Character(*read, box.place))
+        read = (classifier.classes[likely.argmax()], float(likely.max())) if glyph.any() else (" ", 1.0)
+        line.append(Character(*read, tuple(box.tolist())))
     return Reading("".join(c.character for c in line).rstrip(), (tuple(line),))
 
 
 class Line:
-    """A line as parts, of which one or several in a row are a character: its `segments`, with first and end part."""
+    """A line's n candidates, `spans` (n, 3) and `places` (n, 4) as in `Writing`."""
 
-    def __init__(self, pieces: Sequence[Piece], height: float) -> None:
-        self._parts: list[Piece] = []
-        self._connected: list[bool] = []  # with the part before it
-        for piece in pieces:
-            parts = cut(piece, height)
-            self._parts += parts
-            self._connected += [False] + [True] * (len(parts) - 1)
-        self._height = height
-        self.segments: dict[tuple[int, int], Piece] = {}
-        for first, part in enumerate(self._parts):
-            self.segments[first, first + 1] = part
-            for end in range(first + 2, min(first + _PARTS, len(self._parts)) + 1):
-                parts = self._parts[first:end]
-                gap = parts[-1].left - max(p.right for p in parts[:-1])
-                if gap > _GAP * height:
-                    break
-                whole = joined(parts)
-                connected = all(self._connected[first + 1 : end])
-                if whole.ink.shape[1] <= _WIDEST * height or connected:
-                    self.segments[first, end] = whole
+    def __init__(self, spans: np.ndarray, places: np.ndarray, height: float) -> None:
+        self._candidates = {(first, end): i for i, (first, end, _) in enumerate(spans.tolist())}
+        parts = spans[:, 1] - spans[:, 0] == 1
+        self._n = int(parts.sum())
+        self._touching = spans[parts, 2].astype(bool).tolist()
+        gaps = (places[parts, 0][1:] - places[parts, 2][:-1]) / height
+        self._gaps = [0.0, *gaps.tolist()]  # to the part before it, in heights
+        self._small = ((places[:, 2:] - places[:, :2]).max(1, initial=0) < _SMALL * height).tolist()
 
-    def read(self, probabilities: np.ndarray, allowed: Allowed) -> list[tuple[Piece, np.ndarray]]:
-        """The likeliest way to take the parts for characters: each character's piece and its probabilities.
+    def read(self, probabilities: np.ndarray, allowed: Allowed) -> list[tuple[int, np.ndarray]]:
+        """The likeliest way to take the parts for characters: each character's candidate and its probabilities.
 
-        `probabilities` are (segments, classes). Small parts may be left out.
+        `probabilities` are (n, classes). Small parts may be left out.
         """
-        rows = dict(zip(self.segments, probabilities, strict=True))
-        if allowed.places is not None and (found := self._best(rows, allowed.places)) is not None:
-            return found
-        return self._best({key: restricted(row, allowed.anywhere) for key, row in rows.items()}, None) or []
+        if allowed.places is not None:
+            kinds, places = np.unique(np.stack(allowed.places), axis=0, return_inverse=True)
+            found = self._best([restricted(probabilities, kind) for kind in kinds], places.ravel().tolist())
+            if found is not None:
+                return found
+        return self._best([restricted(probabilities, allowed.anywhere)], None) or []
 
     def _best(
-        self, rows: dict[tuple[int, int], np.ndarray], pattern: Sequence[np.ndarray] | None
-    ) -> list[tuple[Piece, np.ndarray]] | None:
-        """By dynamic programming over the parts, and over the places of the `pattern`, if there is one."""
-        n = len(self._parts)
-        best: list[dict[int, tuple[float, tuple | None]]] = [{} for _ in range(n + 1)]
+        self, probabilities: Sequence[np.ndarray], places: Sequence[int] | None
+    ) -> list[tuple[int, np.ndarray]] | None:
+        """By dynamic programming over the parts, and over the places of a pattern, if there is one: which of the
+        `probabilities`, (n, classes), hold in each.
+        """
+        gains = [np.log(np.maximum(each.max(1), _LEAST)).tolist() for each in probabilities]
+        best: list[dict[int, tuple[float, tuple | None]]] = [{} for _ in range(self._n + 1)]
         best[0][0] = 0.0, None
 
         def offer(end: int, place: int, score: float, step: tuple) -> None:
             if place not in best[end] or best[end][place][0] < score:
                 best[end][place] = score, step
 
-        for first in range(n):
-            ends = [end for end in range(first + 1, first + _PARTS + 1) if (first, end) in rows]
+        for first in range(self._n):
+            ends = [
+                (end, candidate, self._cost(first, end))
+                for end in range(first + 1, first + _PARTS + 1)
+                if (candidate := self._candidates.get((first, end))) is not None and not self._small[candidate]
+            ]
+            small = self._small[self._candidates[first, first + 1]]
             for place, (score, _) in best[first].items():
-                if self._parts[first].length < _SMALL * self._height:
+                if small:
                     offer(first + 1, place, score, (first, place, None))
-                for end in ends:
-                    if self.segments[first, end].length < _SMALL * self._height:
-                        continue
-                    if pattern is not None and place == len(pattern):
-                        continue
-                    row = rows[first, end]
-                    if pattern is not None:
-                        row = restricted(row, pattern[place])
-                    gain = score + np.log(max(row.max(), _LEAST)) - self._cost(first, end)
-                    offer(end, place + (pattern is not None), gain, (first, place, row))
-        last = 0 if pattern is None else len(pattern)
-        if last not in best[n]:
+                if places is not None and place == len(places):
+                    continue
+                kind, after = (0, place) if places is None else (places[place], place + 1)
+                for end, candidate, cost in ends:
+                    offer(end, after, score + gains[kind][candidate] - cost, (first, place, (kind, candidate)))
+        last = 0 if places is None else len(places)
+        if last not in best[self._n]:
             return None
-        found, at = [], (n, last)
+        found, at = [], (self._n, last)
         while at[0]:
-            first, place, row = best[at[0]][at[1]][1]
-            if row is not None:
-                found.append((self.segments[first, at[0]], row))
+            first, place, taken = best[at[0]][at[1]][1]
+            if taken is not None:
+                kind, candidate = taken
+                found.append((candidate, probabilities[kind][candidate]))
             at = first, place
         return found[::-1]
 
     def _cost(self, first: int, end: int) -> float:
         """Of taking these parts for one character."""
-        cost = _CUTTING * (self._connected[first] + (end < len(self._parts) and self._connected[end])) / 2
+        cost = _CUTTING * (self._touching[first] + (end < self._n and self._touching[end])) / 2
         for part in range(first + 1, end):
-            if not self._connected[part]:
-                gap = (self._parts[part].left - self._parts[part - 1].right) / self._height
-                cost += max(0, _JOINING + _JOINING_GAP * gap)
+            if not self._touching[part]:
+                cost += max(0, _JOINING + _JOINING_GAP * self._gaps[part])
         return cost
 
 
 def restricted(probabilities: np.ndarray, allowed: np.ndarray | None) -> np.ndarray:
-    """(classes,) probabilities given that only the `allowed`, (classes,) bool, are possible."""
+    """(…, classes) probabilities given that only the `allowed`, (classes,) bool, are possible."""
     if allowed is None:
         return probabilities
     left = np.where(allowed, np.maximum(probabilities, 1e-12), 0)
-    return left / left.sum()
+    return left / left.sum(-1, keepdims=True)

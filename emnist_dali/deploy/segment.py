@@ -50,20 +50,20 @@ class Page:
     degrees: float  # by which it was turned
     scale: float  # its pixels per pixel of the picture
     size: tuple[int, int]  # of the picture in `scale`, width and height, before it was turned
+    picture: tuple[int, int]  # width and height in pixels of the picture
 
-    def in_picture(self, left: float, top: float, right: float, bottom: float) -> tuple[int, int, int, int]:
-        """The box (left, top, right, bottom) in pixels of the picture that holds a box of the page."""
+    def in_picture(self, places: np.ndarray) -> np.ndarray:
+        """The boxes in pixels of the picture that hold those of the page, both (n, 4): left, top, right, bottom."""
         height, width = self.ink.shape
-        x, y = np.array([left, right, left, right]) - width / 2, np.array([top, top, bottom, bottom]) - height / 2
+        x, y = places[:, [0, 2, 0, 2]] - width / 2, places[:, [1, 1, 3, 3]] - height / 2
         cos, sin = np.cos(np.radians(self.degrees)), np.sin(np.radians(self.degrees))
         across, down = x * cos - y * sin + self.size[0] / 2, x * sin + y * cos + self.size[1] / 2
-        corners = np.array([across.min(), down.min(), across.max(), down.max()]) / self.scale
-        limits = np.tile(np.array(self.size) / self.scale, 2)
-        return tuple(np.clip(corners, 0, limits).round().astype(int).tolist())
+        corners = np.stack([across.min(1), down.min(1), across.max(1), down.max(1)], 1) / self.scale
+        return np.clip(corners.round(), 0, np.tile(self.picture, 2)).astype(np.int32)
 
 
-def find_page(grey: Image.Image) -> Page | None:
-    """None if there is no ink."""
+def find_page(grey: Image.Image, reduction: int = 1) -> Page | None:
+    """None if there is no ink; `grey` has one pixel for so many of the picture in either direction."""
     scale = min(1, PAGE_SIZE / max(grey.size))
     size = tuple(max(1, round(scale * side)) for side in grey.size)
     small = np.asarray(grey.resize(size, Image.Resampling.BOX, reducing_gap=2), np.float32)
@@ -75,7 +75,9 @@ def find_page(grey: Image.Image) -> Page | None:
         ink = np.clip(ndimage.rotate(ink, degrees, order=1, prefilter=False), 0, 1)
     thickness = 3 + round(max(size) / 600)
     unruled = without_rules(ink, thickness, round(_LONG * max(size)))
-    return Page(_without_bars(unruled, unruled < ink - 0.05, thickness), ink, degrees, scale, size)
+    without = _without_bars(unruled, unruled < ink - 0.05, thickness)
+    picture = (reduction * grey.width, reduction * grey.height)
+    return Page(without, ink, degrees, scale / reduction, size, picture)
 
 
 def _skew(ink: np.ndarray) -> float:

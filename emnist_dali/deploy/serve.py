@@ -12,11 +12,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -24,19 +25,25 @@ from ..core.errors import UserError
 from ..core.progress import say
 from ..reports.html import png
 from ..runs.classifier import Classifier, load_classifier
-from .answers import Question, check_question, to_answer
+from .answers import to_answer, to_text_answer
 from .decoder import BusyError, Decoder
 from .emnist_style import Glyph
+from .query import Query, parse_query
+from .reading import Form, Writing, read
 
 if TYPE_CHECKING:
     import flask
     from waitress.server import BaseWSGIServer
+
+Found = TypeVar("Found")
 
 HOST = "127.0.0.1"
 # A phone's photograph has 2 to 6 MiB.
 MAX_BODY = 8 * 2**20
 # Images in one request: they pass through the model in one call, during which every other request waits.
 MAX_IMAGES = 32
+# Images in one call of the model, which takes some hundredths of a second.
+MAX_BATCH = 512
 # Brackets, commas and colons in a JSON body: ours have three per image, as a data: URL in a list, and a few more;
 # millions of them become 100 MB of Python objects.
 MAX_JSON_SYMBOLS = 4 * MAX_IMAGES
@@ -55,6 +62,24 @@ IDLE_TIMEOUT, REQUEST_TIMEOUT, DECODING_TIMEOUT = 5, 30, 30
 _FORMS = 'as the body, as {"image": base64 or a data: URL} in JSON, or as the file "image" of a form'
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
 _ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?/?", re.ASCII)
+
+
+class _OneThread:
+    """A classifier whose calls are made in one thread: OpenMP keeps a pool of threads for each thread that calls it.
+
+    The thousands of candidates of a page pass through it in turns with the images of other requests.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.name, self.classes = classifier.name, classifier.classes
+        self.shape, self.converted = classifier.shape, classifier.converted
+        self._classifier, self._thread = classifier, ThreadPoolExecutor(1)
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """As `Classifier.probabilities`."""
+        batches = [images[start : start + MAX_BATCH] for start in range(0, max(1, len(images)), MAX_BATCH)]
+        call = self._classifier.probabilities
+        return np.concatenate([self._thread.submit(call, batch).result() for batch in batches])
 
 
 def serve(model: Path, port: int, host: str = HOST, allow_origin: Sequence[str] = ()) -> None:
@@ -198,9 +223,9 @@ def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] 
     """The page and the API on the IP address `host`, for this server's own pages and those of the sites `origins`.
 
     GET / is the page, GET /classes the `model` and its `classes` in label order, and GET /healthz is answered even
-    while requests are refused. POST /predict takes a picture and returns `to_answer`, with ?top=, ?coverage= and
-    ?min_probability= as in `Question`, and with ?seen=1 also `seen`, the model's input as a data: URL; for several
-    pictures, a list of such answers.
+    while requests are refused. POST /predict takes a picture and returns `to_answer`, with ?seen=1 also `seen`, the
+    model's input as a data: URL; with ?text=1, ?boxes= or ?pattern= the `model` and `to_text_answer`; for several
+    pictures, a list of such answers. `query.parse_query` reads the parameters.
 
     Errors are {"error": one sentence}: 400 for invalid images, 413 above MAX_BODY, 403 for other sites, 503 with
     Retry-After if too many requests or pictures are waiting. A picture among several has its error in the list.
@@ -210,9 +235,9 @@ def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] 
 
     app = Flask(__name__, template_folder=".", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY, MAX_FORM_MEMORY_SIZE=MAX_BODY)
-    # The model runs in one thread: OpenMP keeps a pool of threads for each thread that calls it.
-    model_thread = ThreadPoolExecutor(1)
-    decode = Decoder(classifier.shape, classifier.converted)
+    model = _OneThread(classifier)
+    # A page takes up to PAGE_TIMEOUT, so it has a process of its own and keeps no drawing waiting.
+    decode, pages = (Decoder(classifier.shape, classifier.converted) for _ in range(2))
     slots = threading.BoundedSemaphore(MAX_REQUESTS)
     address = ip_address(host)
     names = {str(address), "localhost"} if address.is_loopback else _own_names()
@@ -264,30 +289,33 @@ def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] 
 
     @app.post("/predict")
     def predict() -> dict[str, Any] | list[dict[str, Any]]:
-        question, show_seen = _parse_question(request.args), _parse_seen(request.args.get("seen", "0"))
-        check_question(question, classifier)
+        asked = parse_query(request.args, classifier)
+        find = partial(pages.find, boxes=asked.boxes) if asked.several else decode
+        answer = read_all if asked.several else classify
         if not slots.acquire(blocking=False):
             raise BusyError(f"{MAX_REQUESTS} requests are waiting; try again later.")
         try:
             pictures = _read_pictures(request)
             if not isinstance(pictures, list):
-                return answer([decode(pictures)], question, show_seen)[0]
-            glyphs = _decode_all(pictures, decode)
-            answers = iter(answer([glyph for glyph in glyphs if isinstance(glyph, Glyph)], question, show_seen))
-            return [next(answers) if isinstance(glyph, Glyph) else {"error": str(glyph)} for glyph in glyphs]
+                return answer([find(pictures)], asked)[0]
+            found = _decode_all(pictures, find)
+            answers = iter(answer([each for each in found if not isinstance(each, UserError)], asked))
+            return [{"error": str(each)} if isinstance(each, UserError) else next(answers) for each in found]
         finally:
             slots.release()
 
-    def answer(glyphs: Sequence[Glyph], question: Question, show_seen: bool) -> list[dict[str, Any]]:
+    def classify(glyphs: Sequence[Glyph], asked: Query) -> list[dict[str, Any]]:
         if not glyphs:
             return []
-        images = np.stack([glyph.image for glyph in glyphs])
-        probabilities = model_thread.submit(classifier.probabilities, images).result()
         answers = []
-        for glyph, row in zip(glyphs, probabilities, strict=True):
-            seen = {"seen": png(glyph.image)} if show_seen else {}
-            answers.append({**to_answer(row, classifier, question, glyph.warning), **seen})
+        for glyph, row in zip(glyphs, model.probabilities(np.stack([glyph.image for glyph in glyphs])), strict=True):
+            seen = {"seen": png(glyph.image)} if asked.seen else {}
+            answers.append({**to_answer(row, classifier, asked.question, glyph.warning), **seen})
         return answers
+
+    def read_all(found: Sequence[Writing | Form], asked: Query) -> list[dict[str, Any]]:
+        readings = [read(each, model, asked.allowed, asked.pattern) for each in found]
+        return [{"model": classifier.name, **to_text_answer(reading)} for reading in readings]
 
     @app.errorhandler(UserError)
     def handle_user_error(error: UserError) -> tuple[dict[str, str], int, dict[str, str]]:
@@ -326,36 +354,6 @@ def _is_address(name: Any) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _parse_question(arguments: Mapping[str, str]) -> Question:
-    coverage, least = (_parse_number(arguments, name) for name in ("coverage", "min_probability"))
-    return Question(_parse_top(arguments.get("top", "5")), coverage=coverage, min_probability=least)
-
-
-def _parse_number(arguments: Mapping[str, str], name: str) -> float | None:
-    text = arguments.get(name)
-    try:
-        if text is None or 0 <= float(text) <= 1:
-            return None if text is None else float(text)
-    except ValueError:
-        pass
-    raise UserError(f"{name} is {text[:20]!r}; set it to a number from 0 to 1.")
-
-
-def _parse_top(text: str) -> int:
-    try:
-        if (top := int(text)) >= 1:
-            return top
-    except ValueError:
-        pass
-    raise UserError(f"top is {text[:20]!r}; set it to an integer of 1 or more.")
-
-
-def _parse_seen(text: str) -> bool:
-    if text not in ("0", "1"):
-        raise UserError(f"seen is {text[:20]!r}; set it to 1 to get the model's input, or leave it out.")
-    return text == "1"
 
 
 def _read_pictures(request: "flask.Request") -> bytes | list[Any]:
@@ -405,14 +403,14 @@ def _decode_base64(text: Any) -> bytes:
         raise UserError("The picture is no text in base64, and no data: URL with one; encode it so.") from error
 
 
-def _decode_all(pictures: Sequence[Any], decode: Decoder) -> list[Glyph | UserError]:
+def _decode_all(pictures: Sequence[Any], decode: Callable[[bytes], Found]) -> list[Found | UserError]:
     """Each of `_read_pictures` as the model takes it, or why not; within DECODING_TIMEOUT and one picture's time."""
-    deadline, glyphs = time.monotonic() + DECODING_TIMEOUT, []
+    deadline, found = time.monotonic() + DECODING_TIMEOUT, []
     for picture in pictures:
         try:
             if time.monotonic() > deadline:
                 raise BusyError(f"The images before it took {DECODING_TIMEOUT} s; send it in another request.")
-            glyphs.append(decode(picture if isinstance(picture, bytes) else _decode_base64(picture)))
+            found.append(decode(picture if isinstance(picture, bytes) else _decode_base64(picture)))
         except UserError as error:
-            glyphs.append(error)
-    return glyphs
+            found.append(error)
+    return found

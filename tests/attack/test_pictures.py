@@ -17,6 +17,11 @@ from emnist_dali.core.files import is_plain
 from emnist_dali.data.image_files import open_image
 from emnist_dali.data.image_headers import MAX_PIXELS, decoding_cost
 
+try:
+    import pillow_heif
+except ImportError:
+    pillow_heif = None
+
 from .tally import FACTOR, SEED, tried
 
 SECONDS = 60  # per picture, after which it counts as a hang
@@ -56,6 +61,12 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 def chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def heic(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    pillow_heif.from_pillow(image).save(file, quality=10, enc_params={"preset": "ultrafast"})
+    return file.getvalue()
 
 
 def png(width: int, height: int, depth: int, colour: int, before: bytes = b"", interlaced: bool = False) -> bytes:
@@ -143,10 +154,12 @@ LARGE.paste((255, 255, 255, 255), (2000, 2000, 3000, 3000))
 DECODED = {
     "transparent": saved(LARGE, "PNG", compress_level=1),
     "16 bits, interlaced": png(7000, 7000, 16, 0, interlaced=True),
+    "50 megapixels in scans": saved(LARGE.convert("CMYK").resize((8192, 6144)), "JPEG", progressive=True),
     "CMYK in scans": saved(LARGE.convert("CMYK"), "JPEG", progressive=True),
     "WEBP": saved(LARGE.convert("RGB"), "WEBP", method=0),
     "one strip": saved(LARGE.convert("RGB"), "TIFF", compression="tiff_lzw", tiffinfo={278: 7071}),
     "100 scans": jpeg(1000, 85),
+    **({"transparent HEIC": heic(LARGE.crop((0, 0, 4000, 4000)))} if pillow_heif else {}),
     "100 texts": png(9, 9, 8, 0, BROKEN * 100),
 }
 

@@ -168,7 +168,7 @@ def test_the_documentation_states_the_limits():
     page = " ".join((Path(__file__).parents[2] / "docs" / "serve.md").read_text("utf-8").split())
     for statement in (
         f"Up to {serve.MAX_IMAGES} in a request, {serve.MAX_BODY // 2**20} MiB together",
-        f"takes more than {decoder.TIMEOUT} s to decode",
+        f"takes more than {decoder.TIMEOUT} s to decode, a page {decoder.PAGE_TIMEOUT} s",
         f"{serve.MAX_REQUESTS} requests are waiting",
         f"one request ends after {serve.DECODING_TIMEOUT} s",
     ):
@@ -644,10 +644,10 @@ def test_the_memory_of_the_decoder_is_limited(worker, picture_of_one):
 def test_the_cheapest_picture_goes_first_and_few_large_ones_may_wait(worker, monkeypatch):
     go, order = threading.Event(), []
 
-    def slowly(self, content, ours):
+    def slowly(self, content, kind, ours):
         order.append(len(content))
         go.wait(SECONDS)
-        return len(content)
+        return bytes(28 * 28)
 
     monkeypatch.setattr(Decoder, "_decode", slowly)
     monkeypatch.setattr(decoder, "decoding_cost", len)

@@ -28,6 +28,12 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def heic(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(image).save(buffer, **options)
+    return buffer.getvalue()
+
+
 PNGS = [
     encoded(GREY, "PNG"),
     encoded(DEEP, "PNG"),
@@ -52,6 +58,18 @@ OTHERS = [
     encoded(GREY, "PPM"),
     encoded(DEEP, "PPM"),
 ]
+
+
+try:
+    import pillow_heif
+except ImportError:
+    HEICS = []
+else:
+    HEICS = [
+        heic(GREY),
+        heic(GREY.convert("RGBA")),
+        heic(GREY.resize((150, 100)).convert("RGB"), tile_size=64, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"),
+    ]
 
 
 def png_bomb(width: int, height: int, depth: int, colour: int, rows: int) -> bytes:
@@ -105,6 +123,15 @@ def test_image_bytes(attempt, place, content):
     loaded = attempt(lambda: read(folder), folder)
     if loaded is not None:
         np.testing.assert_array_equal(loaded.parts["train"].images[1], loaded.parts["test"].images[0])
+
+
+@pytest.mark.skipif(not HEICS, reason="pip install 'emnist-dali[heic]'")
+@examples(240)
+@given(broken(*HEICS) if HEICS else st.nothing())
+def test_heic_bytes(attempt, place, content):
+    folder = fresh(place)
+    (folder / "train/a/image").write_bytes(content)
+    attempt(lambda: read(folder), folder)
 
 
 @examples(8)
@@ -161,7 +188,7 @@ def test_image_folders(attempt, place, entries):
     attempt(lambda: read(folder), folder)
 
 
-@pytest.mark.parametrize("content", [*PNGS, *OTHERS])
+@pytest.mark.parametrize("content", [*PNGS, *OTHERS, *HEICS[:1]])
 def test_an_intact_image_is_read(attempt, place, content):
     """In any mode, and the first of several frames; two files are dithered and two have an alpha channel."""
     folder = fresh(place)
