@@ -14,6 +14,7 @@ from ..core.errors import UserError
 from ..data.image_files import image_errors, open_image, read_image_file
 from ..data.image_headers import reduction
 from ..runs.classifier import Classifier, load_classifier
+from ..runs.typicality import UNTYPICAL
 from ..weights import NAME as BUILTIN
 from .emnist_style import SIZE, flatten_to_grey, framed
 from .segment import (
@@ -37,7 +38,9 @@ _SPACE, _FURTHER = 0.5, 1.5
 _PARTS, _WIDEST, _GAP = 4, 1.5, 0.25
 # In units of the logarithm of a probability: to take two pieces that do not touch for one character, more so the
 # wider the gap; and one that is connected for two. Chosen on `bench/reading.py --tuning`.
-_JOINING, _JOINING_GAP, _CUTTING = 0.5, 15.0, 2.0
+_JOINING, _JOINING_GAP, _CUTTING = 0.5, 15.0, 1.0
+# What the logarithm of the typicality weighs beside that of the probability; chosen on the same pages.
+_TYPICALITY = 0.6
 _LEAST = 1e-6  # probability
 MAX_PLACES = 100  # of a pattern for lines: the time grows with them
 # What a place of a pattern may be.
@@ -229,11 +232,14 @@ def _glyphs(glyphs: Sequence[np.ndarray]) -> np.ndarray:
 def read_writing(writing: Writing, classifier: Classifier, allowed: Allowed = ALL) -> Reading:
     """A line that cannot be cut into as many characters as there are places is read without these."""
     probabilities, height = classifier.probabilities(writing.glyphs), float(writing.height)
+    gains = np.zeros(len(probabilities))
+    if classifier.typicality:
+        gains = _TYPICALITY * np.log(np.maximum(classifier.typicality(probabilities), UNTYPICAL))
     read = []
     for line in np.unique(writing.spans[:, 0]):
         rows = np.flatnonzero(writing.spans[:, 0] == line)
         line = Line(writing.spans[rows, 1:], writing.places[rows], height)
-        if found := line.read(probabilities[rows], allowed):
+        if found := line.read(probabilities[rows], allowed, gains[rows]):
             read.append([(rows[i], row) for i, row in found])
     lefts, rights = writing.places[:, 0], writing.places[:, 2]
     centres = (lefts + rights) / 2
@@ -298,25 +304,25 @@ class Line:
         self._gaps = [0.0, *gaps.tolist()]  # to the part before it, in heights
         self._small = ((places[:, 2:] - places[:, :2]).max(1, initial=0) < _SMALL * height).tolist()
 
-    def read(self, probabilities: np.ndarray, allowed: Allowed) -> list[tuple[int, np.ndarray]]:
+    def read(self, probabilities: np.ndarray, allowed: Allowed, gains: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """The likeliest way to take the parts for characters: each character's candidate and its probabilities.
 
-        `probabilities` are (n, classes). Small parts may be left out.
+        `probabilities` are (n, classes), and (n,) `gains` are added to their logarithms. Small parts may be left out.
         """
         if allowed.places is not None:
             kinds, places = np.unique(np.stack(allowed.places), axis=0, return_inverse=True)
-            found = self._best([restricted(probabilities, kind) for kind in kinds], places.ravel().tolist())
+            found = self._best([restricted(probabilities, kind) for kind in kinds], gains, places.ravel().tolist())
             if found is not None:
                 return found
-        return self._best([restricted(probabilities, allowed.anywhere)], None) or []
+        return self._best([restricted(probabilities, allowed.anywhere)], gains, None) or []
 
     def _best(
-        self, probabilities: Sequence[np.ndarray], places: Sequence[int] | None
+        self, probabilities: Sequence[np.ndarray], more: np.ndarray, places: Sequence[int] | None
     ) -> list[tuple[int, np.ndarray]] | None:
         """By dynamic programming over the parts, and over the places of a pattern, if there is one: which of the
         `probabilities`, (n, classes), hold in each.
         """
-        gains = [np.log(np.maximum(each.max(1), _LEAST)).tolist() for each in probabilities]
+        gains = [(np.log(np.maximum(each.max(1), _LEAST)) + more).tolist() for each in probabilities]
         best: list[dict[int, tuple[float, tuple | None]]] = [{} for _ in range(self._n + 1)]
         best[0][0] = 0.0, None
 

@@ -73,6 +73,7 @@ class _OneThread:
     def __init__(self, classifier: Classifier) -> None:
         self.name, self.classes = classifier.name, classifier.classes
         self.shape, self.converted = classifier.shape, classifier.converted
+        self.thresholds, self.typicality = classifier.thresholds, classifier.typicality
         self._classifier, self._thread = classifier, ThreadPoolExecutor(1)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:

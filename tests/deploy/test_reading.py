@@ -35,6 +35,7 @@ class Blind:
     """Takes everything for the first class, with certainty."""
 
     name, classes, shape, converted = "blind", CLASSES, (28, 28), True
+    thresholds = typicality = None
 
     def probabilities(self, images):
         return np.tile(np.eye(1, len(CLASSES), dtype=np.float32), (len(images), 1))
