@@ -8,7 +8,6 @@ import io
 import os
 import tarfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,27 +48,27 @@ def cached_package() -> Path:
     return Path(cache) / "emnist-dali" / NAME
 
 
-def load(url: str = URL, delays: Sequence[float] = RETRY_DELAYS) -> Runtime:
+def load() -> Runtime:
     """The runtime, from the cached package, which is downloaded if it is missing or damaged.
 
-    `delays` are the seconds before each retry. Raises UserError if it cannot be downloaded.
+    Raises UserError if that fails.
     """
     path = cached_package()
     by_hand = f"or put what `npm pack onnxruntime-web@{VERSION}` downloads at this path"
     try:
         content = path.read_bytes() if path.is_file() else b""
         if not _is_official(content):
-            content = _download(url, delays)
+            content = _download()
             if not _is_official(content):
                 raise UserError(
-                    f"{url} sends something other than {NAME} (its sha512 differs); try again, {by_hand}: {path}."
+                    f"{URL} sends something other than {NAME} (its sha512 differs); try again, {by_hand}: {path}."
                 )
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
                 file.write(content)
     except requests.RequestException as error:
         raise UserError(
-            f"onnxruntime-web could not be downloaded from {url} ({root_cause(error)}); check the connection, "
+            f"onnxruntime-web could not be downloaded from {URL} ({root_cause(error)}); check the connection, "
             f"{by_hand}: {path}."
         ) from error
     except OSError as error:
@@ -88,13 +87,13 @@ def _is_official(content: bytes) -> bool:
     return hashlib.sha512(content).hexdigest() == SHA512
 
 
-def _download(url: str, delays: Sequence[float]) -> bytes:
-    """At most BYTES and a packet; raises requests.RequestException after the last of `delays`."""
-    for delay in (*delays, None):
+def _download() -> bytes:
+    """At most BYTES and a packet; raises requests.RequestException after the last retry."""
+    for delay in (*RETRY_DELAYS, None):
         content = io.BytesIO()
         try:
             with (
-                requests.get(url, stream=True, timeout=TIMEOUT) as response,
+                requests.get(URL, stream=True, timeout=TIMEOUT) as response,
                 progress(description=NAME, total=BYTES, unit="B") as bar,
             ):
                 response.raise_for_status()
