@@ -44,7 +44,12 @@ def export_web(run: Path, output: Path | None = None, *, int8: bool = False) -> 
         "model.md": exported.card.encode(),
         "model.js": _script(
             "MODEL",
-            {"classes": classifier.classes, "shape": classifier.shape, "onnx": _packed(exported.content)},
+            {
+                "name": classifier.name,
+                "classes": classifier.classes,
+                "shape": classifier.shape,
+                "onnx": _packed(exported.content),
+            },
             "model.onnx: its bytes, and what the page needs of its metadata",
         ),
         "onnxruntime-web/runtime.js": _script(
