@@ -78,6 +78,14 @@ class WebPage:
         return np.array(self._page.evaluate(_RECOGNIZE, [base64.b64encode(drawing).decode(), count]))
 
 
+def chromium() -> str:
+    """Path of the program; raises UserError if there is none."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not found:
+        raise UserError("no Chromium is installed; apt-get install chromium.")
+    return found
+
+
 @contextmanager
 def open_page(folder: Path) -> Iterator[WebPage]:
     """Raises UserError if playwright or Chromium is missing."""
@@ -85,10 +93,7 @@ def open_page(folder: Path) -> Iterator[WebPage]:
         from playwright.sync_api import sync_playwright
     except ImportError as error:
         raise UserError(f"playwright could not be imported ({error}); pip install '.[dev]'.") from error
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
-        raise UserError("There is no Chromium for the web page; apt-get install chromium.")
     with sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = started.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         yield WebPage(browser.new_page(), folder)
         browser.close()
