@@ -9,7 +9,6 @@ odd positions. Needs playwright and Chromium. The last line is a JSON document.
 
 import base64
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from emnist_dali.deploy.emnist_style import SIZE, Glyph, find_glyph
 from emnist_dali.options import with_flags
 from emnist_dali.runs.classifier import Classifier, load_classifier
 from result_file import check_result_file, commit, write_result_file
+from web_page import chromium
 
 CONVERT_JS = Path(emnist_style.__file__).parent / "web" / "convert.js"
 DRAWING, CANVAS = "drawing", 560
@@ -50,7 +50,7 @@ def main(model: str, split: str, data_dir: str, pictures: int, seed: int, json_f
         rng = np.random.default_rng(seed)
         images = test.images(np.sort(rng.choice(np.arange(1, len(test), 2), pictures, replace=False)))
         with sync_playwright() as started:
-            browser = started.chromium.launch(executable_path=_chromium(), args=["--no-sandbox"])
+            browser = started.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
             results = measure(open_page(browser), images, load_classifier(model), rng)
             version = browser.version
             browser.close()
@@ -69,13 +69,6 @@ def main(model: str, split: str, data_dir: str, pictures: int, seed: int, json_f
         raise click.ClickException(with_flags(str(error))) from error
     click.echo(table(results))
     click.echo(json.dumps(document, ensure_ascii=False))
-
-
-def _chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not found:
-        raise UserError("no Chromium is installed; apt-get install chromium.")
-    return found
 
 
 def open_page(browser: Any) -> Any:

@@ -53,6 +53,26 @@ def trained_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
+def onnxruntime_web() -> None:
+    """Skips without the package that `export --format web` downloads."""
+    from emnist_dali.deploy.onnxruntime_web import cached_package
+
+    if not cached_package().is_file():
+        pytest.skip(f"no {cached_package()}: emnist-dali export builtin --format web --output /tmp/site downloads it")
+
+
+@pytest.fixture(scope="session")
+def site(onnxruntime_web: None, trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained run as a web page; not to be written to."""
+    from emnist_dali.deploy.export_web import export_web
+
+    run = tmp_path_factory.mktemp("export") / "run"
+    shutil.copytree(trained_run, run)
+    export_web(run)
+    return run / "web"
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Headless Chromium, through playwright: `browser.new_page(viewport={"width": 390, "height": 800})`."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -e '.[dev]'")

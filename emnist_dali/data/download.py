@@ -67,7 +67,7 @@ def fetch(split: str, folder: Path, url: str = ARCHIVE_URL, delays: Sequence[flo
             _extract(archive, missing)
     except (requests.RequestException, urllib3.exceptions.HTTPError, RemoteZipError) as error:
         raise UserError(
-            f"NIST could not be reached at {url} ({_root_cause(error)}); check the connection and run again, which "
+            f"NIST could not be reached at {url} ({root_cause(error)}); check the connection and run again, which "
             f"resumes the download, or use {ALTERNATIVES}."
         ) from error
     except (zipfile.BadZipFile, KeyError) as error:
@@ -239,7 +239,7 @@ def _check_range(response: requests.Response, first: int, total: int) -> None:
         )
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """What started a chain of exceptions: "Connection refused" instead of three layers of pools and retries."""
     while error.__context__ is not None:
         error = error.__context__

@@ -8,11 +8,11 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -54,18 +54,46 @@ def export(run: Path, kind: str, output: Path | None = None, *, int8: bool = Fal
     model's, or with `int8` are less accurate, if `output` exists and is not from emnist-dali, or if it is not named
     and the run is the model in the package.
     """
-    if output is None and run.resolve() == BUILTIN.resolve():
-        raise UserError("The model in the package is exported to a file that you name; add --output.")
+    output = output or default_output(run, f"model{'-int8' if int8 else ''}.{kind}")
     if int8 and kind != "onnx":
         raise UserError(f"--int8 is for ONNX, not for {kind}; leave one of them out.")
-    output = output or run / f"model{'-int8' if int8 else ''}.{kind}"
     if output.suffix != f".{kind}":
         raise UserError(f"{output} does not end in .{kind}; choose an output file that does.")
     check_output(output)
     if kind == "onnx":
-        _check_onnx_is_installed()
-    trained = TrainedClassifier(run)
-    results = {entry["kind"]: entry for entry in RunFolder(run).entries() if entry["kind"] in ("test", "unseen")}
+        check_onnx_is_installed()
+    # Files of one name share the card.
+    beside = [] if int8 else [name for name in _FORMATS if output.with_suffix(f".{name}").is_file()]
+    exported = export_model(TrainedClassifier(run), kind, output, beside, int8=int8)
+    write_output(output, exported.content)
+    return [
+        f"{output}: {len(exported.content) / 1e6:.2f} MB.",
+        *exported.comparison,
+        _write_card(output.with_suffix(".md"), exported.card),
+    ]
+
+
+def default_output(run: Path, name: str) -> Path:
+    """`name` in the run's folder; raises UserError for the model in the package."""
+    if run.resolve() == BUILTIN.resolve():
+        raise UserError("The model in the package is exported to a file or folder that you name; add --output.")
+    return run / name
+
+
+class ExportedModel(NamedTuple):
+    """The bytes of a file, its model card, and lines about its comparison with the trained model."""
+
+    content: bytes
+    card: str
+    comparison: list[str]
+
+
+def export_model(
+    trained: TrainedClassifier, kind: str, output: Path, beside: Sequence[str] = (), *, int8: bool = False
+) -> ExportedModel:
+    """What `export` writes; the card describes the formats `beside` it, too. Raises UserError as `export` does."""
+    entries = RunFolder(trained.path).entries()
+    results = {entry["kind"]: entry for entry in entries if entry["kind"] in ("test", "unseen")}
     metadata = _metadata(trained, results)
     if kind != "safetensors":  # the others hold it in their graph
         metadata.pop("calibration", None)
@@ -76,12 +104,9 @@ def export(run: Path, kind: str, output: Path | None = None, *, int8: bool = Fal
     else:
         content, probabilities = _FORMATS[kind](trained, metadata, output)
         comparison = _compare(trained, probabilities, output)
-    write_output(output, content)
-    card = output.with_suffix(".md")
-    # Files of one name share the card.
-    formats = ["onnx"] if int8 else [name for name in _FORMATS if output.with_suffix(f".{name}").is_file()]
-    text = model_card(trained, metadata, results, output, formats, comparison)
-    return [f"{output}: {len(content) / 1e6:.2f} MB.", *comparison, _write_card(card, text)]
+    formats = [name for name in _FORMATS if name == kind or name in beside]
+    card = model_card(trained, metadata, results, output, formats, comparison)
+    return ExportedModel(content, card, comparison)
 
 
 def _write_card(card: Path, text: str) -> str:
@@ -107,7 +132,8 @@ def _digest_line(text: bytes) -> str:
     return f"<!-- {MARK} {hashlib.sha256(text).hexdigest()} -->\n"
 
 
-def _check_onnx_is_installed() -> None:
+def check_onnx_is_installed() -> None:
+    """Raises UserError if a package is missing, before any work is done."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

@@ -28,6 +28,7 @@ from ..runs.classifier import Classifier, load_classifier
 from .answers import to_answer, to_text_answer
 from .decoder import BusyError, Decoder
 from .emnist_style import Glyph
+from .page import render_page
 from .query import Query, parse_query
 from .reading import Form, Writing, read
 
@@ -231,10 +232,10 @@ def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] 
     Errors are {"error": one sentence}: 400 for invalid images, 413 above MAX_BODY, 403 for other sites, 503 with
     Retry-After if too many requests or pictures are waiting. A picture among several has its error in the list.
     """
-    from flask import Flask, Response, abort, render_template, request
+    from flask import Flask, Response, abort, request
     from werkzeug.exceptions import HTTPException
 
-    app = Flask(__name__, template_folder=".", static_folder=None)
+    app = Flask(__name__, static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY, MAX_FORM_MEMORY_SIZE=MAX_BODY)
     model = _OneThread(classifier)
     # A page takes up to PAGE_TIMEOUT, so it has a process of its own and keeps no drawing waiting.
@@ -273,7 +274,7 @@ def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] 
     @app.get("/")
     def draw() -> Response:
         nonce = secrets.token_urlsafe()
-        response = Response(render_template("draw.html", classifier=classifier, nonce=nonce))
+        response = Response(render_page(classifier, ["draw.js", "ask_server.js"], nonce=nonce, max_body=MAX_BODY))
         response.headers["Content-Security-Policy"] = (
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; "
             f"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

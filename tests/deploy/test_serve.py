@@ -453,7 +453,7 @@ def test_a_click_draws_a_dot(page):
 
 # Of phones from the smallest on, less what a browser's bars take; and of two tablets.
 UPRIGHT = [(320, 460), (360, 560), (390, 664), (412, 780), (768, 954)]
-WINDOWS = [*UPRIGHT, (568, 250), (640, 280), (667, 331), (750, 330), (915, 350), (1024, 690)]
+WINDOWS = [*UPRIGHT, (568, 250), (600, 375), (640, 280), (667, 331), (750, 330), (915, 350), (1024, 690)]
 
 
 def assert_fits(page, width, height):
@@ -492,6 +492,33 @@ def test_the_page_fits_a_phone_without_scrolling(browser, address, width, height
     error = page.evaluate("() => [document.querySelector('#error')].map(p => p.scrollHeight - p.clientHeight)[0]")
     assert error <= 0
     page.close()
+
+
+def choose(page, content):
+    page.set_input_files("#file", {"name": "photo.png", "mimeType": "image/png", "buffer": content})
+
+
+def test_a_photograph_above_the_limit_is_sent_smaller(page, pictures):
+    large, file = Image.open(io.BytesIO(pictures[0])).resize((1800, 1800)).convert("RGB"), io.BytesIO()
+    large.save(file, "PNG", compress_level=0)
+    sent = "async () => { const body = await smallEnough(steps.at(-1).file); return [body.type, body.size] }"
+    for content, kind in ((file.getvalue(), "image/jpeg"), (pictures[0], "image/png")):
+        assert (len(content) > serve.MAX_BODY) == (kind == "image/jpeg")
+        choose(page, content)
+        read(page, "0")
+        assert page.evaluate(sent)[0] == kind
+        assert page.evaluate(sent)[1] <= serve.MAX_BODY
+        page.click("#clear")
+        read(page, "")
+
+
+def test_a_large_file_that_is_no_picture_is_not_sent(page):
+    sent = []
+    page.on("request", lambda request: sent.append(request.url))
+    choose(page, bytes(serve.MAX_BODY + 1))
+    page.wait_for_function("() => document.querySelector('#error').textContent !== ''")
+    assert page.inner_text("#error") == "The picture has more than 8 MiB; choose a smaller one."
+    assert not sent
 
 
 def test_a_busy_server_is_asked_again(page):
