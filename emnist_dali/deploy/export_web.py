@@ -8,8 +8,10 @@ from typing import Any
 
 from ..core.errors import UserError
 from ..core.output_folder import check_output_folder, write_output_folder
+from ..runs.classifier import Classifier
 from ..runs.onnx_classifier import OnnxClassifier
 from ..runs.trained_classifier import TrainedClassifier
+from ..runs.typicality import LEAST, UNTYPICAL, WARNING
 from . import onnxruntime_web
 from .emnist_style import SIZE
 from .export import check_onnx_is_installed, default_output, export_model
@@ -48,6 +50,7 @@ def export_web(run: Path, output: Path | None = None, *, int8: bool = False) -> 
                 "name": classifier.name,
                 "classes": classifier.classes,
                 "shape": classifier.shape,
+                "typicality": page_typicality(classifier),
                 "onnx": _packed(exported.content),
             },
             "model.onnx: its bytes, and what the page needs of its metadata",
@@ -66,6 +69,21 @@ def export_web(run: Path, output: Path | None = None, *, int8: bool = False) -> 
         *exported.comparison,
         f"Open {output / 'index.html'} in a browser, or put the folder on any web server.",
     ]
+
+
+def page_typicality(classifier: Classifier) -> dict[str, Any] | None:
+    """What the page needs to warn of what is UNTYPICAL: it is so beyond the squared distance `farthest`."""
+    if not classifier.typicality:
+        return None
+    fitted = classifier.typicality.to_json()
+    farthest = classifier.typicality.distance_at(UNTYPICAL)
+    return {
+        "means": fitted["means"],
+        "whitening": fitted["whitening"],
+        "farthest": farthest,
+        "least": LEAST,
+        "warning": WARNING,
+    }
 
 
 def _packed(content: bytes) -> str:

@@ -39,6 +39,10 @@ class Typicality(NamedTuple):
         # From the largest to the least, so that images as far as many others are as typical as these.
         return np.interp(-distances, -self.quantiles[::-1], _QUANTILES)
 
+    def distance_at(self, share: float) -> float:
+        """The squared distance beyond which only that share of the validation images lies."""
+        return float(np.interp(1 - share, _QUANTILES, self.quantiles))
+
     def to_json(self) -> dict[str, list]:
         """Rounded to what cannot be seen in the result."""
         return {

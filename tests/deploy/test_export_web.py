@@ -17,11 +17,12 @@ from emnist_dali.core.output_folder import LISTING
 from emnist_dali.deploy import export as export_module
 from emnist_dali.deploy import export_web as export_web_module
 from emnist_dali.deploy import onnxruntime_web as onnxruntime_web_module
+from emnist_dali.deploy.answers import Question, to_answer
 from emnist_dali.deploy.decoder import decode
-from emnist_dali.deploy.export_web import export_web
+from emnist_dali.deploy.export_web import export_web, page_typicality
 from emnist_dali.deploy.page import FOLDER
-from emnist_dali.deploy.predict import to_answer
 from emnist_dali.runs.classifier import load_classifier
+from emnist_dali.runs.typicality import UNTYPICAL, WARNING
 
 from .test_serve import CIRCLE, ONE, WINDOWS, assert_fits, draw, pixels, read, scan
 
@@ -67,8 +68,8 @@ def page(request, browser, address):
 def predicted(picture, classifier):
     """As the page answers: what `predict` says about the bytes of a picture."""
     glyph = decode(picture, classifier.shape, classifier.converted)
-    answer = to_answer(classifier.probabilities(glyph.image[None])[0], classifier.classes, 5)
-    return {**answer, "warning": glyph.warning, "seen": glyph.image}
+    answer = to_answer(classifier.probabilities(glyph.image[None])[0], classifier, Question(5), glyph.warning)
+    return {**answer, "seen": glyph.image}
 
 
 def assert_same(answer, expected):
@@ -104,6 +105,24 @@ def test_pictures_are_answered_as_predict_does(page, site, drawn):
         read(page, expected["character"])
         page.wait_for_function("() => !recognizing")
         assert_same(page.evaluate("async () => await recognize(steps.at(-1).file)"), expected)
+
+
+def test_the_page_warns_of_what_looks_like_no_character_as_predict_does(browser, server, site):
+    shipped = load_classifier()  # the exported run has too few validation images for a typicality
+    rng = np.random.default_rng(0)
+    concentrations = rng.uniform(0.005, 0.5, (400, 1)) * np.ones((1, len(shipped.classes)))
+    rows = np.stack([rng.dirichlet(each) for each in concentrations]).astype(np.float32)
+    rows = np.concatenate([rows, np.exp(shipped.typicality.means[:, :]).astype(np.float32)])
+    page = browser.new_page()
+    page.goto(f"{server}/index.html")
+    warnings = page.evaluate(
+        "([rows, typicality]) => rows.map(row => warningOf(row, typicality))",
+        [rows.tolist(), page_typicality(shipped)],
+    )
+    page.close()
+    expected = [WARNING if each < UNTYPICAL else None for each in shipped.typicality(rows)]
+    assert warnings == expected
+    assert {WARNING, None} == set(expected)
 
 
 def test_the_page_says_that_nothing_is_sent_and_cannot_send(browser, address):

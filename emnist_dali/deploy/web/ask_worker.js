@@ -18,7 +18,8 @@ async function recognize(source) {
     if (!image) {
       return { error: "The picture shows no character; choose a picture of one, dark on light or light on dark." }
     }
-    return { ...toAnswer(probabilities, MODEL.classes, 5), warning, seen: toDataUrl(image, MODEL.shape) }
+    const answer = toAnswer(probabilities, MODEL.classes, 5)
+    return { ...answer, warning: warning ?? warningOf(probabilities, MODEL.typicality), seen: toDataUrl(image, MODEL.shape) }
   } catch (error) {
     return { error: `The model does not run in this browser (${error.message}).` }
   }
@@ -59,6 +60,17 @@ function toAnswer(probabilities, classes, top) {
     .sort((one, other) => other.probability - one.probability)
     .slice(0, top)
   return { ...likeliest[0], top: likeliest }
+}
+
+// That the picture looks like no character, or null; `typicality` is null for models without.
+function warningOf(probabilities, typicality) {
+  if (!typicality) return null
+  const { means, whitening, farthest, least, warning } = typicality
+  const logarithms = [...probabilities].map(probability => Math.log(Math.max(probability, least)))
+  const mean = means[probabilities.indexOf(Math.max(...probabilities))]
+  const away = logarithms.map((logarithm, i) => logarithm - mean[i])
+  const distance = whitening.reduce((sum, row) => sum + row.reduce((dot, w, i) => dot + w * away[i], 0) ** 2, 0)
+  return distance > farthest ? warning : null
 }
 
 function toDataUrl(image, [height, width]) {
