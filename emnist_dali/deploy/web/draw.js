@@ -3,6 +3,7 @@ const find = id => document.getElementById(id)
 const canvas = find("canvas"), paper = canvas.getContext("2d", { willReadFrequently: true })
 // Measured: a glyph of 0.6 of the canvas then has as much ink as the median EMNIST image of its class.
 const PEN = canvas.width / 12
+const MAX_STEPS = 200 // that Undo takes back after a Clear
 const HINT = find("hint").textContent
 // Strokes, pictures as { file, preview }, and null for each Clear; what follows the last picture or null is shown.
 let steps = []
@@ -82,7 +83,7 @@ document.addEventListener("drop", event => {
 })
 
 function clear() {
-  if (steps.at(-1)) steps.push(null)
+  if (steps.at(-1)) steps = [...steps, null].slice(-MAX_STEPS)
   drawing = false
   update()
 }
@@ -95,8 +96,9 @@ function undo() {
 
 async function choose([file]) {
   if (!file) return
+  const preview = await previewOf(file)
   drawing = false
-  steps.push({ file, preview: await previewOf(file) })
+  steps.push({ file, preview })
   update()
 }
 
