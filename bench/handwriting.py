@@ -22,9 +22,8 @@ def reinked(glyph: np.ndarray, side: int, threshold: float = 0.45) -> np.ndarray
     A higher threshold makes thinner strokes.
     """
     enlarged = np.asarray(Image.fromarray(glyph).resize((side, side), Image.Resampling.BICUBIC), np.float32) / 255
-    softness = (
-        0.5 * len(glyph) / side
-    )  # of the edge: about a pixel, where EMNIST's grey rises by a half in one of its pixels
+    # Of the edge: about a pixel, where EMNIST's grey rises by a half in one of its pixels.
+    softness = 0.5 * len(glyph) / side
     return np.clip((enlarged - threshold) / softness + 0.5, 0, 1)
 
 

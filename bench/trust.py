@@ -27,7 +27,7 @@ from emnist_dali.data.shards import Shards
 from emnist_dali.deploy.emnist_style import to_emnist_style
 from emnist_dali.options import with_flags
 from emnist_dali.runs.classifier import Classifier, load_classifier
-from emnist_dali.runs.prediction_sets import threshold
+from emnist_dali.runs.prediction_sets import prediction_set, threshold
 from emnist_dali.runs.typicality import UNTYPICAL
 from result_file import commit, write_result_file
 
@@ -96,11 +96,12 @@ def _kana_font() -> Path | None:
 def measure_sets(classifier: Classifier, test: Shards) -> dict[str, dict[str, float]]:
     """By coverage: the share of test images whose set holds their class, the sets' mean size, those of size 1."""
     probabilities, labels = classifier.probabilities(test.images(np.arange(len(test)))), test.labels()
-    true, result = probabilities[np.arange(len(labels)), labels], {}
+    result = {}
     for coverage in COVERAGES:
         least = threshold(classifier.thresholds, coverage)
-        sizes = np.maximum((probabilities >= least).sum(1), 1)  # as `prediction_set`
-        held = (true >= least) | (probabilities.argmax(1) == labels)
+        sets = [prediction_set(row, least) for row in probabilities]
+        sizes = np.array(list(map(len, sets)))
+        held = np.array([label in members for label, members in zip(labels, sets, strict=True)])
         result[str(coverage)] = {
             "coverage": float(held.mean()),
             "size": float(sizes.mean()),

@@ -33,7 +33,7 @@ _START = """async () => {
         worker.onmessage = ({ data }) => done(data)
         worker.postMessage(message)
     })
-    await ask({ module: RUNTIME.module, wasm: RUNTIME.wasm, onnx: MODEL.onnx })
+    await ask({ module: RUNTIME.module, wasm: RUNTIME.wasm, onnx: MODEL.onnx, shape: MODEL.shape })
 }"""
 _CLASSIFY = """async text => {
     const bytes = Uint8Array.from(atob(text), character => character.charCodeAt(0))

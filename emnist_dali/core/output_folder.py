@@ -4,6 +4,7 @@ import glob
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ def write_output_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """
     check_output_folder(folder)
     target = folder.resolve()
+    if Path.cwd().is_relative_to(target):
+        raise UserError(f"{folder} is the working directory, or holds it; choose another folder.")
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.emnist-dali-partial")
     names = {*files, LISTING}
     try:
@@ -37,6 +40,8 @@ def write_output_folder(folder: Path, files: Mapping[str, bytes]) -> None:
                 _remove(killed, names)
             try:
                 new.mkdir()
+                if target.exists():
+                    shutil.copymode(target, new)
                 for name, content in files.items():
                     _write(new / name, content)
                 digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
@@ -67,13 +72,25 @@ def _check(folder: Path, shown: Path) -> None:
 
 
 def _foreign_files(folder: Path) -> Iterator[str]:
-    """Paths in `folder` of files that its listing does not have, or has with another sha256, and of links."""
+    """Paths in `folder` of what its listing does not have, or has with another sha256, and of links."""
     listed = _listed(folder)
+    own = {parent.as_posix() for name in listed for parent in Path(name).parents}
+    yield from (name for name in _folders(folder) if name not in own)
     for name in _names(folder):
         path = folder / name
         is_ours = name in listed and not path.is_symlink() and path.is_file()
         if not is_ours or (name != LISTING and listed[name] != sha256(path)):
             yield name
+
+
+def _folders(folder: Path) -> Iterator[str]:
+    """Paths of the folders in `folder`."""
+    for place, folders, _ in os.walk(folder, onerror=_refuse):
+        yield from (Path(place, name).relative_to(folder).as_posix() for name in folders)
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _names(folder: Path) -> Iterator[str]:

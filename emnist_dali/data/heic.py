@@ -45,7 +45,10 @@ def read_header(content: bytes) -> tuple[int, int, int]:
         raise ValueError(f"its headers exceed {MAX_HEADERS:,} bytes")
     start += 4
     main = _number(content, _only(content, start, end, b"pitm")[0])
-    types = dict(_item_types(content, *_only(content, start, end, b"iinf")))
+    listed = list(_item_types(content, *_only(content, start, end, b"iinf")))
+    types = dict(listed)
+    if len(types) < len(listed):  # libheif would take the other one
+        raise ValueError("it lists an item twice")
     sizes, turns, alpha = _properties(content, *_only(content, start, end, b"iprp"))
     tiles, described, auxiliary = _references(content, start, end)
     if sum(map(len, tiles.values())) > MAX_TILES:

@@ -59,7 +59,8 @@ def to_answer(
         "top": listed(order[: min(question.top, count)]),
     }
     if question.coverage is not None:
-        answer["set"] = listed(prediction_set(possible, threshold(classifier.thresholds, question.coverage)))
+        members = prediction_set(possible, threshold(classifier.thresholds, question.coverage))
+        answer["set"] = listed(members[:count])
     return {**answer, "typicality": typicality, "warning": warning or (WARNING if untypical else None)}
 
 

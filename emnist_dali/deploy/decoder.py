@@ -34,6 +34,16 @@ SMALL, MAX_LARGE_WAITING = 1_000_000, 8
 # What is asked of the process: one character, a page, or the boxes of a form, their number.
 _KIND = struct.Struct("<i")
 _CHARACTER, _PAGE = -1, 0
+# Bytes of an answer: the glyphs of the most that a page may have take half of that.
+MAX_ANSWER = 2**26
+# Type and shape of each array of an answer, without the number of glyphs.
+_ARRAYS = {
+    "height": (np.float64, None),
+    "spans": (np.int32, (4,)),
+    "places": (np.int32, (4,)),
+    "boxes": (np.int32, (4,)),
+    "glyphs": (np.uint8, (SIZE, SIZE)),
+}
 _PRELOADED = ["__main__", __name__, *(f"PIL.{kind}ImagePlugin" for kind in ("Png", "Jpeg", "Tiff", "WebP"))]
 
 
@@ -87,7 +97,13 @@ class Decoder:
     def find(self, content: bytes, boxes: int | None) -> Writing | Form:
         """As `reading.find`; raises as `__call__`."""
         arrays = load(self._wait_and_decode(content, _PAGE if boxes is None else boxes))
-        return Writing(**arrays) if boxes is None else Form(**arrays)
+        found = Writing(**arrays) if boxes is None else Form(**arrays)
+        # The process read what a stranger sent.
+        for name, array in found._asdict().items():
+            dtype, shape = _ARRAYS[name]
+            if array.dtype != dtype or array.shape != (() if shape is None else (len(found.glyphs), *shape)):
+                raise UserError("The picture could not be decoded: the decoder failed; choose another one.")
+        return found
 
     def _wait_and_decode(self, content: bytes, kind: int) -> bytes:
         with image_errors("The picture"):
@@ -146,7 +162,7 @@ class Decoder:
                 if seconds > if_cheaper_waits and self._lowest_cost() < ticket[0] / 2:
                     self._restart()
                     raise BusyError("The picture takes long to decode and smaller ones are waiting; try again later.")
-            answer = self._connection.recv_bytes()
+            answer = self._connection.recv_bytes(MAX_ANSWER)
         except (OSError, EOFError) as error:
             self._restart()
             raise UserError("The picture could not be decoded: the decoder crashed; choose another one.") from error

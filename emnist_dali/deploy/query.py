@@ -45,9 +45,11 @@ def parse_query(query: Mapping[str, str], classifier: Classifier) -> Query:
 
 def _number(query: Mapping[str, str], name: str, least: int, most: int | None = None) -> int | None:
     text = query.get(name)
+    if text is None:
+        return None
     try:
-        if text is None or (least <= int(text) and (most is None or int(text) <= most)):
-            return None if text is None else int(text)
+        if least <= int(text) and (most is None or int(text) <= most):
+            return int(text)
     except ValueError:
         pass
     span = f"of {least} or more" if most is None else f"from {least} to {most:,}"
@@ -56,9 +58,11 @@ def _number(query: Mapping[str, str], name: str, least: int, most: int | None = 
 
 def _share(query: Mapping[str, str], name: str) -> float | None:
     text = query.get(name)
+    if text is None:
+        return None
     try:
-        if text is None or 0 <= float(text) <= 1:
-            return None if text is None else float(text)
+        if 0 <= float(text) <= 1:
+            return float(text)
     except ValueError:
         pass
     raise UserError(f"{name} is {text[:20]!r}; set it to a number from 0 to 1.")

@@ -132,7 +132,7 @@ def to_allowed(
     Raises UserError for a model of other than EMNIST's images, or if nothing fits.
     """
     classes = classifier.classes
-    if not classifier.converted:
+    if not classifier.converted or classifier.shape != (SIZE, SIZE):
         raise UserError(f"{classifier.name} reads whole pictures, no text; choose a model of EMNIST's characters.")
     anywhere = None if allow is None else _members(allow, classes)
     if anywhere is not None and not anywhere.any():
@@ -236,8 +236,8 @@ def read_writing(writing: Writing, classifier: Classifier, allowed: Allowed = AL
     if classifier.typicality:
         gains = _TYPICALITY * np.log(np.maximum(classifier.typicality(probabilities), UNTYPICAL))
     read = []
-    for line in np.unique(writing.spans[:, 0]):
-        rows = np.flatnonzero(writing.spans[:, 0] == line)
+    for number in np.unique(writing.spans[:, 0]):
+        rows = np.flatnonzero(writing.spans[:, 0] == number)
         line = Line(writing.spans[rows, 1:], writing.places[rows], height)
         if found := line.read(probabilities[rows], allowed, gains[rows]):
             read.append([(rows[i], row) for i, row in found])
@@ -317,12 +317,12 @@ class Line:
         return self._best([restricted(probabilities, allowed.anywhere)], gains, None) or []
 
     def _best(
-        self, probabilities: Sequence[np.ndarray], more: np.ndarray, places: Sequence[int] | None
+        self, probabilities: Sequence[np.ndarray], gains: np.ndarray, places: Sequence[int] | None
     ) -> list[tuple[int, np.ndarray]] | None:
         """By dynamic programming over the parts, and over the places of a pattern, if there is one: which of the
         `probabilities`, (n, classes), hold in each.
         """
-        gains = [(np.log(np.maximum(each.max(1), _LEAST)) + more).tolist() for each in probabilities]
+        scores = [(np.log(np.maximum(each.max(1), _LEAST)) + gains).tolist() for each in probabilities]
         best: list[dict[int, tuple[float, tuple | None]]] = [{} for _ in range(self._n + 1)]
         best[0][0] = 0.0, None
 
@@ -344,7 +344,7 @@ class Line:
                     continue
                 kind, after = (0, place) if places is None else (places[place], place + 1)
                 for end, candidate, cost in ends:
-                    offer(end, after, score + gains[kind][candidate] - cost, (first, place, (kind, candidate)))
+                    offer(end, after, score + scores[kind][candidate] - cost, (first, place, (kind, candidate)))
         last = 0 if places is None else len(places)
         if last not in best[self._n]:
             return None

@@ -8,7 +8,7 @@ import numpy as np
 LEAST = 1e-6  # probability: smaller ones are noise. With 1e-5 or 1e-8, fewer outliers are told apart.
 # What is less typical than all but this share of the validation images gets a warning.
 UNTYPICAL = 0.01
-WARNING = "it looks like none of the characters that the model knows"
+WARNING = "it looks like none of the model's classes"
 # Images per class from which it is fitted.
 MIN_IMAGES = 10
 _SHRINKAGE = 0.1  # of the covariance, towards a multiple of the identity

@@ -48,6 +48,24 @@ def test_an_empty_folder_is_used_and_a_link_stays(site, tmp_path):
     assert contents(site) == SECOND
 
 
+def test_the_rights_of_a_folder_stay(site):
+    site.chmod(0o750)
+    write_output_folder(site, SECOND)
+    assert site.stat().st_mode & 0o777 == 0o750
+
+
+def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path("."), tmp_path.parent):
+        with pytest.raises(UserError):
+            write_output_folder(folder, FIRST)
+    assert not list(tmp_path.iterdir())
+
+
+def add_folder(site):
+    (site / "sub" / "mine").mkdir()
+
+
 def add(site):
     (site / "sub" / "mine.txt").write_text("mine")
 
@@ -77,7 +95,7 @@ def become_a_file(site):
     site.write_text("mine")
 
 
-CHANGES = [add, edit, edit_listing, remove_listing, link, pipe, become_a_file]
+CHANGES = [add, add_folder, edit, edit_listing, remove_listing, link, pipe, become_a_file]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)

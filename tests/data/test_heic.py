@@ -51,6 +51,18 @@ def test_a_picture_is_read_as_it_was_written(options):
     assert decoding_cost(content) >= 200 * 120
 
 
+def test_an_item_that_is_listed_twice_is_refused():
+    """Here the later one would win, in libheif the first: with the main picture's tiles hidden, none was checked."""
+    content = encoded(PICTURE, tile_size=64, exif=_exif(1))
+    (main,) = re.findall(rb"pitm....(..)", content, re.DOTALL)
+    hidden, count = re.subn(
+        rb"(infe....)..(..)Exif", lambda found: found[1] + main + found[2] + b"hvc1", content, flags=re.DOTALL
+    )
+    assert count == 1
+    with pytest.raises(ValueError, match="twice"):
+        decoding_cost(hidden)
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA"])
 def test_grey_and_transparent_pictures_are_read(mode):
     image = PICTURE.convert(mode)

@@ -61,12 +61,16 @@ def test_the_set_is_what_reaches_the_threshold(builtin, usual):
         assert listed[0]["character"] == "A"
 
 
-def test_a_set_has_only_what_is_allowed(builtin, usual):
+def test_a_set_has_only_what_is_allowed(builtin, usual, monkeypatch):
     allowed = np.array([c.isdigit() for c in builtin.classes])
     answer = to_answer(usual, builtin, Question(20, allowed, coverage=0.999))
     assert set(characters(answer["set"] + answer["top"])) <= set("0123456789")
     assert len(answer["top"]) == 10
     assert sum(each["probability"] for each in answer["top"]) == pytest.approx(1)
+    monkeypatch.setattr(builtin, "thresholds", [0.0] * 100)  # of a model with few validation images
+    assert characters(to_answer(usual, builtin, Question(20, allowed, coverage=0.9))["set"]) == characters(
+        answer["top"]
+    )
 
 
 def test_what_is_less_probable_is_refused(builtin, usual):

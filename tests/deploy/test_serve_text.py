@@ -14,7 +14,7 @@ from PIL import Image
 
 from emnist_dali.cli import main
 from emnist_dali.deploy import decoder, segment, serve
-from emnist_dali.deploy.decoder import Decoder
+from emnist_dali.deploy.decoder import _CHARACTER, Decoder
 from emnist_dali.deploy.query import MAX_BOXES, MAX_LENGTH
 from emnist_dali.deploy.reading import MAX_PLACES
 from emnist_dali.runs.classifier import load_classifier
@@ -143,14 +143,15 @@ def test_a_page_of_specks_ends(client):
 
 
 def test_a_character_is_answered_while_a_page_is_read(client, monkeypatch):
-    go, waiting, find = threading.Event(), threading.Event(), Decoder.find
+    go, waiting, decode = threading.Event(), threading.Event(), Decoder._decode
 
-    def slowly(self, content, boxes):
-        waiting.set()
-        assert go.wait(SECONDS)
-        return find(self, content, boxes)
+    def slowly(self, content, kind, ticket):
+        if kind != _CHARACTER:
+            waiting.set()
+            assert go.wait(SECONDS)
+        return decode(self, content, kind, ticket)
 
-    monkeypatch.setattr(Decoder, "find", slowly)
+    monkeypatch.setattr(Decoder, "_decode", slowly)
     with ThreadPoolExecutor(1) as pool:
         page = pool.submit(lambda: client.application.test_client().post("/predict?text=1", data=PAGE))
         try:

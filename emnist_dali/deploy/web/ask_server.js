@@ -17,7 +17,7 @@ async function recognize(source) {
 async function smallEnough(file) {
   if (file.size <= MAX_BODY) return file
   try {
-    return (await drawn(file, MAX_SENT_PIXELS)).canvas.convertToBlob({ type: "image/jpeg", quality: 0.9 })
+    return await (await drawn(file, MAX_SENT_PIXELS)).canvas.convertToBlob({ type: "image/jpeg", quality: 0.9 })
   } catch {
     return null
   }

@@ -39,7 +39,7 @@ async function startWorker() {
     worker.onerror = ({ message }) => fail(Error(message))
     worker.postMessage(message)
   })
-  await ask({ module: RUNTIME.module, wasm: RUNTIME.wasm, onnx: MODEL.onnx })
+  await ask({ module: RUNTIME.module, wasm: RUNTIME.wasm, onnx: MODEL.onnx, shape: MODEL.shape })
   return ask
 }
 

@@ -139,6 +139,7 @@ async function recognizeAll() {
     const asked = steps.at(-1)
     if (!asked) continue
     const { wait, ...answer } = await recognize(shownPicture()?.file ?? canvas)
+      .catch(error => ({ error: `No answer (${error.message}).` })) // the next one is recognized all the same
     if (steps.at(-1) === asked) show(answer)
     if (wait) {
       await new Promise(done => setTimeout(done, 1000 * wait))

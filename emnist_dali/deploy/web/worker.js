@@ -1,6 +1,6 @@
 // Runs after onnxruntime-web's script and convert.js, away from the page, which keeps drawing. The first message has
 // the rest of onnxruntime-web and the model, each other one is a picture as ImageData.
-let session
+let session, size
 
 onmessage = async ({ data }) => {
   try {
@@ -10,7 +10,8 @@ onmessage = async ({ data }) => {
   }
 }
 
-async function start({ module, wasm, onnx }) {
+async function start({ module, wasm, onnx, shape }) {
+  size = [1, ...shape]
   ort.env.wasm.numThreads = 1 // several need headers that few static servers send
   ort.env.wasm.wasmPaths = {
     mjs: toUrl(module, "text/javascript"),
@@ -23,7 +24,7 @@ async function start({ module, wasm, onnx }) {
 async function answer(picture) {
   const glyph = findGlyph(picture)
   if (!glyph) return {}
-  const images = new ort.Tensor("uint8", glyph.image, [1, 28, 28])
+  const images = new ort.Tensor("uint8", glyph.image, size)
   const { probabilities } = await session.run({ images })
   return { ...glyph, probabilities: probabilities.data }
 }
