@@ -27,8 +27,7 @@ def write_output_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
     It is whole or not there, and the later one of two at once stays. Links to it stay in place. Raises UserError.
     """
-    check_output_folder(folder)
-    target = folder.resolve()
+    target = Path(os.path.realpath(folder))  # Path.resolve raises for a loop of links in Python 3.10
     if Path.cwd().is_relative_to(target):
         raise UserError(f"{folder} is the working directory, or holds it; choose another folder.")
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.emnist-dali-partial")
@@ -36,6 +35,7 @@ def write_output_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with Lock(target.with_name(f".{target.name}{LOCK}"), folder, wait=True):
+            check_output_folder(folder)  # here, where no other process replaces it
             for killed in target.parent.glob(f".{glob.escape(target.name)}.*.emnist-dali-partial"):
                 _remove(killed, names)
             try:
