@@ -170,7 +170,7 @@ def test_the_documentation_states_the_limits():
         f"Up to {serve.MAX_IMAGES} in a request, {serve.MAX_BODY // 2**20} MiB together",
         f"takes more than {decoder.TIMEOUT} s to decode, a page {decoder.PAGE_TIMEOUT} s",
         f"{serve.MAX_REQUESTS} requests are waiting",
-        f"one request ends after {serve.DECODING_TIMEOUT} s",
+        f"After {serve.DECODING_TIMEOUT} s no more of the images of one request are decoded",
     ):
         assert statement in page
 
