@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.errors import UserError
 from ..runs.classifier import Classifier
 from ..runs.prediction_sets import prediction_set, threshold
 from ..runs.typicality import UNTYPICAL, WARNING
@@ -26,9 +27,12 @@ class Question:
 
 
 def check_question(question: Question, classifier: Classifier) -> None:
-    """Raises UserError if the model has no sets of that coverage."""
+    """Raises UserError if the model has no sets of that coverage, or for what is no probability."""
     if question.coverage is not None:
         threshold(classifier.thresholds, question.coverage)
+    least = question.min_probability
+    if least is not None and not 0 <= least <= 1:  # true for NaN, which would refuse nothing
+        raise UserError(f"min_probability is {least:g}; set it to a number from 0 to 1.")
 
 
 def to_answer(

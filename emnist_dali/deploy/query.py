@@ -61,11 +61,9 @@ def _share(query: Mapping[str, str], name: str) -> float | None:
     if text is None:
         return None
     try:
-        if 0 <= float(text) <= 1:
-            return float(text)
+        return float(text)
     except ValueError:
-        pass
-    raise UserError(f"{name} is {text[:20]!r}; set it to a number from 0 to 1.")
+        raise UserError(f"{name} is {text[:20]!r}; set it to a number.") from None
 
 
 def _flag(query: Mapping[str, str], name: str, purpose: str) -> bool:

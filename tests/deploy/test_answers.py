@@ -152,6 +152,18 @@ def test_they_are_for_single_characters(pictures, option):
     assert f"{option[0]} is for images of one character" in result.stderr
 
 
-@pytest.mark.parametrize("option", [("--coverage", 0.5), ("--coverage", 1), ("--min-probability", 1.5)])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--coverage", 0.5),
+        ("--coverage", 1),
+        ("--coverage", "nan"),
+        ("--min-probability", 1.5),
+        ("--min-probability", "nan"),
+    ],
+)
 def test_other_numbers_are_refused(pictures, option):
-    assert predict("A.png", *option).exit_code == 2
+    result = predict("A.png", *option)
+    assert result.exit_code != 0
+    assert option[0][2:].replace("-", "_") in result.stderr.replace("-", "_")
+    assert not result.stdout
