@@ -142,12 +142,9 @@ def concurrency(setup: Setup) -> dict[str, Measure]:
     from nvidia.dali.pipeline import OperatorConcurrency, StreamPolicy
 
     policies = {
-        "DALI's own *": {},
-        "of different batches": {"concurrency": OperatorConcurrency.FULL},
-        "and on streams of their own": {
-            "concurrency": OperatorConcurrency.FULL,
-            "stream_policy": StreamPolicy.PER_OPERATOR,
-        },
+        "DALI's own": {"concurrency": OperatorConcurrency.BACKEND},
+        "of different batches *": {},
+        "and on streams of their own": {"stream_policy": StreamPolicy.PER_OPERATOR},
     }
     affine = setup.config.data.affine
     return {name: _timer(setup, partial(_with_policy, policy), affine) for name, policy in policies.items()}

@@ -92,9 +92,10 @@ def main(
 def load(
     split: str, data_dir: str, source: str | None, threads: int | None, seconds: float, options: dict[str, Any]
 ) -> Setup:
-    """The recipe for this machine with the config's fields in `options`, on the prepared split or drawn glyphs."""
+    """`improved` with a GPU, `cpu` without, with the config's fields in `options`, on the split or drawn glyphs."""
     device = options["device"] or "auto"
-    recipe, _ = choose("auto", split, gpu=torch.cuda.is_available() and not device.startswith("cpu"))
+    on_gpu = torch.cuda.is_available() and not device.startswith("cpu")
+    recipe, _ = choose("improved" if on_gpu else "cpu", split, on_gpu)
     size = max(recipe.data.image_size, 28)
     requested = recipe.override({"pretrained": False, "image_size": size}).override(options)
     if threads:

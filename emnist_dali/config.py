@@ -18,7 +18,7 @@ from .core.files import MAX_NAME, is_folder_name, is_plain
 
 Backend = Literal["auto", "dali", "resident", "cpu", "synthetic"]
 Amp = Literal["auto", "native", "bf16", "fp16", "off"]
-Compile = Literal["auto", "on", "off", "graph"]
+Compile = Literal["off", "on", "graph"]
 Optimizer = Literal["lion", "adamw", "adam", "sgd", "muon"]
 Schedule = Literal["cosine", "restarts"]
 Wandb = Literal["disabled", "offline", "online"]
@@ -179,9 +179,9 @@ class Run(_Part, path="run"):
         "processor has instructions for it, else off.",
     )
     compile: Compile = setting(
-        "auto",
+        "off",
         "on: torch.compile for the training step; graph: each step as one CUDA graph where one can hold it, "
-        "without compiling; auto is on with a GPU.",
+        "without compiling.",
     )
     profile: bool = setting(
         False, "Write a Perfetto trace of ten steps and print the ten costliest operators.", affects_result=False
@@ -273,8 +273,8 @@ def from_dict(content: dict[str, Any], name: str = "This") -> Config:
 def current(content: dict[str, Any]) -> dict[str, Any]:
     """A config or an identity of an older version, nested or flat, as this version would write it.
 
-    Drops removed fields that were off, adds those that were added, and renames recipes. What else does not fit stays
-    as it is.
+    Drops removed fields that were off, adds those that were added, and renames recipes and values. What else does not
+    fit stays as it is.
     """
     result = {}
     for name, value in content.items():
@@ -282,6 +282,8 @@ def current(content: dict[str, Any]) -> dict[str, Any]:
             continue
         if name == "recipe" and isinstance(value, str):
             value = RENAMED_RECIPES.get(value, value)
+        if name == "compile" and value == "auto":  # was on with a GPU
+            value = "off"
         result[name] = current(value) if name in PARTS and isinstance(value, dict) else value
     for beside, added in _ADDED.items():
         if beside in result:

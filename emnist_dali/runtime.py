@@ -48,8 +48,7 @@ def resolve(config: Config) -> Config:
         amp = "off" if kind == "cpu" else "fp16" if emulated else "bf16"
     elif amp == "native":
         amp = "bf16" if kind == "cuda" or has_native_bf16() else "off"
-    # On a CPU, compiling takes a minute for a tenth more speed.
-    compile = ("on" if kind == "cuda" else "off") if config.run.compile == "auto" else config.run.compile
+    compile = config.run.compile
     captured = kind == "cuda" and distributed.world_size() == 1 and training.accumulation == 1 and amp != "fp16"
     if compile == "graph" and not captured:
         compile = "off"

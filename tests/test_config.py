@@ -210,7 +210,7 @@ def test_a_recipe_knows_its_name_and_split(name):
 
 
 def test_choosing_says_why():
-    for has_gpu, name in ((True, "improved"), (False, "cpu")):
+    for has_gpu, name in ((True, "gpu"), (False, "cpu")):
         config, why = choose("auto", "balanced", has_gpu)
         assert config == recipe(name)
         assert name in why
@@ -318,6 +318,7 @@ def old(config: Config) -> dict:
 def test_configs_and_identities_of_older_versions_are_read():
     config = published("byclass")
     assert from_dict(old(config)) == config
+    assert current({"run": {"compile": "auto"}}) == {"run": {"compile": "off"}}
     identity = {part: old(config)[part] for part in ("data", "model", "training", "run")}
     flat = {name: value for part in identity.values() for name, value in part.items()}
     assert current({"folds": 2, **identity})["training"] == config.to_dict()["training"]

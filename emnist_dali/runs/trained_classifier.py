@@ -35,7 +35,7 @@ class TrainedClassifier:
         self.config = with_local_device(distributed.broadcast_from_main(run.config))
         if self.config.run.device.startswith("cuda") and not torch.cuda.is_available():
             say(f"{path} was trained on {self.config.run.device}, which this machine does not have: using the CPU.")
-            auto = dict.fromkeys(("device", "amp", "backend", "compile"), "auto")
+            auto = dict.fromkeys(("device", "amp", "backend"), "auto")
             self.config = self.config.override(auto)
         # The config of a run is resolved already, unless it was edited.
         self.config = resolve(self.config.override({"sync_bn": False}))
