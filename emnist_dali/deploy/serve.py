@@ -1,23 +1,21 @@
 """A web page to draw characters on, and its HTTP API, for this machine unless told otherwise."""
 
-import base64
 import errno
 import io
 import json
 import logging
 import os
-import re
 import secrets
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,10 +23,12 @@ from ..core.errors import UserError
 from ..core.progress import say
 from ..reports.html import png
 from ..runs.classifier import Classifier, load_classifier
+from .access import parse_origin, restrict_access
 from .answers import to_answer, to_text_answer
 from .decoder import BusyError, Decoder
 from .emnist_style import Glyph
 from .page import render_page
+from .posted_pictures import decode_all, read_pictures
 from .query import Query, parse_query
 from .reading import Form, Writing, read
 
@@ -36,18 +36,11 @@ if TYPE_CHECKING:
     import flask
     from waitress.server import BaseWSGIServer
 
-Found = TypeVar("Found")
-
 HOST = "127.0.0.1"
 # A phone's photograph has 2 to 6 MiB.
 MAX_BODY = 8 * 2**20
-# Images in one request: they pass through the model in one call, during which every other request waits.
-MAX_IMAGES = 32
 # Images in one call of the model, which takes some hundredths of a second.
 MAX_BATCH = 512
-# Brackets, commas and colons in a JSON body: ours have three per image, as a data: URL in a list, and a few more;
-# millions of them become 100 MB of Python objects.
-MAX_JSON_SYMBOLS = 4 * MAX_IMAGES
 # Requests that may wait for the decoder and the model, which take them one after the other. A small picture takes
 # some hundredths of a second, so the last of them waits for a second or two; whoever comes then does better to try
 # again than to keep a body of up to MAX_BODY here. Many more than `decoder.MAX_LARGE_WAITING`, so that waiting large
@@ -57,12 +50,8 @@ RETRY_AFTER = 2  # seconds
 # The others refuse further requests, and answer those that need neither decoder nor model.
 THREADS = MAX_REQUESTS + 8
 CONNECTIONS = 512
-# Seconds: until more of a request must arrive, for a whole request to arrive, and until no more of its images are
-# decoded.
-IDLE_TIMEOUT, REQUEST_TIMEOUT, DECODING_TIMEOUT = 5, 30, 30
-_FORMS = 'as the body, as {"image": base64 or a data: URL} in JSON, or as the file "image" of a form'
-_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
-_ORIGIN = re.compile(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?/?", re.ASCII)
+# Seconds: until more of a request must arrive, and for a whole request to arrive.
+IDLE_TIMEOUT, REQUEST_TIMEOUT = 5, 30
 
 
 class _OneThread:
@@ -96,7 +85,7 @@ def serve(model: Path, port: int, host: str = HOST, allow_origin: Sequence[str] 
         import waitress  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} could not be imported ({error}); pip install 'emnist-dali[serve]'.") from error
-    origins = [_parse_origin(text) for text in allow_origin]
+    origins = [parse_origin(text) for text in allow_origin]
     with _listen(host, port) as listener:
         server = create_server(create_app(load_classifier(model), host, origins), listener)
         url = f"http://{_reachable_as(host)}:{server.effective_port}"
@@ -111,17 +100,6 @@ def serve(model: Path, port: int, host: str = HOST, allow_origin: Sequence[str] 
         if origins:
             say(f"Pages of {', '.join(origins)} can use it, too, from every browser that reaches it.")
         server.run()
-
-
-def _parse_origin(text: str) -> str:
-    """As browsers write it: in lower case, without a path, and without the scheme's own port."""
-    match = _ORIGIN.fullmatch(text.lower())
-    if not match:
-        raise UserError(
-            f"--allow-origin is {text!r}; give a site's scheme, host and port if it has one: https://example.org."
-        )
-    scheme, host, port = match.groups(default="")
-    return f"{scheme}://{host}{port if port != {'http': ':80', 'https': ':443'}[scheme] else ''}"
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -232,7 +210,7 @@ def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] 
     Errors are {"error": one sentence}: 400 for invalid images, 413 above MAX_BODY, 403 for other sites, 503 with
     Retry-After if too many requests or pictures are waiting. A picture among several has its error in the list.
     """
-    from flask import Flask, Response, abort, request
+    from flask import Flask, Response, request
     from werkzeug.exceptions import HTTPException
 
     app = Flask(__name__, static_folder=None)
@@ -241,35 +219,7 @@ def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] 
     # A page takes up to PAGE_TIMEOUT, so it has a process of its own and keeps no drawing waiting.
     decode, pages = (Decoder(classifier.shape, classifier.converted) for _ in range(2))
     slots = threading.BoundedSemaphore(MAX_REQUESTS)
-    address = ip_address(host)
-    names = {str(address), "localhost"} if address.is_loopback else _own_names()
-
-    # A page of another site can reach this server through the user's browser: under its own host name, resolved to
-    # this address (DNS rebinding, shown by Host), or with a cross-origin request (shown by Origin). An IP address is
-    # never the name of another site: who is asked under one has it, whatever a DNS server says. So other machines may
-    # use any, also one that a container or a router translates, and the names by which their network knows this one.
-    @app.before_request
-    def refuse_other_sites() -> None:
-        header = request.headers.get("Host", "")
-        name = _host_name(header)
-        if name not in names and (address.is_loopback or not _is_address(name)):
-            # Other sites read this, too, so it does not tell the names of this machine.
-            own = f"{address} and localhost" if address.is_loopback else "an IP address or a name of this machine"
-            abort(403, f"Only requests to {own} are answered.")
-        if request.headers.get("Origin", f"http://{header}") not in (f"http://{header}", *origins):
-            abort(403, "Requests from other sites are not answered.")
-
-    @app.after_request
-    def let_allowed_sites_read(response: Response) -> Response:
-        response.vary.add("Origin")
-        origin = request.headers.get("Origin")
-        if origin in origins:
-            response.access_control_allow_origin = origin
-            response.access_control_expose_headers = ["Retry-After"]
-            if request.method == "OPTIONS":
-                response.access_control_allow_methods = ["GET", "POST"]
-                response.access_control_allow_headers = ["Content-Type"]
-        return response
+    restrict_access(app, host, origins)
 
     @app.get("/")
     def draw() -> Response:
@@ -297,10 +247,10 @@ def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] 
         if not slots.acquire(blocking=False):
             raise BusyError(f"{MAX_REQUESTS} requests are waiting; try again later.")
         try:
-            pictures = _read_pictures(request)
+            pictures = read_pictures(request)
             if not isinstance(pictures, list):
                 return answer([find(pictures)], asked)[0]
-            found = _decode_all(pictures, find)
+            found = decode_all(pictures, find)
             answers = iter(answer([each for each in found if not isinstance(each, UserError)], asked))
             return [{"error": str(each)} if isinstance(each, UserError) else next(answers) for each in found]
         finally:
@@ -335,84 +285,3 @@ def create_app(classifier: Classifier, host: str = HOST, origins: Sequence[str] 
         return response
 
     return app
-
-
-def _own_names() -> set[str]:
-    """This machine's host name, alone, with its domain and as in mDNS."""
-    name = socket.gethostname().lower()
-    first = name.split(".")[0]
-    return {"localhost", name, first, f"{first}.local"}
-
-
-def _host_name(header: str) -> str | None:
-    """The name or the IP address in a Host header, without its port; None if it is malformed."""
-    match = _HOST.fullmatch(header)
-    return (match[1] or match[2]).lower() if match else None
-
-
-def _is_address(name: Any) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _read_pictures(request: "flask.Request") -> bytes | list[Any]:
-    """The image file in a request; for several, a list of them, or of what JSON has in the place of each."""
-    if request.is_json:
-        return _read_json(request.get_data(cache=False))
-    if request.mimetype == "multipart/form-data":
-        files = request.files.getlist("image")
-        if not files:
-            raise UserError('The form has no file "image"; add it.')
-        _check_number(files)
-        return [file.read() for file in files] if len(files) > 1 else files[0].read()
-    content = request.get_data(cache=False)
-    if not content:
-        raise UserError(f"The body is empty; send an image {_FORMS}.")
-    return content
-
-
-def _read_json(body: bytes) -> bytes | list[Any]:
-    if sum(map(body.count, (b"[", b"{", b",", b":"))) > MAX_JSON_SYMBOLS:
-        raise UserError(f"The JSON has more than {MAX_IMAGES} images, or much else; send fewer at a time.")
-    try:
-        content = json.loads(body)
-        [(name, pictures)] = [(name, content[name]) for name in ("image", "images") if name in content]
-        if name == "images" and not isinstance(pictures, list):
-            raise TypeError("it is no list")
-    except (ValueError, RecursionError, LookupError, TypeError) as error:
-        raise UserError(
-            'The JSON has neither an image nor a list of them; send {"image": base64 or a data: URL}, or several as '
-            '{"images": [...]}.'
-        ) from error
-    if name == "image":
-        return _decode_base64(pictures)
-    _check_number(pictures)
-    return pictures
-
-
-def _check_number(pictures: Sequence[Any]) -> None:
-    if not 1 <= len(pictures) <= MAX_IMAGES:
-        raise UserError(f"The request has {len(pictures)} images; send 1 to {MAX_IMAGES} at a time.")
-
-
-def _decode_base64(text: Any) -> bytes:
-    try:
-        return base64.b64decode(text.rpartition(",")[2])
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UserError("The picture is no text in base64, and no data: URL with one; encode it so.") from error
-
-
-def _decode_all(pictures: Sequence[Any], decode: Callable[[bytes], Found]) -> list[Found | UserError]:
-    """Each of `_read_pictures` as the model takes it, or why not; within DECODING_TIMEOUT and one picture's time."""
-    deadline, found = time.monotonic() + DECODING_TIMEOUT, []
-    for picture in pictures:
-        try:
-            if time.monotonic() > deadline:
-                raise BusyError(f"The images before it took {DECODING_TIMEOUT} s; send it in another request.")
-            found.append(decode(picture if isinstance(picture, bytes) else _decode_base64(picture)))
-        except UserError as error:
-            found.append(error)
-    return found

@@ -22,7 +22,7 @@ from PIL import Image
 
 from emnist_dali.cli import main
 from emnist_dali.core.errors import UserError
-from emnist_dali.deploy import decoder, serve
+from emnist_dali.deploy import decoder, posted_pictures, serve
 from emnist_dali.deploy.decoder import BusyError, Decoder, decode
 from emnist_dali.reports.html import png
 from emnist_dali.runs.classifier import load_classifier
@@ -156,28 +156,31 @@ def test_a_bad_picture_gets_its_error_and_spoils_no_other(client, pictures):
 
 
 def test_as_many_images_as_stated_are_taken_in_one_request(client, pictures):
-    many = [data_url(pictures[0])] * serve.MAX_IMAGES
-    assert len(client.post("/predict", json={"images": many}).json) == serve.MAX_IMAGES
-    for too_many in ({"json": {"images": [*many, many[0]]}}, form(*[pictures[0]] * (serve.MAX_IMAGES + 1))):
+    many = [data_url(pictures[0])] * posted_pictures.MAX_IMAGES
+    assert len(client.post("/predict", json={"images": many}).json) == posted_pictures.MAX_IMAGES
+    for too_many in ({"json": {"images": [*many, many[0]]}}, form(*[pictures[0]] * (posted_pictures.MAX_IMAGES + 1))):
         answer = client.post("/predict", **too_many)
         assert answer.status_code == 400
-        assert f"{serve.MAX_IMAGES + 1} images; send 1 to {serve.MAX_IMAGES} at a time" in answer.json["error"]
+        assert (
+            f"{posted_pictures.MAX_IMAGES + 1} images; send 1 to {posted_pictures.MAX_IMAGES} at a time"
+            in answer.json["error"]
+        )
 
 
 def test_the_documentation_states_the_limits():
     page = " ".join((Path(__file__).parents[2] / "docs" / "serve.md").read_text("utf-8").split())
     for statement in (
-        f"Up to {serve.MAX_IMAGES} in a request, {serve.MAX_BODY // 2**20} MiB together",
+        f"Up to {posted_pictures.MAX_IMAGES} in a request, {serve.MAX_BODY // 2**20} MiB together",
         f"takes more than {decoder.TIMEOUT} s to decode, a page {decoder.PAGE_TIMEOUT} s",
         f"{serve.MAX_REQUESTS} requests are waiting",
-        f"After {serve.DECODING_TIMEOUT} s no more of the images of one request are decoded",
+        f"After {posted_pictures.DECODING_TIMEOUT} s no more of the images of one request are decoded",
     ):
         assert statement in page
 
 
 def test_decoding_the_images_of_a_request_has_an_end(client, pictures, monkeypatch):
-    clock = iter([0, 0, serve.DECODING_TIMEOUT, serve.DECODING_TIMEOUT + 1])
-    monkeypatch.setattr(serve, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    clock = iter([0, 0, posted_pictures.DECODING_TIMEOUT, posted_pictures.DECODING_TIMEOUT + 1])
+    monkeypatch.setattr(posted_pictures, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     answers = client.post("/predict", **form(*pictures[:3])).json
     assert ["error" in answer for answer in answers] == [False, False, True]
     assert "another request" in answers[2]["error"]

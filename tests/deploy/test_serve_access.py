@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from emnist_dali.cli import main
 from emnist_dali.core.errors import UserError
-from emnist_dali.deploy import serve
+from emnist_dali.deploy import access, serve
 
 SITE = "https://letters.example"
 
@@ -129,7 +129,7 @@ def test_an_allowed_site_may_read_answers_and_errors(shared, stroke, monkeypatch
         shared.get("/classes", headers=headers),
         shared.get("/nothing", headers=headers),
     ]
-    monkeypatch.setattr(serve, "_read_pictures", lambda request: (_ for _ in ()).throw(serve.BusyError(busy)))
+    monkeypatch.setattr(serve, "read_pictures", lambda request: (_ for _ in ()).throw(serve.BusyError(busy)))
     answers.append(shared.post("/predict", data=stroke, headers=headers))
     assert [answer.status_code for answer in answers] == [200, 400, 200, 404, 503]
     for answer in answers:
@@ -238,7 +238,7 @@ def test_a_browser_lets_only_the_page_of_an_allowed_site_ask(browser, elsewhere,
     ],
 )  # fmt: skip
 def test_an_origin_is_taken_as_browsers_write_it(given, origin):
-    assert serve._parse_origin(given) == origin
+    assert access.parse_origin(given) == origin
 
 
 def invoke(*arguments):
