@@ -49,7 +49,7 @@ def read(path: Path) -> Stored:
     except MemoryError as error:
         raise UserError(f"{path} needs more memory than this machine has free; close other programs.") from error
     pixels = np.delete(rows, column, axis=1) if column else rows[:, 1:]
-    return Stored(pixels.reshape(-1, side, side), rows[:, column].astype(np.int64), str(path), str(path))
+    return Stored(pixels.reshape(-1, side, side), str(path), rows[:, column].astype(np.int64), str(path))
 
 
 def _lines(file: BinaryIO, path: Path) -> Iterator[str]:

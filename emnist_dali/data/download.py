@@ -192,7 +192,7 @@ def _member_content(part: Path, member: zipfile.ZipInfo) -> Iterator[bytes]:
 def _fetch_file(
     session: requests.Session, url: str, path: Path, file: NamedFile, title: str, delays: Sequence[float]
 ) -> None:
-    """Downloads `file`, `title` in messages; what an earlier attempt left is given up if its hash is not right then."""
+    """Downloads `file`, called `title` in messages; begins anew if its hash is wrong."""
     part = _part_path(path)
     response = session.head(url, allow_redirects=True, timeout=TIMEOUT)
     response.raise_for_status()

@@ -12,7 +12,7 @@ from . import csv_rows, download, idx, matlab, parquet
 from .emnist import SPLITS
 from .image_files import IMAGE_FORMATS
 from .image_folder import IGNORED
-from .stored import KIND_WORDS, PART_WORDS, part_of, words
+from .stored import KIND_WORDS, PART_WORDS, PARTS, part_of, words
 
 DEPTH = 4  # folders below the given one: torchvision's EMNIST/raw and Hugging Face's default/train are two
 ENTRIES = 10_000  # that are looked at
@@ -21,7 +21,6 @@ START = 4096  # bytes of a file by which its kind is told
 IMAGE_SUFFIXES = {f".{name.lower()}" for name in (*IMAGE_FORMATS, "jpg", "tif", "pgm", "heic", "heif")}
 # Words of file names that do not tell one data set from another.
 COMMON = {*KIND_WORDS, "data", "of", "gz", "csv", "npz", "mat", "parquet", "idx1", "idx2", "idx3", "ubyte", "int"}
-PARTS = ("train", "test", "validation")
 READ = "idx, CSV, .npz, .mat or parquet files, gzip.zip or matlab.zip"
 ARRANGE = "images as train/<class>/* and test/<class>/*"
 

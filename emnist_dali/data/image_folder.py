@@ -82,7 +82,7 @@ def _read_part(files: "ImageFiles", folder: Path, classes: tuple[str, ...], size
     check_amount(len(labels), size, folder)
     images = np.empty((len(labels), size, size), np.uint8)
     decode(files, images)
-    return Stored(images, np.array(labels, np.uint8), str(folder), str(folder))
+    return Stored(images, str(folder), np.array(labels, np.uint8), str(folder))
 
 
 class ImageFiles:

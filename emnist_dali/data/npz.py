@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import UserError
-from ..core.files import reason
+from ..core.files import printable, reason
 from .idx import MAX_IMAGES
-from .stored import Stored, check_size, part_of, to_grey
+from .stored import PARTS, Stored, check_size, part_of, to_grey
 
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy's
 MAX_ARRAYS = 64
@@ -29,17 +29,14 @@ def read(paths: Sequence[Path]) -> dict[str, Stored]:
             part = part_of(path.stem if name.startswith("arr_") else name) or "train"
             found = images if array.ndim > 2 else labels
             if part in found:
-                raise UserError(f"{path} holds {name} beside another array of {part}: {_ADVICE}.")
-            found[part] = array, f"{path}, {name}"
+                raise UserError(f"{path} holds {printable(name)[:100]} beside another array of {part}: {_ADVICE}.")
+            found[part] = array, f"{path}, {printable(name)[:100]}"
     if not images or images.keys() != labels.keys():
         raise UserError(
             f"{paths[0]} holds images of {', '.join(images) or 'no part'}, but labels of "
             f"{', '.join(labels) or 'no part'}: name arrays as x_train, y_train, x_test, y_test."
         )
-    return {
-        part: Stored(array, labels[part][0], at, labels[part][1])
-        for part, (array, at) in sorted(images.items(), key=lambda item: item[0] != "train")
-    }
+    return {part: Stored(*images[part], *labels[part]) for part in PARTS if part in images}
 
 
 def _arrays(path: Path) -> list[tuple[str, np.ndarray]]:
@@ -65,7 +62,7 @@ def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.nda
         version = np.lib.format.read_magic(stream)
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, _, dtype = header[version](stream)
-    at = f"{path}, {member.filename.removesuffix('.npy')},"
+    at = f"{path}, {printable(member.filename.removesuffix('.npy'))[:100]},"
     if len(shape) in (3, 4):
         if dtype != np.uint8 or (len(shape) == 4 and shape[3] not in (1, 3)):
             raise UserError(f"{at} has images of type {dtype} and shape {shape}: {_ADVICE}.")

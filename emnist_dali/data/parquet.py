@@ -52,7 +52,7 @@ def read(parts: Mapping[str, Sequence[Path]], size: int) -> tuple[dict[str, Stor
             classes = classes or tuple(sorted(set(map(str, labels))))
             known = {name: label for label, name in enumerate(classes)}
             labels = [known.get(label, -1) for label in labels]
-        stored[part] = Stored(images, np.array(labels, np.int64), str(paths[0]), str(paths[0]))
+        stored[part] = Stored(images, str(paths[0]), np.array(labels, np.int64), str(paths[0]))
     return stored, classes
 
 

@@ -208,7 +208,7 @@ def _read(
         stored = {part: csv_rows.read(path) for part, (path,) in found.parts.items()}
     else:
         stored = {
-            part: Stored(idx.read_images(images), idx.stored_labels(labels), str(images), str(labels))
+            part: Stored(idx.read_images(images), str(images), idx.stored_labels(labels), str(labels))
             for part, (images, labels) in found.parts.items()
         }
     return stored, classes, tuple(_source_file(split, path) for path in found.paths)

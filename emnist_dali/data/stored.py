@@ -9,6 +9,7 @@ import numpy as np
 from ..core.errors import UserError
 from .idx import MAX_BYTES, MAX_IMAGES, MAX_SIDE
 
+PARTS = ("train", "test", "validation")
 MAX_CLASSES = 256  # a label is one byte
 # Words of file and array names. The Kuzushiji files say imgs, MNIST's test files t10k, Keras x and y.
 PART_WORDS = {
@@ -20,11 +21,11 @@ KIND_WORDS = ("images", "image", "imgs", "img", "labels", "label", "x", "y")
 
 @dataclass(frozen=True)
 class Stored:
-    """Images (N, H, W) uint8 and labels (N,) integers; `images_at` and `labels_at` name their places in messages."""
+    """Images (N, H, W) uint8 and labels (N,) integers, each with its place for messages."""
 
     images: np.ndarray
-    labels: np.ndarray
     images_at: str
+    labels: np.ndarray
     labels_at: str
 
     def __post_init__(self) -> None:
