@@ -14,7 +14,8 @@ import click
 from . import __version__
 from .core.errors import UserError, is_out_of_memory
 from .core.files import masked, printable
-from .data.emnist import SPLITS
+from .data.emnist import ORIENTATIONS, SPLITS
+from .data.named_sets import SETS
 from .options import ConfigCommand, ModelPath, PlainPath, RecipeName, chosen, config_options, with_flags
 
 _RUN = PlainPath(exists=True, file_okay=False, path_type=Path)
@@ -112,11 +113,16 @@ def main() -> None:
 
 
 @main.command(short_help="Pack a split into shards, once.")
-@click.option("--split", default="balanced", show_default=True, help=f"One of {', '.join(SPLITS)}.")
+@click.option(
+    "--split",
+    default="balanced",
+    show_default=True,
+    help=f"One of {', '.join(SPLITS)}; of {', '.join(SETS)}; or a name for data of your own.",
+)
 @click.option(
     "--source",
-    help="official (NIST), glyphs (drawn), or a path to idx files, gzip.zip or a folder of images.  "
-    "[default: what is prepared, else official]",
+    help="official (downloaded), glyphs (drawn), or a path to idx, CSV, .npz, .mat or parquet files, NIST's zips or "
+    "a folder of images.  [default: what is prepared, else official]",
 )
 @click.option("--data-dir", default="data", show_default=True, type=_FOLDER, help="Folder of the prepared splits.")
 @click.option(
@@ -124,9 +130,19 @@ def main() -> None:
     type=click.IntRange(8, 1024),
     help="Side in pixels to which a folder of images is resized.  [default: 28]",
 )
+@click.option(
+    "--orientation",
+    type=click.Choice(ORIENTATIONS),
+    help="How the source holds its images, which are packed upright.  [default: found out, and said]",
+)
+@click.option(
+    "--test-fraction",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Draw test images from the train images of a source that has none.",
+)
 @click.option("--verify", is_flag=True, help="Hash every shard, even those unchanged since the last check.")
 @click.option("--force", is_flag=True, help="Pack again, replacing what was prepared from any source.")
-def prepare(split: str, source: str | None, data_dir: Path, size: int | None, verify: bool, force: bool) -> None:
+def prepare(split: str, source: str | None, data_dir: Path, verify: bool, force: bool, **options: Any) -> None:
     """Pack a split into shards, once.
 
     \b
@@ -134,7 +150,7 @@ def prepare(split: str, source: str | None, data_dir: Path, size: int | None, ve
     """
     from .data.prepare import prepare
 
-    prepare(split, source, data_dir, size=size, check=verify, force=force)
+    prepare(split, source, data_dir, check=verify, force=force, **options)
 
 
 @main.command(short_help="Show the images in the shards, and what the model sees.")

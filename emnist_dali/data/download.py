@@ -1,4 +1,4 @@
-"""Downloads one split's four official files from NIST: 33 MB for Balanced instead of the archive's 562 MB.
+"""Downloads a split's four files from NIST, 33 MB for Balanced instead of the archive's 562 MB, or those of a set.
 
 The members of the remote zip are fetched by HTTP range. Every transfer goes to a part file, which later attempts and
 later runs resume. A file gets its name only after its sha256 has been verified, so whatever went wrong before (a part
@@ -28,6 +28,7 @@ from ..core.files import atomic_write, sha256
 from ..core.locks import LOCK, Lock
 from ..core.progress import progress, say
 from .emnist import ARCHIVE_FOLDER, ARCHIVE_MD5, ARCHIVE_URL, OFFICIAL_FILES, file_name
+from .named_sets import SETS, NamedFile
 
 ARCHIVE_NAME = "gzip.zip"
 ALTERNATIVES = "--source PATH (a folder with the idx files, or gzip.zip) or --source glyphs (drawn, not EMNIST)"
@@ -55,7 +56,7 @@ def fetch(split: str, folder: Path, url: str = ARCHIVE_URL, delays: Sequence[flo
             missing = [path for path in paths if not _is_official(path)]
             for path in missing:
                 _set_aside(path)
-            if not (archive.is_file() and _md5(archive) == ARCHIVE_MD5):
+            if not (archive.is_file() and md5(archive) == ARCHIVE_MD5):
                 with requests.Session() as session:
                     # Ranges count the archive's own bytes, so nothing may compress them on the way.
                     session.headers["Accept-Encoding"] = "identity"
@@ -63,7 +64,8 @@ def fetch(split: str, folder: Path, url: str = ARCHIVE_URL, delays: Sequence[flo
                         _fetch_members(session, url, missing, delays)
                         return paths
                     _set_aside(archive)
-                    _fetch_archive(session, url, archive, delays)
+                    file = NamedFile(ARCHIVE_NAME, None, ARCHIVE_MD5)
+                    _fetch_file(session, url, archive, file, "the EMNIST archive", delays)
             _extract(archive, missing)
     except (requests.RequestException, urllib3.exceptions.HTTPError, RemoteZipError) as error:
         raise UserError(
@@ -80,12 +82,48 @@ def fetch(split: str, folder: Path, url: str = ARCHIVE_URL, delays: Sequence[flo
     return paths
 
 
+def fetch_set(name: str, folder: Path, delays: Sequence[float] = RETRY_DELAYS) -> Path:
+    """Downloads the files of one of `named_sets.SETS` into `folder`, unless they are there, and returns it.
+
+    `delays` are the seconds before each retry. Raises UserError as `fetch`.
+    """
+    published = SETS[name]
+    missing = [file for file in published.files if not _matches(folder / file.name, file)]
+    if not missing:
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with Lock(folder / LOCK, folder, wait=True), requests.Session() as session:
+            session.headers["Accept-Encoding"] = "identity"
+            for file in missing:
+                path, url = folder / file.name, f"{published.url}{file.name}{published.query}"
+                if not _matches(path, file):  # another process may have fetched it
+                    _set_aside(path)
+                    _fetch_file(session, url, path, file, f"the file of {published.title}", delays)
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise UserError(
+            f"{published.title} could not be reached at {published.url} ({root_cause(error)}); check the connection "
+            "and run again, which resumes the download, or use --source PATH (its files)."
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"The files of {published.title} cannot be stored in {folder} ({error.strerror or error}); free up space "
+            "there or choose another folder."
+        ) from error
+    return folder
+
+
+def _matches(path: Path, file: NamedFile) -> bool:
+    return path.is_file() and file.digest == (md5(path) if len(file.digest) == 32 else sha256(path))
+
+
 def split_paths(split: str, folder: Path) -> list[Path]:
     """Paths of train images, train labels, test images and test labels under their official names."""
     return [folder / file_name(split, part, kind) for part in ("train", "test") for kind in ("images", "labels")]
 
 
-def _md5(path: Path) -> str:
+def md5(path: Path | zipfile.Path) -> str:
+    """Hex digest of a file."""
     state = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK):
@@ -151,18 +189,21 @@ def _member_content(part: Path, member: zipfile.ZipInfo) -> Iterator[bytes]:
         yield inflater.flush()
 
 
-def _fetch_archive(session: requests.Session, url: str, archive: Path, delays: Sequence[float]) -> None:
-    part = _part_path(archive)
+def _fetch_file(
+    session: requests.Session, url: str, path: Path, file: NamedFile, title: str, delays: Sequence[float]
+) -> None:
+    """Downloads `file`, called `title` in messages; begins anew if its hash is wrong."""
+    part = _part_path(path)
     response = session.head(url, allow_redirects=True, timeout=TIMEOUT)
     response.raise_for_status()
-    total = int(response.headers["Content-Length"])
+    total = int(response.headers.get("Content-Length", 0))
     for _ in range(2):
         _fetch_bytes(session, url, part, 0, total, total, delays)
-        if _md5(part) == ARCHIVE_MD5:
-            part.replace(archive)
+        if _matches(part, file):
+            part.replace(path)
             return
-        part.unlink()
-    raise UserError(f"{url} sends something other than the EMNIST archive (its md5 differs); use {ALTERNATIVES}.")
+        part.unlink(missing_ok=True)
+    raise UserError(f"{url} sends something other than {title} (its hash differs); use {ALTERNATIVES}.")
 
 
 def _extract(archive: Path, paths: list[Path]) -> None:

@@ -6,6 +6,8 @@ ARCHIVE_URL = "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip"
 ARCHIVE_MD5 = "58c8d27c78d21e728a6bc7b3cc06412e"
 # Members of the archive are named `gzip/<file name>`.
 ARCHIVE_FOLDER = "gzip"
+# How files may hold images; NIST's are transposed.
+ORIENTATIONS = ("upright", "transposed")
 
 _DIGITS = "0123456789"
 _UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

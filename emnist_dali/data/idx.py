@@ -24,8 +24,10 @@ MAX_SIDE = 1024
 MAX_BYTES = 768 * 2**20
 
 GZIP_MAGIC = b"\x1f\x8b"
-UINT8 = 0x08
+UINT8, INT32 = 0x08, 0x0C
 KINDS = {1: "labels", 3: "images"}  # magic numbers 2049 and 2051
+# QMNIST's labels: rows of eight int32, of which the first is the class.
+WIDE_LABELS = bytes((0, 0, INT32, 2))
 CHUNK = 2**20
 
 
@@ -43,16 +45,32 @@ def read_labels(path: Path | zipfile.Path, classes: int, offset: int) -> np.ndar
 
     Raises UserError if the file is not exactly that.
     """
-    labels = _read(path, 1)
+    return class_indices(stored_labels(path), classes, offset, path)
+
+
+def stored_labels(path: Path | zipfile.Path) -> np.ndarray:
+    """Labels (N,) as they stand in the file, uint8, or int32 for QMNIST's; raises UserError."""
+    return _read(path, 1)
+
+
+def class_indices(labels: np.ndarray, classes: int, offset: int, at: object) -> np.ndarray:
+    """`labels` (N,), integers that start at `offset`, as uint8 in 0 … `classes` - 1.
+
+    Raises UserError for any other, which begins with `at`, the place of the labels.
+    """
     outside = (labels < offset) | (labels >= offset + classes)
     if outside.any():
         first = int(outside.argmax())
         raise UserError(
-            f"{path}: label {labels[first]} at position {first} is not in {offset} to {offset + classes - 1}, so the "
+            f"{at}: label {labels[first]} at position {first} is not in {offset} to {offset + classes - 1}, so the "
             "file does not belong to this split; check its name and --split."
         )
-    labels -= offset
-    return labels
+    return (labels - offset).astype(np.uint8)
+
+
+def is_idx(start: bytes) -> bool:
+    """Whether a file that begins with `start`, gunzipped, is idx with labels or images."""
+    return start[:4] == WIDE_LABELS or (start[:3] == bytes((0, 0, UINT8)) and start[3:4] in (b"\1", b"\3"))
 
 
 def _read(path: Path | zipfile.Path, dimensions: int) -> np.ndarray:
@@ -60,8 +78,9 @@ def _read(path: Path | zipfile.Path, dimensions: int) -> np.ndarray:
         with path.open("rb") as file:
             zipped = file.peek(2)[:2] == GZIP_MAGIC
             stream = gzip.GzipFile(fileobj=file) if zipped else file
-            array = np.empty(_shape(stream, dimensions, path), np.uint8)
-            flat = array.reshape(-1)
+            shape, dtype = _header(stream, dimensions, path)
+            array = np.empty(shape, dtype)
+            flat = array.reshape(-1).view(np.uint8)
             filled = 0
             # In chunks: read() or readinto() of a whole gzip stream would hold everything twice.
             while chunk := stream.read(min(CHUNK, flat.size - filled)):
@@ -78,7 +97,7 @@ def _read(path: Path | zipfile.Path, dimensions: int) -> np.ndarray:
                     f"{path} continues after the {flat.size:,} bytes that its header declares; download or copy it "
                     "again."
                 )
-            return array
+            return array[:, 0].astype(np.int32) if dtype.itemsize == 4 else array
     except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({reason(error)}); download or copy it again.") from error
     except OSError as error:
@@ -87,10 +106,11 @@ def _read(path: Path | zipfile.Path, dimensions: int) -> np.ndarray:
         raise UserError(f"{path} needs more memory than this machine has free; close other programs.") from error
 
 
-def _shape(stream: BinaryIO, dimensions: int, path: Path | zipfile.Path) -> tuple[int, ...]:
-    """The shape in the header, checked before any memory is allocated for it."""
-    size = 4 + 4 * dimensions
-    header = stream.read(size)
+def _header(stream: BinaryIO, dimensions: int, path: Path | zipfile.Path) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape and type in the header, checked before any memory is allocated for it."""
+    header = stream.read(4)
+    if dimensions == 1 and header == WIDE_LABELS:
+        return _shape(stream, 2, path, 4), np.dtype(">i4")
     if len(header) < 4 or header[:2] != b"\0\0":
         raise UserError(f"{path} is not an idx file; use the official file or a copy of it, gzipped or not.")
     if header[2] != UINT8:
@@ -107,11 +127,16 @@ def _shape(stream: BinaryIO, dimensions: int, path: Path | zipfile.Path) -> tupl
         raise UserError(
             f"{path} has {header[3]} dimensions, but {KINDS[dimensions]} have {dimensions}; use the official file."
         )
-    if len(header) < size:
+    return _shape(stream, dimensions, path, 1), np.dtype(np.uint8)
+
+
+def _shape(stream: BinaryIO, dimensions: int, path: Path | zipfile.Path, itemsize: int) -> tuple[int, ...]:
+    header = stream.read(4 * dimensions)
+    if len(header) < 4 * dimensions:
         raise UserError(f"{path} is truncated in its header; download or copy it again.")
-    count, *sides = shape = struct.unpack(f">{dimensions}I", header[4:])
+    count, *sides = shape = struct.unpack(f">{dimensions}I", header)
     in_bounds = 1 <= count <= MAX_IMAGES and all(1 <= side <= MAX_SIDE for side in sides)
-    if not in_bounds or math.prod(shape) > MAX_BYTES:
+    if not in_bounds or itemsize * math.prod(shape) > MAX_BYTES:
         raise UserError(
             f"{path} is damaged or too large: its header declares {' × '.join(f'{side:,}' for side in shape)} bytes, "
             f"but at most {MAX_IMAGES:,} images, sides of {MAX_SIDE:,} and {MAX_BYTES // 2**20} MiB are supported; "

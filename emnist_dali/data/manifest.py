@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..core.errors import UserError
 from ..core.files import is_plain, is_temporary, read_json, reason, sha256, write_json
 from ..core.progress import progress
+from .emnist import SPLITS
 from .idx import MAX_SIDE
 from .sources import MAX_CLASSES, SourceFile
 
@@ -21,7 +22,7 @@ MANIFEST = "manifest.json"
 # Sizes and modification times of the shards when their hashes were last verified on this machine; not part of the
 # format.
 VERIFIED = ".verified.json"
-PARTS = ("train", "test", "unseen")
+PARTS = ("train", "test", "validation", "unseen")
 # Images of one part; a billion of EMNIST's would be 400 GB.
 MAX_SAMPLES = 10**9
 # Advice in messages about damaged shards.
@@ -44,8 +45,8 @@ class Manifest:
     """What a split's folder holds: the content of its manifest.json.
 
     `origin` is where the images came from: "official", "glyphs" or a path. `shape` is (H, W) of every image. `counts`
-    has the number of images of each class, for each part (train, test, and unseen for glyphs). `files` are the source
-    files with their sha256.
+    has the number of images of each class, for each part: train, test, validation where the source has one, and
+    unseen for glyphs. `files` are the source files with their sha256.
     """
 
     format: int
@@ -64,13 +65,18 @@ class Manifest:
         if self.origin == "glyphs":
             return f"{self.split}, drawn glyphs and not EMNIST"
         if self.origin == "official":
-            return f"{self.split}, the official split from NIST"
+            return (
+                f"{self.split}, the official split from NIST"
+                if self.split in SPLITS
+                else f"{self.split}, as published"
+            )
         return f"{self.split} from {self.origin} ({'' if self.official else 'not '}the official split)"
 
     @property
     def converted(self) -> bool:
-        """Whether the images have EMNIST's style; false for a folder of images, whose `files` are its parts."""
-        return not any(file["name"] in PARTS for file in self.files)
+        """Whether the images are characters in EMNIST's style; a folder's, whose `files` are its parts, are not."""
+        characters = set(self.classes) <= set(SPLITS["byclass"].classes)
+        return characters and not any(file["name"] in PARTS for file in self.files)
 
     @property
     def fingerprint(self) -> str:
@@ -183,24 +189,24 @@ def verify_if_changed(folder: Path, manifest: Manifest, part: str) -> None:
 
 
 def save_verified(
-    folder: Path, manifest: Manifest, states: dict[str, list[int] | None] | None = None, listing: str | None = None
+    folder: Path, manifest: Manifest, states: dict[str, list[int] | None] | None = None, **about: str | None
 ) -> None:
-    """Adds `states` of shards (default: of all) and the `listing_digest` of their source to VERIFIED."""
+    """Adds `states` of shards (default: of all) and what is `about` their source to VERIFIED, as `saved` gives it."""
     if states is None:
         states = {shard.file: _state(folder / shard.file) for part in manifest.shards.values() for shard in part}
     previous = _read_verified(folder, manifest)
     content = {
         "fingerprint": manifest.fingerprint,
         "shards": {**previous.get("shards", {}), **states},
-        "source": listing or previous.get("source"),
+        **{name: about.get(name) or previous.get(name) for name in ("source", "orientation")},
     }
     with suppress(UserError):  # the folder may be read-only: then every run hashes the shards again
         write_json(folder / VERIFIED, content)
 
 
-def saved_listing(folder: Path, manifest: Manifest) -> str | None:
-    """The `listing_digest` of the source that was packed, if known."""
-    return _read_verified(folder, manifest).get("source")
+def saved(folder: Path, manifest: Manifest, name: Literal["source", "orientation"]) -> str | None:
+    """The `listing_digest` of the source that was packed, or how it held its images, if known."""
+    return _read_verified(folder, manifest).get(name)
 
 
 def _read_verified(folder: Path, manifest: Manifest) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def pack(source: Source, split: str, folder: Path, codec: str = "lz4", listing: 
         partial.mkdir(parents=True)
         shards = {name: _pack_part(name, part, partial, codec) for name, part in source.parts.items()}
         manifest = _manifest(source, split, codec, shards)
-        save_verified(partial, manifest, listing=listing)
+        save_verified(partial, manifest, source=listing, orientation=source.orientation)
         write_json(partial / MANIFEST, asdict(manifest))
         _replace_folder(partial, target)
     except OSError as error:

@@ -1,16 +1,19 @@
 """From a source to a split's folder of shards, once."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ..core.errors import UserError
 from ..core.files import is_folder_name, printable
 from ..core.locks import LOCK, Lock
 from ..core.progress import say
-from .manifest import MANIFEST, Manifest, read_manifest, save_verified, saved_listing, verify
+from .manifest import MANIFEST, Manifest, read_manifest, save_verified, saved, verify
 from .pack import check_replaceable, pack, real_path, recover
 from .shards import Shards
-from .sources import content_hashes, listing_digest, load, origin
+from .sources import content_hashes, listing_digest, load, origin, test_counts
 
 DEMO = "demo"
 # Folders of --data-dir that are not splits.
@@ -36,16 +39,20 @@ def prepare(
     data_dir: str | Path = "data",
     *,
     size: int | None = None,
+    orientation: str | None = None,
+    test_fraction: float | None = None,
     check: bool = False,
     force: bool = False,
 ) -> Path:
     """Packs `split` into shards, unless that has been done before, and returns its folder.
 
-    `source` is "official" (downloaded from NIST), "glyphs" (drawn from fonts), or the path of a folder of idx files,
-    of NIST's gzip.zip, or of a folder of images, train/<class>/* and test/<class>/*. None uses what has been
-    prepared, or else the official files. `size` is the side in pixels to which a folder of images is resized, by
-    default 28. `check` hashes every shard; `force` packs again. If several processes prepare a split at once, one
-    packs it while the others wait.
+    `source` is "official" (downloaded: an EMNIST split from NIST, or one of `named_sets.SETS`), "glyphs" (drawn from
+    fonts), or a path: idx, CSV, .npz, .mat or parquet files, NIST's archives, or a folder of images,
+    train/<class>/* and test/<class>/*. None uses what has been prepared, or else the official files. `size` is the
+    side in pixels to which pictures in folders and parquet files are resized, by default 28. `orientation`, "upright"
+    or "transposed", states how the source holds its images; without it that is found out, and a line says how.
+    `test_fraction` draws test images from the train images of a source without any. `check` hashes every shard;
+    `force` packs again. If several processes prepare a split at once, one packs it while the others wait.
 
     Raises UserError if the source is missing, damaged or cannot be downloaded, if the folder was prepared from
     another source or at another size, or if it holds files that `prepare` did not write.
@@ -55,8 +62,9 @@ def prepare(
     PosixPath('data/demo/digits')
     """
     folder = split_folder(data_dir, split, source)
+    wanted = _Wanted(split, source, size, orientation, test_fraction)
     if not force and os.path.exists(folder / MANIFEST):
-        return _reuse(folder, split, source, size, check)
+        return _reuse(folder, wanted, check)
     target = real_path(folder)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,25 +73,38 @@ def prepare(
     with Lock(target.with_name(f".{target.name}{LOCK}"), folder, wait=True):
         recover(folder)
         if not force and os.path.exists(folder / MANIFEST):
-            return _reuse(folder, split, source, size, check)
+            return _reuse(folder, wanted, check)
         source = source or "official"
         _check_disjoint(source, target)
         check_replaceable(folder)
         listing = listing_digest(split, source)  # before reading: a file that changes meanwhile is noticed next time
-        loaded = load(split, source, cache=Path(data_dir) / "source", size=size or 28)
+        cache = Path(data_dir) / "source"
+        loaded = load(split, source, cache, size or 28, orientation, test_fraction)
         shape = loaded.parts["train"].images.shape[1:]
         if size and shape != (size, size):
             raise UserError(
-                f"The images of {source} have {shape[0]} × {shape[1]} pixels; --size is for a folder of images."
+                f"The images of {source} have {shape[0]} × {shape[1]} pixels; --size is for a folder of images and "
+                "for parquet files."
             )
         manifest = pack(loaded, split, folder, listing=listing)
     say(f"{_describe(folder, manifest)} (packed).")
     return folder
 
 
-def _reuse(folder: Path, split: str, source: str | None, size: int | None, check: bool) -> Path:
+@dataclass(frozen=True)
+class _Wanted:
+    """What a command asks of prepared data; None for what it leaves open."""
+
+    split: str
+    source: str | None
+    size: int | None
+    orientation: str | None
+    test_fraction: float | None
+
+
+def _reuse(folder: Path, wanted: _Wanted, check: bool) -> Path:
     manifest = read_manifest(folder)
-    _check_matches(folder, manifest, split, source, size)
+    _check_matches(folder, manifest, wanted)
     if check:
         verify(folder, manifest)
     for part in manifest.shards:
@@ -92,13 +113,26 @@ def _reuse(folder: Path, split: str, source: str | None, size: int | None, check
     return folder
 
 
-def _check_matches(folder: Path, manifest: Manifest, split: str, source: str | None, size: int | None) -> None:
+def _check_matches(folder: Path, manifest: Manifest, wanted: _Wanted) -> None:
     """Raises UserError if packing again would give different data."""
+    size, source = wanted.size, wanted.source
     if size and manifest.shape != (size, size):
         raise UserError(
             f"{folder} was prepared at {manifest.shape[0]} × {manifest.shape[1]}, not at {size} × {size}; "
             "choose another --split, or replace it with --force."
         )
+    if wanted.orientation and wanted.orientation != saved(folder, manifest, "orientation"):
+        raise UserError(
+            f"{folder} was not prepared from images known as {wanted.orientation}; replace it with --force."
+        )
+    if wanted.test_fraction:
+        counts = {part: np.array(manifest.counts[part]) for part in ("train", "test")}
+        drawn = test_counts(counts["train"] + counts["test"], wanted.test_fraction)
+        if not np.array_equal(drawn, counts["test"]):
+            raise UserError(
+                f"{folder} was prepared with other test images; leave out --test-fraction, or replace it with "
+                "--force."
+            )
     if source is None:
         return
     if origin(source) != manifest.origin:
@@ -108,15 +142,15 @@ def _check_matches(folder: Path, manifest: Manifest, split: str, source: str | N
         )
     if source in ("official", "glyphs") or not Path(manifest.origin).exists():
         return
-    listing = listing_digest(split, source)
-    if listing == saved_listing(folder, manifest):
+    listing = listing_digest(wanted.split, source)
+    if listing == saved(folder, manifest, "source"):
         return
-    if content_hashes(split, source) != [file["sha256"] for file in manifest.files]:
+    if content_hashes(wanted.split, source) != [file["sha256"] for file in manifest.files]:
         raise UserError(
             f"The files of {source} are not those that {folder} was prepared from; "
             "choose another --split, or replace it with --force."
         )
-    save_verified(folder, manifest, {}, listing)
+    save_verified(folder, manifest, {}, source=listing)
 
 
 def _check_disjoint(source: str, folder: Path) -> None:

@@ -1,10 +1,9 @@
-"""Where images come from: the official files, a folder or zip of idx files, a folder of images, or drawn glyphs."""
+"""Where images come from: published files, a path of any kind that `find` tells apart, or drawn glyphs."""
 
 import hashlib
-import io
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,17 @@ import numpy as np
 
 from ..core.errors import UserError
 from ..core.files import is_plain, printable, reason, sha256
-from ..core.progress import progress
-from . import download, idx
-from .decoding import decode
+from ..core.progress import say
+from . import csv_rows, download, idx, image_folder, matlab, npz, parquet
+from .archive import with_members
 from .emnist import ARCHIVE_FOLDER, OFFICIAL_FILES, SPLITS
-from .image_files import image_errors, read_image_file
+from .find import Found, find
+from .named_sets import DIGESTS, SETS
+from .orientation import by_strokes
+from .stored import MAX_CLASSES, Stored
 
-MAX_CLASSES = 256
-# Bytes of a folder's images at their final size, which are held in memory until they are packed.
-MAX_BYTES = 16 * 2**30
-# Bytes of a zip's central directory, which takes 15 times as much memory once parsed; NIST's has 3 kB.
-MAX_DIRECTORY = 2**20
-COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NIST's; a 9-byte LZMA header can ask for gigabytes
-# What Windows puts into folders; other systems hide theirs with a dot.
-IGNORED = ("Thumbs.db", "desktop.ini")
+# A draw of test images is the same on every machine and in every version.
+DRAW_KEY = 18
 
 
 @dataclass(frozen=True)
@@ -48,9 +44,11 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Source:
-    """`origin` is "official", "glyphs" or the resolved path; `parts` are train and test, and unseen for glyphs.
+    """`origin` is "official", "glyphs" or the resolved path; `parts` are train and test.
 
-    `classes` are in label order. `official` means that every file is NIST's and the numbers of images are too.
+    A source may have the part validation, and glyphs have unseen. `classes` are in label order. `official` means that
+    every file is the publisher's, NIST's for EMNIST, and the numbers of images are too. `orientation` is how the
+    source holds its images, upright or transposed.
     """
 
     origin: str
@@ -58,6 +56,7 @@ class Source:
     parts: dict[str, Part]
     files: tuple[SourceFile, ...]
     official: bool
+    orientation: str = "upright"
 
 
 def origin(source: str) -> str:
@@ -79,10 +78,10 @@ def listing_digest(split: str, source: str) -> str | None:
     """sha256 over names, sizes and modification times of the files that `load` would read; None if not a path."""
     if source in ("official", "glyphs"):
         return None
-    kind, paths = _detect(split, Path(origin(source)))
-    if kind == "images":
-        (folder,) = paths
-        paths = [path for part in ("train", "test") for path in _image_paths(folder / part)]
+    found = find(split, Path(origin(source)))
+    paths = found.paths
+    if found.kind == "images":
+        paths = [path for folder in paths for path in image_folder.image_paths(folder)]
     digest = hashlib.sha256()
     for path in paths:
         stat = path.stat()
@@ -92,222 +91,273 @@ def listing_digest(split: str, source: str) -> str | None:
 
 def content_hashes(split: str, source: str) -> list[str]:
     """The sha256 of each of `Source.files` as `load` would give them for a path, without decoding any image."""
-    kind, paths = _detect(split, Path(origin(source)))
-    if kind == "images":
-        return [_hash_images(paths[0] / part) for part in ("train", "test")]
-    if kind == "zip":
-        return [file.sha256 for file in _with_members(split, paths[0], lambda members: [*map(_source_file, members)])]
-    return [_source_file(path).sha256 for path in paths]
+    found = find(split, Path(origin(source)))
+    if found.kind == "images":
+        return list(map(image_folder.hash_images, found.paths))
+    if found.kind == "zip":
+        return _with_members(split, found, lambda inside: list(map(sha256, inside.paths)))
+    return [sha256(path) for path in found.paths]
 
 
-def load(split: str, source: str, cache: Path, size: int = 28) -> Source:
+def load(
+    split: str,
+    source: str,
+    cache: Path,
+    size: int = 28,
+    orientation: str | None = None,
+    test_fraction: float | None = None,
+) -> Source:
     """Images and labels of `split` from `source`: official (downloaded into `cache`), glyphs, or a path.
 
-    A path is a folder with the split's four idx files under their official names (gzipped or not), NIST's gzip.zip or
-    the folder that contains it, or a folder of images, train/<class>/* and test/<class>/*. Only a folder of images
-    can be a split of any name; its images are resized to `size` × `size`, and of an animation the first frame is
-    taken. Raises UserError if anything is missing, damaged, inconsistent or beyond the limits above.
+    A path is of one of the kinds in docs/data.md. Pictures in folders and in parquet files are resized to
+    `size` × `size`, and of an animation the first frame is taken. `orientation`, "upright" or "transposed", states
+    how the images are stored; without it that is known by the files' hashes, found by the strokes of characters or
+    assumed, and a line says which. `test_fraction` of the train images, of each class, become the test images of a
+    source that has none. Raises UserError if anything is missing, damaged, inconsistent or beyond the limits.
     """
-    if source == "official":
-        _check_split(split)
-        return _load_idx(split, source, download.fetch(split, cache))
     if source == "glyphs":
-        _check_split(split)
+        check_split(split)
         from . import glyphs  # needs matplotlib
 
         classes = SPLITS[split].classes
         parts = {name: Part(images, labels) for name, (images, labels) in glyphs.draw(classes).items()}
         return Source(source, tuple(classes), parts, (), official=False)
     resolved = origin(source)
-    kind, paths = _detect(split, Path(resolved))
-    if kind == "images":
-        return _load_images(paths[0], size)
-    if kind == "zip":
-        return _with_members(split, paths[0], lambda members: _load_idx(split, resolved, members))
-    return _load_idx(split, resolved, paths)
+    if source != "official":
+        found = find(split, Path(resolved))
+    elif split in SETS:
+        found = find(split, download.fetch_set(split, cache / split))
+    else:
+        check_split(split)
+        paths = download.fetch(split, cache)
+        found = Found("idx", {"train": paths[:2], "test": paths[2:]}, ("emnist", split))
+    if found.kind == "zip":
+        return _with_members(
+            split, found, lambda inside: _load(split, resolved, inside, size, orientation, test_fraction)
+        )
+    return _load(split, resolved, found, size, orientation, test_fraction)
 
 
-def _check_split(split: str) -> None:
+def check_split(split: str) -> None:
+    """Raises UserError if there is no published set of that name."""
     if split not in SPLITS:
         raise UserError(
-            f"EMNIST has no split {split!r}; choose one of {', '.join(SPLITS)} (only a folder of images can have "
-            "another name)."
+            f"EMNIST has no split {split!r}; choose one of {', '.join(SPLITS)} (official, without --source, are also "
+            f"{', '.join(SETS)}; only data of your own can have another name)."
         )
 
 
-def _detect(split: str, path: Path) -> tuple[str, list[Path]]:
-    """The kind of source at `path`, with its paths: "idx" (four files), "zip" (archive) or "images" (folder)."""
-    if path.is_file():
-        _check_split(split)
-        return "zip", [path]
-    if not path.is_dir():
-        raise UserError(
-            f"The source {path} does not exist; give official, glyphs, or the path of a folder or gzip.zip."
-        )
-    missing = []
+def _with_members(split: str, found: Found, read: Callable[[Found], Any]) -> Any:
+    """Calls `read` with what one of NIST's archives holds of `split`."""
+    check_split(split)
+    idx_files = [f"{ARCHIVE_FOLDER}/{path.name}" for path in download.split_paths(split, Path())]
+
+    def as_found(members: list[zipfile.Path]) -> Any:
+        kind = "mat" if len(members) == 1 else "idx"
+        parts = {"train": members} if kind == "mat" else {"train": members[:2], "test": members[2:]}
+        return read(Found(kind, parts, ("emnist", split)))
+
+    return with_members(found.paths[0], [idx_files, [f"matlab/emnist-{split}.mat"]], as_found)
+
+
+def _load(
+    split: str, origin: str, found: Found, size: int, orientation: str | None, test_fraction: float | None
+) -> Source:
+    if found.kind == "images" and test_fraction and "test" in found.parts and not found.parts["test"][0].is_dir():
+        found = replace(found, parts={part: paths for part, paths in found.parts.items() if part != "test"})
+    if found.kind not in ("npz", "mat"):  # which tell their parts only when they are read
+        _check_test(origin, found.parts, test_fraction)
+    stored, classes, files = _read(split, found, size)
+    _check_test(origin, stored, test_fraction)
+    _check_shapes(stored)
+    known = _known_set(found, files)
+    if known and known != split and split in {*SPLITS, *SETS} and (known, split in SPLITS) != ("mnist", True):
+        raise UserError(f"{origin} holds the files of {known}, not of {split}; choose --split {known}.")
+    classes, labels = _labels(split, origin, found, known, stored, classes)
+    orientation, why = orientation or "", "as stated"
+    if not orientation:
+        orientation, why = _orientation(found, files, known, stored["train"].images, labels["train"], classes)
+    if why:
+        say(f"The images of {origin} are stored {orientation} ({why}); they are packed upright.")
+    axes = (0, 2, 1) if orientation == "transposed" else (0, 1, 2)
+    parts = {part: Part(of.images.transpose(axes), labels[part]) for part, of in stored.items()}
+    if test_fraction:
+        parts = _draw_test(parts, test_fraction, origin)
+    official = all(file.official for file in files)
     if split in SPLITS:
-        gzipped = download.split_paths(split, path)
-        paths = [file if file.is_file() else file.with_suffix("") for file in gzipped]
-        missing = [official.name for official, file in zip(gzipped, paths, strict=True) if not file.is_file()]
-        if not missing:
-            return "idx", paths
-        archive = path / download.ARCHIVE_NAME
-        if archive.is_file():
-            return "zip", [archive]
-    if (path / "train").is_dir():
-        return "images", [path]
-    _check_split(split)
-    raise UserError(
-        f"{path} lacks {', '.join(missing)}; add these files, or {download.ARCHIVE_NAME}, or images as "
-        "train/<class>/* and test/<class>/*."
-    )
+        official &= (len(labels["train"]), len(labels["test"])) == (SPLITS[split].train, SPLITS[split].test)
+    return Source(origin, classes, parts, files, official, orientation)
 
 
-def _with_members(split: str, archive: Path, read: Callable[[list[zipfile.Path]], Any]) -> Any:
-    """Calls `read` with the split's four members of NIST's archive."""
-    try:
-        with _BoundedReader(io.FileIO(archive)) as file, zipfile.ZipFile(file) as members:
-            # Nothing is extracted, so no name in the archive can reach the file system.
-            paths = [
-                zipfile.Path(members, f"{ARCHIVE_FOLDER}/{path.name}") for path in download.split_paths(split, Path())
-            ]
-            missing = [path.at for path in paths if not path.exists()]
-            if missing:
-                raise UserError(f"{archive} lacks {', '.join(missing)}; use NIST's complete gzip.zip.")
-            for path in paths:
-                member = members.getinfo(path.at)
-                if member.file_size > idx.MAX_BYTES:
-                    raise UserError(f"{path} is too large to be EMNIST; use NIST's gzip.zip.")
-                if member.compress_type not in COMPRESSIONS:
-                    raise UserError(f"{path} is compressed by a method that NIST does not use; use NIST's gzip.zip.")
-            return read(paths)
-    except UserError:
-        raise
-    # zipfile may raise anything on a broken archive.
-    except Exception as error:
-        raise UserError(
-            f"{archive} cannot be read as a zip ({reason(error)}); use NIST's gzip.zip or a folder of idx files."
-        ) from error
+def _read(
+    split: str, found: Found, size: int
+) -> tuple[dict[str, Stored], tuple[str, ...] | None, tuple[SourceFile, ...]]:
+    """The parts as stored, the classes where the files name them, and the files."""
+    if found.kind == "images":
+        folders = {part: folder for part, (folder,) in found.parts.items()}
+        stored, classes, read = image_folder.read(folders, size)
+        return stored, classes, tuple(SourceFile(part, of.bytes, of.sha256, False) for part, of in read.items())
+    classes = None
+    if found.kind == "parquet":
+        stored, classes = parquet.read(found.parts, size)
+    elif found.kind == "npz":
+        stored = npz.read(found.paths)
+    elif found.kind == "mat":
+        stored = matlab.read(found.paths[0])
+    elif found.kind == "csv":
+        stored = {part: csv_rows.read(path) for part, (path,) in found.parts.items()}
+    else:
+        stored = {
+            part: Stored(idx.read_images(images), str(images), idx.stored_labels(labels), str(labels))
+            for part, (images, labels) in found.parts.items()
+        }
+    return stored, classes, tuple(_source_file(split, path) for path in found.paths)
 
 
-class _BoundedReader(io.BufferedReader):
-    """Limits each read, and so the central directory: zipfile reports a longer one as truncated."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        return super().read(MAX_DIRECTORY if size is None or size < 0 else min(size, MAX_DIRECTORY))
-
-
-def _load_idx(split: str, origin: str, paths: Sequence[Path] | Sequence[zipfile.Path]) -> Source:
-    info = SPLITS[split]
-    parts = {}
-    for name, images_path, labels_path in (("train", *paths[:2]), ("test", *paths[2:])):
-        images = idx.read_images(images_path).transpose(0, 2, 1)
-        labels = idx.read_labels(labels_path, len(info.classes), info.label_offset)
-        if len(images) != len(labels):
-            raise UserError(
-                f"{images_path} holds {len(images):,} images, but {labels_path} holds {len(labels):,} labels; "
-                "use two files that belong together."
-            )
-        parts[name] = Part(images, labels)
-    train, test = (parts[name].images.shape for name in ("train", "test"))
-    if train[1:] != test[1:]:
-        raise UserError(
-            f"{paths[0]} has images of {train[1]} × {train[2]}, but {paths[2]} of {test[1]} × {test[2]}; "
-            "use files with images of one size."
-        )
-    files = tuple(map(_source_file, paths))
-    official = all(file.official for file in files) and (train[0], test[0]) == (info.train, info.test)
-    return Source(origin, tuple(info.classes), parts, files, official)
-
-
-def _source_file(path: Path | zipfile.Path) -> SourceFile:
+def _source_file(split: str, path: Path | zipfile.Path) -> SourceFile:
     size = path.stat().st_size if isinstance(path, Path) else path.root.getinfo(path.at).file_size
     digest = sha256(path)
     official = OFFICIAL_FILES.get(path.name)
-    return SourceFile(path.name, size, digest, official is not None and digest == official.sha256)
+    is_official = digest == official.sha256 if official else split in SETS and _set_of(path, digest) == split
+    return SourceFile(path.name, size, digest, is_official)
 
 
-def _load_images(folder: Path, size: int) -> Source:
-    classes = tuple(entry.name for entry in _entries(folder / "train"))
-    if len(classes) > MAX_CLASSES:
+def _set_of(path: Path | zipfile.Path, digest: str) -> str | None:
+    """The set other than EMNIST that a file with this sha256 is of."""
+    return DIGESTS.get(digest) or DIGESTS.get(download.md5(path))
+
+
+def _known_set(found: Found, files: Sequence[SourceFile]) -> str | None:
+    """The set other than EMNIST that all files are of."""
+    if found.kind not in ("idx", "npz"):
+        return None
+    names = {_set_of(path, file.sha256) for path, file in zip(found.paths, files, strict=True)}
+    return names.pop() if len(names) == 1 else None
+
+
+def _check_test(origin: str, parts: Collection[str], test_fraction: float | None) -> None:
+    if "test" not in parts and not test_fraction:
         raise UserError(
-            f"{folder / 'train'} has {len(classes)} classes; at most {MAX_CLASSES} are supported, because a label is "
-            "one byte."
+            f"{origin} has no test images; add them, or draw them from its train images with --test-fraction 0.1."
         )
-    parts, files = {}, []
-    for name in ("train", "test"):
-        parts[name], file = _load_part(folder / name, classes, size)
-        files.append(file)
-    return Source(str(folder), classes, parts, tuple(files), official=False)
+    if "test" in parts and test_fraction:
+        raise UserError(f"{origin} has test images of its own; leave out --test-fraction.")
 
 
-def _entries(folder: Path) -> list[Path]:
-    """The entries of `folder` without hidden files, sorted by name in the same order on every system.
-
-    Raises UserError for a name that cannot be stored in a manifest or shown in a message.
-    """
-    try:
-        paths = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in IGNORED]
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be listed ({error.strerror}); arrange images as train/<class>/* and test/<class>/*."
-        ) from error
-    for path in paths:
-        if not is_plain(path.name):
+def _check_shapes(stored: Mapping[str, Stored]) -> None:
+    train = stored["train"]
+    for part in stored.values():
+        if part.images.shape[1:] != train.images.shape[1:]:
+            sizes = [" × ".join(map(str, of.images.shape[1:])) for of in (train, part)]
             raise UserError(
-                f"{folder} contains {path.name!a}, a name with control characters or not in UTF-8; rename it."
+                f"{train.images_at} has images of {sizes[0]}, but {part.images_at} of {sizes[1]}; use files with "
+                "images of one size."
             )
-    return sorted(paths, key=lambda path: path.name)
 
 
-def _load_part(folder: Path, classes: tuple[str, ...], size: int) -> tuple[Part, SourceFile]:
-    files, labels = _ImageFiles(folder), []
-    for path in files.paths:
-        name = path.parent.name
-        if name not in classes:
-            raise UserError(f"{path.parent} is not a class of the train images; remove it, or add {name} to train.")
-        labels.append(classes.index(name))
-    if not labels:
-        raise UserError(f"{folder} contains no images; add them as <class>/*.")
-    if len(labels) > idx.MAX_IMAGES or len(labels) * size**2 > MAX_BYTES:
+def _labels(
+    split: str,
+    origin: str,
+    found: Found,
+    known: str | None,
+    stored: Mapping[str, Stored],
+    classes: tuple[str, ...] | None,
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """The classes in label order, and the labels (N,) uint8 of each part as indices into them."""
+    distinct, offset = np.unique(stored["train"].labels), 0
+    if classes is None:
+        named = set(found.words) if "emnist" in found.words else set()
+        name = known or (split if split in {*SPLITS, *SETS} else next((s for s in SPLITS if s in named), None))
+        if name is None:
+            return _numbered(origin, stored, distinct)
+        if name in SETS:
+            classes = SETS[name].classes
+        else:
+            classes, offset = tuple(SPLITS[name].classes), SPLITS[name].label_offset
+            if not named:
+                offset = int(distinct[0])
+        if not named and not known and len(distinct) != len(classes):
+            raise UserError(
+                f"{stored['train'].labels_at} has {len(distinct):,} classes, but {name} has {len(classes)}; choose "
+                "another --split."
+            )
+    if len(classes) > MAX_CLASSES or len(set(classes)) != len(classes) or not all(map(is_plain, classes)):
         raise UserError(
-            f"{folder} contains {len(labels):,} images; at most {idx.MAX_IMAGES:,}, and {MAX_BYTES // 2**30} GiB at "
-            f"{size} × {size}, are supported; remove some or lower --size."
+            f"{origin} has {len(classes)} classes, but up to {MAX_CLASSES} with different printable names are "
+            "supported; rename or merge some."
         )
-    images = np.empty((len(labels), size, size), np.uint8)
-    decode(files, images)
-    return Part(images, np.array(labels, np.uint8)), files.source_file()
+    return classes, {
+        part: idx.class_indices(of.labels, len(classes), offset, of.labels_at) for part, of in stored.items()
+    }
 
 
-def _image_paths(folder: Path) -> list[Path]:
-    """The images of one part, class by class."""
-    return [path for entry in _entries(folder) for path in _entries(entry)]
+def _numbered(
+    origin: str, stored: Mapping[str, Stored], distinct: np.ndarray
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """As `_labels`, of a set of which nothing but numbers is known: characters where their strokes say so."""
+    if len(distinct) > MAX_CLASSES:
+        raise UserError(
+            f"{stored['train'].labels_at} has {len(distinct):,} different labels; at most {MAX_CLASSES} are "
+            "supported, because a label is one byte."
+        )
+    labels = {}
+    for part, of in stored.items():
+        labels[part] = np.searchsorted(distinct, of.labels).clip(max=len(distinct) - 1).astype(np.uint8)
+        outside = distinct[labels[part]] != of.labels
+        if outside.any():
+            raise UserError(
+                f"{of.labels_at}: label {of.labels[outside.argmax()]} is not a class of the train images; remove its "
+                "images, or add some to train."
+            )
+    for info in SPLITS.values():
+        characters = tuple(info.classes)
+        if len(characters) == len(distinct) and by_strokes(stored["train"].images, labels["train"], characters):
+            say(f"The labels of {origin} are the characters {info.classes}, by their strokes.")
+            return characters, labels
+    return tuple(f"label {number}" for number in distinct.tolist()), labels
 
 
-class _ImageFiles:
-    """The files of one part of a folder of images, hashed over names and contents while they are iterated."""
+def _orientation(
+    found: Found,
+    files: Sequence[SourceFile],
+    known: str | None,
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+) -> tuple[str, str]:
+    """How images are stored, and why that is believed; for a folder of pictures no reason."""
+    if known or (found.kind == "idx" and all(file.official for file in files)):
+        return ("upright" if known else "transposed"), "known by the files' hashes"
+    seen = by_strokes(images, labels, classes)
+    if found.kind == "images":
+        if seen == "transposed":
+            say(f"{found.paths[0]}: the strokes look transposed; if they are, say so by --orientation transposed.")
+        return "upright", ""
+    if seen:
+        return seen, "found by the strokes of the characters"
+    if found.kind == "mat" or "emnist" in found.words:
+        return "transposed", "assumed, as NIST's are; --orientation upright states otherwise"
+    return "upright", "assumed; --orientation transposed states otherwise"
 
-    def __init__(self, folder: Path) -> None:
-        self.paths = _image_paths(folder)
-        self._folder = folder
 
-    def __iter__(self) -> Iterator[tuple[Path, bytes]]:
-        self._digest, self._bytes = hashlib.sha256(), 0
-        for path in progress(self.paths, description=f"reading {self._folder.name}", unit=" images"):
-            with image_errors(path):
-                content = read_image_file(path)
-            name = path.relative_to(self._folder).as_posix().encode()
-            self._digest.update(len(name).to_bytes(8, "big") + name + len(content).to_bytes(8, "big") + content)
-            self._bytes += len(content)
-            yield path, content
-
-    def source_file(self) -> SourceFile:
-        """Of all that were read."""
-        return SourceFile(self._folder.name, self._bytes, self._digest.hexdigest(), False)
+def test_counts(counts: np.ndarray, fraction: float) -> np.ndarray:
+    """How many of `counts` (classes,) images `fraction` draws as test images: (classes,) int64."""
+    return np.round(np.asarray(counts) * fraction).astype(np.int64)
 
 
-def _hash_images(folder: Path) -> str:
-    files = _ImageFiles(folder)
-    for _ in files:
-        pass
-    return files.source_file().sha256
+def _draw_test(parts: Mapping[str, Part], fraction: float, origin: str) -> dict[str, Part]:
+    """The parts with a test part drawn from train: of each class the same fraction, the same for the same labels."""
+    images, labels = parts["train"].images, parts["train"].labels
+    counts = np.bincount(labels)
+    shuffled = np.random.Generator(np.random.Philox(key=DRAW_KEY)).random(len(labels)).argsort(kind="stable")
+    grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    position = np.empty(len(labels), np.int64)
+    position[grouped] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    drawn = position < test_counts(counts, fraction)[labels]
+    if not drawn.any() or drawn.all():
+        raise UserError(
+            f"--test-fraction {fraction:g} of {origin} leaves {'no train' if drawn.any() else 'no test'} images; "
+            "choose another."
+        )
+    train, test = (Part(images[which], labels[which]) for which in (~drawn, drawn))
+    return {**parts, "train": train, "test": test}

@@ -12,6 +12,7 @@ from ..core.errors import UserError
 from ..data.prepare import split_folder
 from ..data.shards import Shards
 from ..loading import sampling
+from ..loading.validation import validation_images
 from ..runs.trained_classifier import TrainedClassifier
 
 if TYPE_CHECKING:
@@ -50,10 +51,11 @@ class Sample:
                 "the run's; prepare those, or export without --int8."
             )
         labels = shards.labels()
-        training, validation = sampling.holdout(labels, data.val_fraction, seed)
+        training, of, validation = validation_images(shards, data.val_fraction, seed)
         calibration = _some(labels, training, min(CALIBRATION_IMAGES, len(training) // 2), seed)
         # Of other data than the run's it would be another validation part.
-        if len(validation) >= FEWEST and shards.manifest.fingerprint == trained.about.get("fingerprint"):
+        same = of is shards and shards.manifest.fingerprint == trained.about.get("fingerprint")
+        if same and len(validation) >= FEWEST:
             others, description = validation, "validation images"
         else:
             others, description = np.setdiff1d(np.arange(len(shards)), calibration), "other training images"

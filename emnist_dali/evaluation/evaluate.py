@@ -11,7 +11,7 @@ from ..core.errors import UserError
 from ..core.progress import say
 from ..data.prepare import split_folder
 from ..data.shards import Shards
-from ..loading import sampling
+from ..loading.validation import validation_images
 from ..runs.predictions import Predictions
 from ..runs.trained_classifier import TrainedClassifier
 from ..runtime import autocast
@@ -61,19 +61,20 @@ def predict_run(
     after_batch: Callable[[], None] = lambda: None,
     validation: bool = False,
 ) -> tuple[tuple[str, ...], dict[str, Predictions]]:
-    """The classes, and the predictions of a run's best weights on every part but train, test first.
+    """The classes, and the predictions of a run's best weights on the parts that are tested, test first.
 
-    `split` and `data_dir` default to the run's own. With `validation` only the run's held-out images are read. Raises
-    UserError if the run has no weights yet, held nothing out, or the split has other classes.
+    `split` and `data_dir` default to the run's own. With `validation` only the run's validation images are read.
+    Raises UserError if the run has no weights yet, held nothing out, or the split has other classes.
     """
     trained, test = open_run(path, split, data_dir)
     config, folder, manifest = trained.config, test.folder, test.manifest
     predictions = {}
-    for part in ("validation",) if validation else (name for name in manifest.shards if name != "train"):
+    tested = (name for name in manifest.shards if name not in ("train", "validation"))
+    for part in ("validation",) if validation else tested:
         shards = test if part == "test" else Shards(folder, "train" if validation else part)
         indices = np.arange(len(shards))
         if validation:
-            _, indices = sampling.holdout(shards.labels(), config.data.val_fraction, config.training.seed)
+            _, shards, indices = validation_images(shards, config.data.val_fraction, config.training.seed)
             if not len(indices):
                 raise UserError(f"{path} held out no validation images; evaluate it without --validation.")
         with evaluation_loader(config, shards, trained.stats, indices) as loader:

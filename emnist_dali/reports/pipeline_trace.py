@@ -13,6 +13,7 @@ from ..data.shards import Shards
 from ..data.stats import Stats
 from ..loading import sampling
 from ..loading.batch_plan import BatchPlan, BatchSpec
+from ..loading.validation import validation_images
 from ..pipelines.fused import Preprocess
 from ..training import mixing
 
@@ -42,7 +43,7 @@ class Trace:
 
 def training_plan(config: Config, shards: Shards) -> BatchPlan:
     """The batches that a single process trains on, none larger than the data."""
-    indices, _ = sampling.holdout(shards.labels(), config.data.val_fraction, config.training.seed)
+    indices, _, _ = validation_images(shards, config.data.val_fraction, config.training.seed)
     spec = BatchSpec(
         batch_size=min(config.data.batch_size, len(indices)),
         affine=config.data.affine,

@@ -107,7 +107,9 @@ def _story(run: RunData) -> str:
     sentences = [f"recipe {config.recipe}, images at {size}×{size}, {len(run.classes)} classes."]
     if run.manifest:
         images, held_out = sum(run.manifest.counts["train"]), config.data.val_fraction
-        sentences.append(f"{images:,} training images, {100 * held_out:g} % of them held out for validation.")
+        own = sum(run.manifest.counts.get("validation", ()))
+        validation = f"{own:,} for validation" if own else f"{100 * held_out:g} % of them held out for validation"
+        sentences.append(f"{images:,} training images, {validation}.")
     sentences.append(f"{epochs} of {config.training.epochs} epochs on {_machine(run)}.")
     if config.training.steps:
         sentences.append(

@@ -37,7 +37,7 @@ from ..core.locks import LOCK, Lock
 from ..core.progress import say
 from ..data.prepare import prepare
 from ..data.shards import Shards
-from ..loading import sampling
+from ..loading.validation import validation_images
 from ..reports.html import require_plotly
 from ..reports.sweep_report import TrialRow, sweep_page
 from ..runtime import resolve
@@ -97,7 +97,7 @@ def sweep(
         )
     searched = dimensions(space, given)
     shards = Shards(prepare(config.data.split, config.data.source, config.data.data_dir), "train")
-    if not len(sampling.holdout(shards.labels(), config.data.val_fraction, config.training.seed)[1]):
+    if not len(validation_images(shards, config.data.val_fraction, config.training.seed)[2]):
         raise UserError("A sweep ranks by validation accuracy, but no image is held out; raise data.val_fraction.")
     config = config.override({"wandb_group": config.run.wandb_group or name})
     if config.run.amp == "native":  # workers with other processors must not train otherwise

@@ -13,8 +13,8 @@ from ..data.prepare import prepare
 from ..data.shards import Shards
 from ..data.stats import Stats, statistics
 from ..evaluation.inference import evaluation_loader
-from ..loading import sampling
 from ..loading.loader import Loader, with_backend
+from ..loading.validation import validation_images
 from ..runtime import resolve, use_device
 from .trainer import Trainer
 
@@ -59,9 +59,9 @@ def build_training(
     """The training that `config` describes, at its first step, on this rank.
 
     `shards` default to the config's split, prepared where it is missing. `indices` (n,) are the samples to train on;
-    without them `data.val_fraction` of the part is held out for validation. With `from_checkpoint` the model starts
-    from random weights, which the checkpoint replaces. Raises UserError for data, device, weights and settings that
-    do not fit.
+    without them the split's validation part is used, or else `data.val_fraction` of the part is held out for
+    validation. With `from_checkpoint` the model starts from random weights, which the checkpoint replaces. Raises
+    UserError for data, device, weights and settings that do not fit.
     """
     config = resolve(config)
     _tune_device(config)
@@ -69,15 +69,17 @@ def build_training(
     # The first rank's, because their GPUs may differ.
     backend = distributed.broadcast_from_main(lambda: with_backend(config, shards).data.backend)
     config = replace(config, data=replace(config.data, backend=backend))
-    labels, held_out = shards.labels(), None
+    labels, held_out, validation_shards = shards.labels(), None, shards
     if indices is None:
-        indices, held_out = sampling.holdout(labels, config.data.val_fraction, config.training.seed)
+        indices, validation_shards, held_out = validation_images(
+            shards, config.data.val_fraction, config.training.seed
+        )
     with distributed.local_main_first():
         stats = statistics(shards.folder, config.data.image_size, config.data.equalize)
     loader = Loader.from_config(shards, config, indices=indices, stats=stats, threads=threads)
     validation = None
     if held_out is not None and len(held_out):
-        validation = evaluation_loader(config, shards, stats, held_out)
+        validation = evaluation_loader(config, validation_shards, stats, held_out)
     classes = shards.manifest.classes
     counts = np.bincount(labels[indices], minlength=len(classes)).tolist()
     model = replace(config.model, pretrained=False, weights=None) if from_checkpoint else config.model

@@ -261,6 +261,7 @@ class Session:
             "shape": manifest.shape,
             "converted": manifest.converted,
             "fingerprint": manifest.fingerprint,
+            **({"own_validation": True} if "validation" in manifest.shards else {}),
             **{name: value for name, value in entry.items() if name not in TIMING},
         }
         if predictions:
@@ -278,11 +279,13 @@ class Session:
 def _announcement(training: Training, resumed: bool) -> str:
     config, ranks = training.config, distributed.world_size()
     held_out = training.validation.plan.samples if training.validation else 0
+    has_own = "validation" in training.shards.manifest.shards
+    own = " (the split's own, so --val-fraction is not used)" if has_own else ""
     where = config.run.device if ranks == 1 else f"{ranks} ranks, the first on {config.run.device}"
     return (
         f"{'Resuming' if resumed else 'Training'} {config.model.model} at {config.data.image_size}×"
         f"{config.data.image_size} on {training.shards.manifest}: {training.loader.plan.samples:,} images, "
-        f"{held_out:,} more for validation, on {where}."
+        f"{held_out:,} more for validation{own}, on {where}."
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import socket
 import zipfile
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import sha256
-from emnist_dali.data import download
-from emnist_dali.data.emnist import OfficialFile, file_name
+from emnist_dali.data import download, named_sets
+from emnist_dali.data.emnist import SPLITS, OfficialFile, file_name
+from emnist_dali.data.manifest import read_manifest
+from emnist_dali.data.named_sets import NamedFile, NamedSet
+from emnist_dali.data.prepare import prepare
 
 from ..archive_server import serving
 
@@ -219,3 +223,64 @@ def test_a_folder_that_cannot_be_created(server, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be stored in .*file.*choose another folder"):
         fetch(server, tmp_path / "file")
+
+
+@pytest.fixture
+def named(monkeypatch, tmp_path):
+    """Serves a set of one npz file, under a new name, which is patched in."""
+    path = tmp_path / "small.npz"
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (20, 28, 28), np.uint8), np.arange(20) % 4
+    np.savez(path, train_images=images, train_labels=labels, test_images=images[:8], test_labels=labels[:8])
+    content = path.read_bytes()
+    with serving(content) as server:
+        file = NamedFile("small.npz", None, hashlib.md5(content).hexdigest())
+        url = server.url.removesuffix("gzip.zip")
+        monkeypatch.setitem(download.SETS, "small", NamedSet("Small", url, tuple("あいうえ"), (file,), "?download=1"))
+        monkeypatch.setitem(named_sets.DIGESTS, file.digest, "small")
+        yield server
+
+
+def test_a_named_set_is_fetched_and_prepared(named, tmp_path, capsys):
+    folder = prepare("small", data_dir=tmp_path / "data")
+    manifest = read_manifest(folder)
+    assert (manifest.origin, manifest.official, manifest.classes) == ("official", True, tuple("あいうえ"))
+    assert manifest.counts == {"train": (5,) * 4, "test": (2,) * 4}
+    out = capsys.readouterr().out
+    assert "stored upright (known by the files' hashes)" in out
+    assert "holds small, as published, 4 classes" in out
+    named.ranges_requested.clear()
+    prepare("small", data_dir=tmp_path / "data", force=True)
+    assert not named.ranges_requested
+    # The same file from elsewhere, under another name, is known by its content.
+    (tmp_path / "data" / "source" / "small" / "small.npz").rename(tmp_path / "copy.npz")
+    assert read_manifest(prepare("small", str(tmp_path / "copy.npz"), tmp_path / "other")).official
+    with pytest.raises(UserError, match="holds the files of small, not of kmnist; choose --split small"):
+        prepare("kmnist", str(tmp_path / "copy.npz"), tmp_path / "other")
+
+
+def test_a_named_set_that_is_not_the_published_one(named, tmp_path):
+    named.data = named.data[:-1] + b"x"
+    with pytest.raises(UserError, match=r"small\.npz\?download=1 sends something other than the file of Small"):
+        prepare("small", data_dir=tmp_path / "data")
+    assert not (tmp_path / "data" / "small").exists()
+
+
+def test_a_named_set_without_a_network(named, tmp_path):
+    named.shutdown()
+    named.server_close()
+    with pytest.raises(UserError, match=r"Small could not be reached at .*check the connection.*--source PATH"):
+        download.fetch_set("small", tmp_path / "data", NO_DELAYS)
+
+
+def test_the_table_of_named_sets():
+    for name, published in named_sets.SETS.items():
+        assert name == name.lower()
+        assert name not in SPLITS
+        assert published.url.startswith("http")
+        assert published.url.endswith("/")
+        assert 2 <= len(published.classes) == len(set(published.classes)) <= 256
+        for file in published.files:
+            assert re.fullmatch(r"[0-9a-f]{32}|[0-9a-f]{64}", file.digest)
+    files = sum(len(published.files) for published in named_sets.SETS.values()) + len(named_sets.MNIST)
+    assert len(named_sets.DIGESTS) == files

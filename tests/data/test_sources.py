@@ -112,8 +112,8 @@ def test_missing_files_are_named(tmp_path):
 
 
 def test_unknown_split(tmp_path):
-    for path in (write_split(tmp_path), pack(tmp_path / "gzip.zip", tmp_path)):
-        refused(path, "'leters'", "balanced, byclass, bymerge, letters, digits, mnist", split="leters")
+    archive = pack(tmp_path / "gzip.zip", write_split(tmp_path / "files"))
+    refused(archive, "'leters'", "balanced, byclass, bymerge, letters, digits, mnist", split="leters")
     for name in ("official", "glyphs"):
         with pytest.raises(UserError, match="no split 'leters'"):
             sources.load("leters", name, tmp_path)
@@ -124,7 +124,7 @@ def test_counts_and_sizes_that_do_not_match(tmp_path):
     labels = write_idx(tmp_path / "emnist-letters-test-labels-idx1-ubyte.gz", np.ones(3, np.uint8))
     refused(tmp_path, "emnist-letters-test-images-idx3-ubyte.gz holds 2 images", f"{labels} holds 3 labels")
     write_split(tmp_path, test=TEST[:, :3])
-    refused(tmp_path, "train-images-idx3-ubyte.gz has images of 3 × 4", "test-images-idx3-ubyte.gz of 3 × 3")
+    refused(tmp_path, "train-images-idx3-ubyte.gz has images of 4 × 3", "test-images-idx3-ubyte.gz of 3 × 3")
 
 
 def test_damage_is_named(tmp_path):
@@ -133,7 +133,7 @@ def test_damage_is_named(tmp_path):
     refused(tmp_path / "files", str(path), "damaged")
     archive = pack(tmp_path / "gzip.zip", tmp_path / "files")
     refused(archive, "gzip.zip/gzip/emnist-letters-train-images-idx3-ubyte.gz", "damaged")
-    refused(path, str(path), "cannot be read as a zip")
+    refused(path, f"{path} is one idx file; give the folder")
 
 
 def test_a_damaged_or_encrypted_archive(tmp_path):

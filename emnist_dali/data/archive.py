@@ -1,0 +1,51 @@
+"""NIST's archives, gzip.zip of idx files and matlab.zip of .mat files; nothing is extracted."""
+
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import UserError
+from ..core.files import reason
+from . import idx
+
+# Bytes of a zip's central directory, which takes 15 times as much memory once parsed; NIST's has 3 kB.
+MAX_DIRECTORY = 2**20
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NIST's; a 9-byte LZMA header can ask for gigabytes
+
+
+def with_members(archive: Path, choices: Sequence[Sequence[str]], read: Callable[[list[zipfile.Path]], Any]) -> Any:
+    """Calls `read` with the first of `choices` whose members are all in the archive.
+
+    Raises UserError, which names what is missing of the first choice, if there is none, or for a damaged archive.
+    """
+    try:
+        with _BoundedReader(io.FileIO(archive)) as file, zipfile.ZipFile(file) as members:
+            # Nothing is extracted, so no name in the archive can reach the file system.
+            paths = [[zipfile.Path(members, name) for name in names] for names in choices]
+            missing = [[path.at for path in names if not path.exists()] for names in paths]
+            if all(missing):
+                raise UserError(f"{archive} lacks {', '.join(missing[0])}; use NIST's complete gzip.zip.")
+            chosen = paths[missing.index([])]
+            for path in chosen:
+                member = members.getinfo(path.at)
+                if member.file_size > idx.MAX_BYTES:
+                    raise UserError(f"{path} is too large to be EMNIST; use NIST's gzip.zip.")
+                if member.compress_type not in COMPRESSIONS:
+                    raise UserError(f"{path} is compressed by a method that NIST does not use; use NIST's gzip.zip.")
+            return read(chosen)
+    except UserError:
+        raise
+    # zipfile may raise anything on a broken archive.
+    except Exception as error:
+        raise UserError(
+            f"{archive} cannot be read as a zip ({reason(error)}); use NIST's gzip.zip or a folder of idx files."
+        ) from error
+
+
+class _BoundedReader(io.BufferedReader):
+    """Limits each read, and so the central directory: zipfile reports a longer one as truncated."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(MAX_DIRECTORY if size is None or size < 0 else min(size, MAX_DIRECTORY))

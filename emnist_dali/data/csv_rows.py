@@ -1,0 +1,71 @@
+"""Reads CSV files of one image a row: its label, then its pixels row by row, with or without a header."""
+
+import math
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from ..core.errors import UserError
+from ..core.files import reason
+from .stored import Stored, check_size
+
+MAX_LINE = 2**20  # bytes; a row of EMNIST's has at most 3,142
+ROWS = 4096  # parsed at once
+# In a header, the column that is not a pixel; without one it is the first.
+LABEL = ("label", "class")
+_ADVICE = "a row is a label and the pixels of a square image, whole numbers from 0 to 255"
+
+
+def is_csv(start: bytes) -> bool:
+    """Whether a file that begins with `start` may be such a CSV."""
+    return start.isascii() and b"\0" not in start and start.split(b"\n")[0].count(b",") >= 64
+
+
+def read(path: Path) -> Stored:
+    """Raises UserError if the file is not exactly that, or exceeds the limits of idx files."""
+    try:
+        with path.open("rb") as file:
+            lines = _lines(file, path)
+            first = next(lines, "")
+            names = [name.strip().strip('"').lower() for name in first.split(",")]
+            headed = not all(name.isdigit() for name in names)
+            column = next((names.index(name) for name in LABEL if name in names), 0) if headed else 0
+            side = math.isqrt(len(names) - 1)
+            if len(names) != side**2 + 1 or not side:
+                raise UserError(f"{path} has {len(names):,} columns, which are no label and square image: {_ADVICE}.")
+            lines = lines if headed else chain([first], lines)
+            blocks: list[np.ndarray] = []
+            while block := list(islice(lines, ROWS)):
+                blocks.append(_parse(block, len(names), path, 1 + headed + len(blocks) * ROWS))
+                check_size((len(blocks) * ROWS, side, side), str(path))
+            if not blocks:
+                raise UserError(f"{path} has no rows: {_ADVICE}.")
+            rows = np.concatenate(blocks)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
+    except MemoryError as error:
+        raise UserError(f"{path} needs more memory than this machine has free; close other programs.") from error
+    pixels = np.delete(rows, column, axis=1) if column else rows[:, 1:]
+    return Stored(pixels.reshape(-1, side, side), str(path), rows[:, column].astype(np.int64), str(path))
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
+    while line := file.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise UserError(f"{path} has a line of more than {MAX_LINE:,} bytes: {_ADVICE}.")
+        if line := line.strip():
+            yield line.decode("latin-1")
+
+
+def _parse(lines: list[str], columns: int, path: Path, number: int) -> np.ndarray:
+    """The rows of `lines`, the first of which is line `number` of the file: (N, columns) uint8."""
+    try:
+        rows = np.loadtxt(lines, np.uint8, comments=None, delimiter=",", ndmin=2, quotechar='"')
+    except ValueError as error:
+        raise UserError(f"{path}, from line {number:,} on, cannot be read ({reason(error)}): {_ADVICE}.") from error
+    if rows.shape[1] != columns:
+        raise UserError(f"{path}, line {number:,} has {rows.shape[1]:,} columns instead of {columns:,}: {_ADVICE}.")
+    return rows

@@ -1,0 +1,79 @@
+"""Reads .npz files: Keras' mnist.npz, MedMNIST's, and sets of one array a file such as Kuzushiji-49's.
+
+The name of an array says its part (x_train, val_images); one that numpy named itself, arr_0, has its file's name
+(k49-test-imgs.npz). Images have three dimensions, or a fourth of 1 or 3 channels, labels one, or a second of 1.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..core.errors import UserError
+from ..core.files import printable, reason
+from .idx import MAX_IMAGES
+from .stored import PARTS, Stored, check_size, part_of, to_grey
+
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy's
+MAX_ARRAYS = 64
+_ADVICE = "save uint8 images (N, H, W) and integer labels (N) with numpy.savez"
+
+
+def read(paths: Sequence[Path]) -> dict[str, Stored]:
+    """The parts that the files hold; raises UserError for anything but such arrays, or too many images."""
+    images: dict[str, tuple[np.ndarray, str]] = {}
+    labels: dict[str, tuple[np.ndarray, str]] = {}
+    for path in paths:
+        for name, array in _arrays(path):
+            part = part_of(path.stem if name.startswith("arr_") else name) or "train"
+            found = images if array.ndim > 2 else labels
+            if part in found:
+                raise UserError(f"{path} holds {printable(name)[:100]} beside another array of {part}: {_ADVICE}.")
+            found[part] = array, f"{path}, {printable(name)[:100]}"
+    if not images or images.keys() != labels.keys():
+        raise UserError(
+            f"{paths[0]} holds images of {', '.join(images) or 'no part'}, but labels of "
+            f"{', '.join(labels) or 'no part'}: name arrays as x_train, y_train, x_test, y_test."
+        )
+    return {part: Stored(*images[part], *labels[part]) for part in PARTS if part in images}
+
+
+def _arrays(path: Path) -> list[tuple[str, np.ndarray]]:
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+            if len(members) > MAX_ARRAYS:
+                raise ValueError(f"it has {len(members)} arrays")
+            return [(member.filename.removesuffix(".npy"), _array(file, member, path)) for member in members]
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"{path} needs more memory than this machine has free; close other programs.") from error
+    # zipfile and numpy may raise anything on a broken file.
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as npz ({reason(error)}); download or save it again.") from error
+
+
+def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.ndarray:
+    if member.compress_type not in COMPRESSIONS:
+        raise ValueError("a member is compressed by a method that numpy does not use")
+    with file.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = header[version](stream)
+    at = f"{path}, {printable(member.filename.removesuffix('.npy'))[:100]},"
+    if len(shape) in (3, 4):
+        if dtype != np.uint8 or (len(shape) == 4 and shape[3] not in (1, 3)):
+            raise UserError(f"{at} has images of type {dtype} and shape {shape}: {_ADVICE}.")
+        check_size(shape[:3], at.rstrip(","))
+        channels = shape[3] if len(shape) == 4 else 1
+        if channels == 3:
+            check_size((3 * shape[0], *shape[1:3]), at.rstrip(","))
+    elif dtype.kind not in "bui" or len(shape) not in (1, 2) or not 1 <= shape[0] <= MAX_IMAGES or shape[1:] > (1,):
+        raise UserError(f"{at} has labels of type {dtype} and shape {shape}, not one integer an image: {_ADVICE}.")
+    with file.open(member) as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+    if array.ndim == 4:
+        return to_grey(array) if array.shape[3] == 3 else array[..., 0]
+    return array if array.ndim == 3 else array.reshape(-1)

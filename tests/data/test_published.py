@@ -1,0 +1,326 @@
+"""Files as publishers of data sets make them, filled with drawn glyphs: each is packed as it was drawn."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emnist_dali.core.errors import UserError
+from emnist_dali.data import glyphs, orientation
+from emnist_dali.data.emnist import SPLITS, file_name
+from emnist_dali.data.manifest import read_manifest
+from emnist_dali.data.prepare import prepare
+from emnist_dali.data.shards import Shards
+
+from .. import published_files as published
+from ..idx_files import write_idx
+
+DIGITS, LETTERS = SPLITS["digits"].classes, SPLITS["letters"].classes
+
+
+@pytest.fixture(scope="module")
+def digits() -> published.Parts:
+    drawn = glyphs.draw(DIGITS, per_class=20, test_per_class=4)
+    return {"train": drawn["train"], "test": drawn["test"]}
+
+
+@pytest.fixture(scope="module")
+def three(digits) -> published.Parts:
+    """With a validation part."""
+    return {**digits, "validation": glyphs.draw(DIGITS, seed=1, per_class=3, test_per_class=1)["train"]}
+
+
+@pytest.fixture(scope="module")
+def letters() -> published.Parts:
+    drawn = glyphs.draw(LETTERS, per_class=10, test_per_class=2)
+    return {"train": drawn["train"], "test": drawn["test"]}
+
+
+def packed(split: str, source: Path, data: Path, **options) -> tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    folder = prepare(split, str(source), data, **options)
+    opened = {part: Shards(folder, part) for part in read_manifest(folder).shards}
+    return folder, {part: (shards.images(range(len(shards))), shards.labels()) for part, shards in opened.items()}
+
+
+def assert_drawn(found: dict, drawn: published.Parts, ordered: bool = True) -> None:
+    assert found.keys() == drawn.keys()
+    for part, (images, labels) in drawn.items():
+        order = slice(None) if ordered else np.argsort(labels, kind="stable")
+        if ordered:
+            np.testing.assert_array_equal(found[part][0], images)
+        else:
+            assert sorted(map(bytes, found[part][0])) == sorted(map(bytes, images))
+        np.testing.assert_array_equal(found[part][1], labels[order])
+
+
+@pytest.mark.parametrize(
+    ("split", "write"),
+    [
+        ("mnist", published.mnist),
+        ("mnist", lambda folder, parts: published.mnist(folder, parts, suffix="", separator=".")),
+        ("own", published.mnist),
+        ("mnist", published.torchvision),
+        ("mnist", published.tfds_downloads),
+        ("qmnist", published.qmnist),
+        ("digits", published.mnist_csv),
+        ("mnist", published.keras),
+        ("own", published.k49),
+    ],
+    ids=["MNIST", "dots", "own name", "torchvision", "TFDS", "QMNIST", "CSV", "Keras", "an npz an array"],
+)
+def test_upright_digits(digits, tmp_path, capsys, split, write):
+    (tmp_path / "source").mkdir()
+    source = write(tmp_path / "source", digits)
+    folder, found = packed(split, source, tmp_path / "data")
+    assert_drawn(found, digits)
+    manifest = read_manifest(folder)
+    assert manifest.classes == tuple(DIGITS)
+    assert manifest.converted
+    assert not manifest.official
+    assert "are stored upright (found by the strokes" in capsys.readouterr().out
+    assert str(source) in manifest.origin
+
+
+@pytest.mark.parametrize("suffix", ["torchvision", "csv", "mat", "zip"])
+def test_transposed_letters(letters, tmp_path, capsys, suffix):
+    """EMNIST's letters, whose labels begin at 1."""
+    source = tmp_path / "source"
+    source.mkdir()
+    path = {
+        "torchvision": lambda: published.torchvision_emnist(source, letters, "letters", 1),
+        "csv": lambda: published.emnist_csv(source, letters, "letters", 1),
+        "mat": lambda: published.emnist_mat(source / "emnist-letters.mat", letters, 1),
+        "zip": lambda: published.matlab_zip(source / "matlab.zip", letters, "letters", 1),
+    }[suffix]()
+    _, found = packed("letters", path, tmp_path / "data")
+    assert_drawn(found, letters)
+    assert "are stored transposed (found by the strokes" in capsys.readouterr().out
+    if suffix == "torchvision":
+        assert prepare("letters", str(path), tmp_path / "data") == tmp_path / "data" / "letters"
+        assert "already prepared" in capsys.readouterr().out
+
+
+def test_validation_parts(three, tmp_path):
+    for name in ("MedMNIST", "colours", "parquet", "folder"):
+        (tmp_path / name).mkdir()
+    _, found = packed("med", published.medmnist(tmp_path / "MedMNIST/x.npz", three), tmp_path / "data")
+    assert_drawn(found, three)
+    _, found = packed("rgb", published.medmnist(tmp_path / "colours/x.npz", three, colour=True), tmp_path / "data")
+    assert_drawn(found, three)
+    classes = [f"digit {c}" for c in DIGITS]
+    images = published.image_folder(
+        tmp_path / "folder", three, classes, lambda part: part.replace("validation", "val")
+    )
+    folder, found = packed("images", images, tmp_path / "data")
+    assert_drawn(found, three, ordered=False)
+    assert read_manifest(folder).classes == tuple(classes)
+    pytest.importorskip("pyarrow", reason="pip install 'emnist-dali[parquet]'")
+    folder, found = packed("hub", published.hugging_face(tmp_path / "parquet", three, classes), tmp_path / "data")
+    assert read_manifest(folder).classes == tuple(classes)
+    for part, (images, labels) in three.items():
+        order = np.concatenate([np.arange(len(labels))[i::2] for i in range(2)]) if part == "train" else slice(None)
+        np.testing.assert_array_equal(found[part][0], images[order])
+        np.testing.assert_array_equal(found[part][1], labels[order])
+
+
+def emnist_named(folder: Path, parts: published.Parts, axes=(0, 1, 2)) -> Path:
+    folder.mkdir()
+    for part, (images, labels) in parts.items():
+        write_idx(folder / file_name("digits", part, "images"), images.transpose(axes))
+        write_idx(folder / file_name("digits", part, "labels"), labels)
+    return folder
+
+
+def test_mnist_under_emnists_names_is_not_packed_transposed(digits, tmp_path, capsys):
+    source = emnist_named(tmp_path / "renamed", digits)
+    folder, found = packed("digits", source, tmp_path / "data")
+    assert_drawn(found, digits)
+    assert "stored upright (found by the strokes of the characters)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="not prepared from images known as transposed; replace it with --force"):
+        prepare("digits", str(source), tmp_path / "data", orientation="transposed")
+    prepare("digits", None, tmp_path / "data", orientation="upright")
+    _, found = packed("digits", source, tmp_path / "data", orientation="transposed", force=True)
+    np.testing.assert_array_equal(found["test"][0], digits["test"][0].transpose(0, 2, 1))
+    assert "stored transposed (as stated)" in capsys.readouterr().out
+    assert folder.is_dir()
+
+
+def test_what_strokes_do_not_tell_is_assumed_and_said(tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
+    parts = {part: (noise, np.arange(40, dtype=np.uint8) % 10) for part in ("train", "test")}
+    _, found = packed("digits", emnist_named(tmp_path / "emnist", parts), tmp_path / "data")
+    np.testing.assert_array_equal(found["test"][0], noise.transpose(0, 2, 1))
+    assert "transposed (assumed, as NIST's are; --orientation upright states" in capsys.readouterr().out
+    (tmp_path / "other").mkdir()
+    folder, found = packed("other", published.mnist(tmp_path / "other", parts), tmp_path / "data")
+    np.testing.assert_array_equal(found["test"][0], noise)
+    assert "upright (assumed; --orientation transposed states" in capsys.readouterr().out
+    manifest = read_manifest(folder)
+    assert manifest.classes == tuple(f"label {i}" for i in range(10))
+    assert not manifest.converted
+
+
+def test_pictures_are_not_turned_without_being_asked(digits, tmp_path, capsys):
+    parts = {part: (images.transpose(0, 2, 1), labels) for part, (images, labels) in digits.items()}
+    source = published.image_folder(tmp_path / "source", parts, list(DIGITS))
+    _, found = packed("own", source, tmp_path / "data")
+    assert_drawn(found, parts, ordered=False)
+    assert "look transposed" in capsys.readouterr().out
+    _, found = packed("turned", source, tmp_path / "data", orientation="transposed")
+    assert_drawn(found, digits, ordered=False)
+
+
+def test_strokes_of_real_characters(real_images, real_folder):
+    from emnist_dali.data import idx
+
+    labels = idx.read_labels(real_folder / "balanced" / file_name("balanced", "test", "labels"), 47, 0)
+    for characters in (SPLITS["balanced"].classes, LETTERS, DIGITS, "HIX"):
+        wanted = np.isin(labels, [SPLITS["balanced"].classes.index(c) for c in characters])
+        images, own = real_images[wanted], labels[wanted]
+        classes = tuple(sorted(characters, key=SPLITS["balanced"].classes.index))
+        own = np.searchsorted(np.unique(own), own)
+        assert orientation.by_strokes(images, own, classes) == "upright"
+        assert orientation.by_strokes(images.transpose(0, 2, 1), own, classes) == "transposed"
+        shuffled = np.random.default_rng(0).permutation(len(classes))[own]
+        if len(classes) > 3:
+            assert orientation.by_strokes(images, shuffled, classes) is None
+
+
+def test_test_images_are_drawn_by_class(digits, tmp_path):
+    images, labels = digits["train"]
+    few = {"all": (images[:-3], labels[:-3])}
+    source = published.image_folder(tmp_path / "flat", few, list("abcdefghij"), lambda part: ".")
+    with pytest.raises(UserError, match=r"flat has no test images.*--test-fraction 0\.1"):
+        prepare("flat", str(source), tmp_path / "data")
+    folder, found = packed("flat", source, tmp_path / "data", test_fraction=0.25)
+    assert read_manifest(folder).counts["test"] == (5,) * 10
+    assert read_manifest(folder).counts["train"] == (15,) * 7 + (14,) * 3
+    whole = np.concatenate([found[part][0] for part in ("train", "test")])
+    assert sorted(map(bytes, whole)) == sorted(map(bytes, few["all"][0]))
+    again, _ = packed("again", source, tmp_path / "data", test_fraction=0.25)
+    assert read_manifest(folder).fingerprint == read_manifest(again).fingerprint
+    prepare("flat", str(source), tmp_path / "data", test_fraction=0.25)
+    prepare("flat", None, tmp_path / "data")
+    with pytest.raises(UserError, match="prepared with other test images"):
+        prepare("flat", str(source), tmp_path / "data", test_fraction=0.5)
+    with pytest.raises(UserError, match="leaves no test images"):
+        prepare("none", str(source), tmp_path / "data", test_fraction=0.01)
+
+
+def test_a_source_with_test_images_keeps_them(digits, tmp_path):
+    (tmp_path / "source").mkdir()
+    source = published.mnist(tmp_path / "source", digits)
+    with pytest.raises(UserError, match="has test images of its own; leave out --test-fraction"):
+        prepare("mnist", str(source), tmp_path / "data", test_fraction=0.1)
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+ROW = ",".join(["1"] * 785)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (f"{ROW}\n{ROW},1\n", "number of columns changed"),
+        (f"{ROW}\n{ROW[:-1]}256\n", r"'256' to uint8.*whole numbers from 0 to 255"),
+        (f"{ROW}\n{ROW[:-1]}0.5\n", r"'0\.5' to uint8"),
+        (f"{ROW[:-2]}\n", "784 columns, which are no label and square image"),
+        ("label," + ",".join(f"pixel{i}" for i in range(784)), "has no rows"),
+        ("1," * 2**20, "has a line of more than 1,048,576 bytes"),
+    ],
+)
+def test_broken_csv(tmp_path, content, sentence):
+    path = write(tmp_path / "train.csv", content)
+    with pytest.raises(UserError, match=sentence) as caught:
+        prepare("own", str(path), tmp_path / "data", test_fraction=0.5)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+IMAGES, LABELS = np.zeros((4, 5, 5), np.uint8), np.array([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"x_train": IMAGES}, "images of train, but labels of no part"),
+        ({"x_train": IMAGES, "y_train": LABELS[:3]}, "holds 4 images, but .* holds 3 labels"),
+        ({"x_train": IMAGES / 255, "y_train": LABELS}, "images of type float64"),
+        ({"x_train": IMAGES, "y_train": np.eye(4, dtype=int)}, "labels .* not one integer an image"),
+        ({"x_train": IMAGES, "y_train": LABELS / 2}, "labels of type float64"),
+        ({"x_train": IMAGES[..., None].repeat(2, -1), "y_train": LABELS}, r"shape \(4, 5, 5, 2\)"),
+        ({"x_train": IMAGES, "train_images": IMAGES, "y_train": LABELS}, "beside another array of train"),
+        ({"x_train": IMAGES, "y_train": np.array(list("abab"), object)}, "labels of type object"),
+        ({"x_train": IMAGES[:0], "y_train": LABELS[:0]}, "0 × 5 × 5"),
+    ],
+)
+def test_broken_npz(tmp_path, arrays, sentence):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(UserError, match=sentence):
+        prepare("own", str(tmp_path / "x.npz"), tmp_path / "data", test_fraction=0.5)
+
+
+def test_broken_mat(tmp_path):
+    from scipy.io import savemat
+
+    path = tmp_path / "emnist-letters.mat"
+    savemat(path, {"other": IMAGES})
+    with pytest.raises(UserError, match=r"does not hold dataset\.train"):
+        prepare("letters", str(path), tmp_path / "data")
+    write(path, b"MATLAB 7.3 MAT-file".ljust(126) + b"IM" + bytes(600))
+    with pytest.raises(UserError, match="not of version 5: save it with -v7"):
+        prepare("letters", str(path), tmp_path / "data")
+
+
+def test_parquet_columns(digits, tmp_path, monkeypatch):
+    pa = pytest.importorskip("pyarrow", reason="pip install 'emnist-dali[parquet]'")
+    from pyarrow import parquet as pq
+
+    path = tmp_path / "train.parquet"
+
+    def refused(sentence: str, **columns) -> None:
+        pq.write_table(pa.table(columns), path)
+        with pytest.raises(UserError, match=sentence):
+            prepare("own", str(path), tmp_path / "data", test_fraction=0.5)
+
+    picture = [{"bytes": published.png(digits["train"][0][0])}] * 4
+    refused("has no column for its images", label=LABELS)
+    refused("has one, two for its labels", image=picture, one=LABELS, two=LABELS)
+    refused("row 2 has no image", image=[*picture[:2], {"bytes": None}, picture[0]], label=LABELS)
+    refused("row 1 is not an image", image=[picture[0], {"bytes": b"\x89PNG"}, *picture[:2]], label=LABELS)
+    pq.write_table(pa.table({"img": picture, "name": ["cat", "dog", "cat", "dog"]}), path)
+    folder, found = packed("named", path, tmp_path / "data", test_fraction=0.5)
+    assert read_manifest(folder).classes == ("cat", "dog")
+    assert found["train"][1].tolist() == [0, 1]
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UserError, match=re.escape("pip install 'emnist-dali[parquet]'")):
+        prepare("more", str(path), tmp_path / "data", test_fraction=0.5)
+
+
+def test_several_sets_and_none(digits, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / "both" / name).mkdir(parents=True)
+        published.mnist(tmp_path / "both" / name, digits)
+    with pytest.raises(
+        UserError, match=r"holds several sets \(idx one, idx two\); give the file or the folder of one"
+    ):
+        prepare("own", str(tmp_path / "both"), tmp_path / "data")
+    _, found = packed("two", tmp_path / "both", tmp_path / "data")
+    assert_drawn(found, digits)
+    (tmp_path / "both" / "one" / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(UserError, match="holds no file with labels of test"):
+        prepare("one", str(tmp_path / "both"), tmp_path / "data")
+    write(tmp_path / "none" / "notes.txt", "nothing")
+    with pytest.raises(UserError, match="none holds no data that are read here"):
+        prepare("own", str(tmp_path / "none"), tmp_path / "data")
+    with pytest.raises(UserError, match=r"notes\.txt is of no kind that is read here"):
+        prepare("own", str(tmp_path / "none" / "notes.txt"), tmp_path / "data")
+    with pytest.raises(UserError, match="has 10 classes, but byclass has 62; choose another --split"):
+        prepare("byclass", str(tmp_path / "both" / "two"), tmp_path / "data")
