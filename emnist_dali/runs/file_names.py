@@ -3,6 +3,7 @@
 from pathlib import Path
 
 CONFIG, ENVIRONMENT, METRICS, LAST = "config.json", "env.json", "metrics.jsonl", "checkpoints/last.pt"
+BEST = "checkpoints/best.safetensors"
 REPORT, TRACE, ROBUSTNESS = "report.html", "trace.json.gz", "robustness.json"
 METRICS_TABLE, SETTINGS_TABLE, RESULTS_TABLE = "metrics.csv", "settings.csv", "results.csv"
 TENSORBOARD, MLFLOW, WANDB = "tensorboard", "mlflow", "wandb"

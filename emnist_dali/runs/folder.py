@@ -18,7 +18,7 @@ from ..core.locks import LOCK, Lock
 from ..core.machine import environment
 from . import schema
 from .checkpoint import load_weights, save_state
-from .file_names import CONFIG, ENVIRONMENT, FILES, LAST, METRICS, METRICS_TABLE, ROBUSTNESS, is_run
+from .file_names import BEST, CONFIG, ENVIRONMENT, FILES, LAST, METRICS, METRICS_TABLE, ROBUSTNESS, is_run
 from .predictions import Predictions, write_predictions
 
 
@@ -54,7 +54,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.best = self.path / "checkpoints" / "best.safetensors"
+        self.best = self.path / BEST
         self.last = self.path / LAST
         self.robustness = self.path / ROBUSTNESS
         self._entries: list[dict[str, Any]] = []  # goes into every checkpoint

@@ -16,6 +16,7 @@ class TrackioTracker:
     def __init__(self, start: Start) -> None:
         import trackio
 
+        self._trackio = trackio
         with redirect_stdout(io.StringIO()):  # it advertises its dashboard
             self._run = trackio.init(
                 project=os.environ.get("TRACKIO_PROJECT", _PROJECT),
@@ -38,4 +39,4 @@ class TrackioTracker:
 
     def close(self, completed: bool) -> None:
         with redirect_stdout(io.StringIO()):
-            self._run.finish()
+            self._trackio.finish()
