@@ -352,9 +352,9 @@ def predict(
     as_json: bool,
     show: Path | None,
 ) -> None:
-    """Recognize characters. MODEL is a run folder or an exported .onnx, or left out for the built-in model; IMAGES
-    are files, folders or globs, one character per image, dark on light or light on dark. With --text, --boxes or
-    --pattern an image has several.
+    """Recognize characters. MODEL is a run folder, an exported .onnx or hf://USER/NAME, or left out for the built-in
+    model; IMAGES are files, folders or globs, one character per image, dark on light or light on dark. With --text,
+    --boxes or --pattern an image has several.
 
     \b
     emnist-dali predict photo.jpg
@@ -428,6 +428,24 @@ def export(run: Path, kind: str, int8: bool, output: Path | None) -> None:
 
         lines = export(run, kind, output, int8=int8)
     for line in lines:
+        _print(line)
+
+
+@main.command(short_help="Push a run to the Hugging Face Hub.")
+@click.argument("run", type=_RUN_OR_BUILTIN)
+@click.argument("repo", metavar="USER/NAME")
+@click.option("--private", is_flag=True, help="If the repository is missing, create it as a private one.")
+def push(run: Path, repo: str, private: bool) -> None:
+    """Push a run's best weights, settings, metrics and model card to the repository USER/NAME of the Hugging Face
+    Hub, which is created if it is missing; with pip install 'emnist-dali[export]' also an ONNX file. RUN is a run
+    folder, or builtin for the model in the package. `predict hf://USER/NAME` reads with it.
+
+    \b
+    emnist-dali push runs/balanced-cpu-20261122-160000 user/name
+    """
+    from .deploy.push import push
+
+    for line in push(run, repo, private=private):
         _print(line)
 
 

@@ -21,6 +21,7 @@ Amp = Literal["auto", "native", "bf16", "fp16", "off"]
 Compile = Literal["off", "on", "graph"]
 Optimizer = Literal["lion", "adamw", "adam", "sgd", "muon"]
 Schedule = Literal["cosine", "restarts"]
+Tracker = Literal["csv", "tensorboard", "wandb", "mlflow", "trackio"]
 Wandb = Literal["disabled", "offline", "online"]
 
 MAX_FLOAT = 1e30  # float32 ends at 3 · 10³⁸
@@ -187,7 +188,10 @@ class Run(_Part, path="run"):
         False, "Write a Perfetto trace of ten steps and print the ten costliest operators.", affects_result=False
     )
     out: str | None = setting(None, "Run folder.  [default: runs/<split>-<recipe>-<time>]", affects_result=False)
-    wandb: Wandb = setting("disabled", "Weights & Biases tracking.", affects_result=False)
+    track: tuple[Tracker, ...] = setting(
+        (), "Trackers that also get the settings and metrics, offline; repeatable.", affects_result=False
+    )
+    wandb: Wandb = setting("disabled", "Weights & Biases tracking, also online.", affects_result=False)
     wandb_group: str | None = setting(None, "W&B group for runs that belong together.", affects_result=False)
     checkpoint_every: str = setting("600s", "Steps between checkpoints, or seconds with an s.", affects_result=False)
     keep: int = setting(1, "Number of latest checkpoints to keep.", affects_result=False, ge=1)
@@ -354,7 +358,9 @@ def parse(path: str, text: str) -> Any:
         raise UserError(f"{path} can only be none; its fields are {names}.")
     try:
         if get_origin(kind) is tuple:
-            return tuple(get_args(kind)[0](item) for item in text.split(",") if text)
+            item_kind = get_args(kind)[0]
+            items = text.split(",") if text else []
+            return tuple(items if get_origin(item_kind) is Literal else map(item_kind, items))
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         return text if get_origin(kind) is Literal else kind(text)
@@ -430,7 +436,8 @@ def _description(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
     if get_origin(kind) is tuple:
-        return "numbers, separated by commas"
+        item = get_args(kind)[0]
+        return "names, separated by commas" if get_origin(item) is Literal else "numbers, separated by commas"
     return {
         bool: "true or false",
         int: "a whole number below 2⁶³",

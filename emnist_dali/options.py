@@ -96,7 +96,7 @@ def config_options(*without: str) -> Callable[[Callable], Callable]:
         @wraps(command)
         def with_values(*arguments: Any, assignments: Sequence[tuple[str, Any]], **options: Any) -> Any:
             given = {path: options.pop(name) for name, path in paths.items()}
-            values = {path: value for path, value in given.items() if value is not None}
+            values = {path: value for path, value in given.items() if value not in (None, ())}
             return command(*arguments, values=values | dict(assignments), **options)
 
         for name, path in reversed(paths.items()):
@@ -115,6 +115,8 @@ def config_options(*without: str) -> Callable[[Callable], Callable]:
 
 def _option(name: str, path: str) -> Callable[[Callable], Callable]:
     kind, _, help = settings()[path]
+    several = get_origin(kind) is tuple
+    kind = get_args(kind)[0] if several else kind
     return click.option(
         f"{flag(path)}/--no-{flag(path)[2:]}" if kind is bool else flag(path),
         name,
@@ -122,6 +124,7 @@ def _option(name: str, path: str) -> Callable[[Callable], Callable]:
         path=path,
         type=click.Choice(get_args(kind)) if get_origin(kind) is Literal else kind,
         default=None,
+        multiple=several,
         help=help,
     )
 

@@ -284,8 +284,8 @@ def test_weights_turn_pretraining_on_in_a_recipe_from_scratch():
 
 # From training/resume.py before fields had metadata.
 FREE = {
-    "data_dir", "source", "verify_data", "device", "profile", "out", "wandb", "wandb_group", "checkpoint_every",
-    "keep",
+    "data_dir", "source", "verify_data", "device", "profile", "out", "track", "wandb", "wandb_group",
+    "checkpoint_every", "keep",
 }  # fmt: skip
 
 

@@ -138,10 +138,15 @@ def write_output(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content` atomically; an object gets the sha256 of its other members, which `read_json` checks."""
+    """Writes `encode_json(content)` atomically."""
+    write_atomic(path, encode_json(content))
+
+
+def encode_json(content: Any) -> bytes:
+    """JSON in which an object has the sha256 of its other members, which `read_json` checks."""
     if isinstance(content, dict):
         content = {**content, "sha256": _digest(content)}
-    write_atomic(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def read_json(path: Path, advice: str = "choose another file", allow_edits: bool = False) -> Any:

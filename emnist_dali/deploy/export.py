@@ -89,9 +89,18 @@ class ExportedModel(NamedTuple):
 
 
 def export_model(
-    trained: TrainedClassifier, kind: str, output: Path, beside: Sequence[str] = (), *, int8: bool = False
+    trained: TrainedClassifier,
+    kind: str,
+    output: Path,
+    beside: Sequence[str] = (),
+    *,
+    int8: bool = False,
+    repo: str | None = None,
 ) -> ExportedModel:
-    """What `export` writes; the card describes the formats `beside` it, too. Raises UserError as `export` does."""
+    """What `export` writes; the card describes the formats `beside` it, too, and how to load it from `repo`.
+
+    Raises UserError as `export` does.
+    """
     entries = RunFolder(trained.path).entries()
     results = {entry["kind"]: entry for entry in entries if entry["kind"] in ("test", "unseen")}
     metadata = _metadata(trained, results)
@@ -105,20 +114,25 @@ def export_model(
         content, probabilities = _FORMATS[kind](trained, metadata, output)
         comparison = _compare(trained, probabilities, output)
     formats = [name for name in _FORMATS if name == kind or name in beside]
-    card = model_card(trained, metadata, results, output, formats, comparison)
+    card = model_card(trained, metadata, results, output, formats, comparison, repo)
     return ExportedModel(content, card, comparison)
 
 
 def _write_card(card: Path, text: str) -> str:
-    """Writes it with its digest in the last line, unless that would replace an edited one; returns a report."""
-    if not _is_unedited(card):
+    """Writes it signed, unless that would replace an edited one; returns a report."""
+    if not is_unedited_card(card):
         return f"{card} was edited or is not from emnist-dali, and was not replaced."
-    write_atomic(card, (text + _digest_line(text.encode())).encode())
+    write_atomic(card, signed_card(text))
     return f"{card}: model card."
 
 
-def _is_unedited(card: Path) -> bool:
-    """Whether it does not exist, or is as `_write_card` wrote it."""
+def signed_card(text: str) -> bytes:
+    """With its digest in the last line, by which an edited card is known."""
+    return (text + _digest_line(text.encode())).encode()
+
+
+def is_unedited_card(card: Path) -> bool:
+    """Whether it does not exist, or is as `signed_card` made it."""
     if not os.path.lexists(card):
         return True
     if not card.is_file() or card.stat().st_size > MAX_CARD:

@@ -18,6 +18,7 @@ from ..evaluation.metrics import confusions
 from ..models.build import first_layers
 from ..reports.run_data import part_name
 from ..runs.calibration import UNCALIBRATED
+from ..runs.file_names import BEST
 from ..runs.folder import RunFolder
 from ..runs.trained_classifier import TrainedClassifier
 from ..weights import FOLDER as BUILTIN
@@ -41,13 +42,14 @@ def model_card(
     output: Path,
     formats: Sequence[str],
     comparison: Sequence[str],
+    repo: str | None = None,
 ) -> str:
     """Markdown about the model in `output`, with an example for each of the `formats` that are next to it.
 
     `about` is the file's metadata, `results` are those of `metrics.score` by part, `comparison` has lines about the
-    comparison with the trained model. The header is metadata for the Hugging Face Hub; of a model in int8 it has no
-    results, which are the trained one's. Raises UserError if the run's weights do not record their data, epochs or
-    step.
+    comparison with the trained model, `repo` is the repository on the Hugging Face Hub that it is for. The header is
+    metadata for that Hub; of a model in int8 it has no results, which are the trained one's. Raises UserError if the
+    run's weights do not record their data, epochs or step.
     """
     for name in ("data", "epochs_done", "step"):
         if name not in about:
@@ -60,6 +62,7 @@ def model_card(
     )
     int8 = about.get("precision") == "int8"
     licence = "apache-2.0" if trained.path.resolve() == BUILTIN.resolve() else None
+    in_repo = {"safetensors": BEST} if repo else {}
     template = environment.from_string(Path(__file__).with_name("model_card.md").read_text("utf-8"))
     return template.render(
         metadata=_metadata(trained, name, about["data"], licence, {} if int8 else results).to_yaml(),
@@ -84,8 +87,8 @@ def model_card(
         stats=trained.stats,
         converted=trained.converted,
         first_layers=first_layers(trained.model),
-        stem=printable(output.stem),
-        formats=formats,
+        files={name: f"{printable(output.stem)}.{name}" for name in formats} | in_repo,
+        repo=repo,
         comparison=comparison,
         today=date.today().isoformat(),
         packages=", ".join(f"{name} {version(name)}" for name in _PACKAGES),

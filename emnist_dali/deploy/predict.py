@@ -16,6 +16,7 @@ from ..data.image_files import image_errors, open_image, read_image_file
 from ..data.sources import IGNORED
 from ..runs.classifier import Classifier, load_classifier
 from ..runs.file_names import FILES, is_run
+from ..runs.hub import is_address
 from ..weights import NAME as BUILTIN
 from .answers import Question, check_question, to_answer, to_text_answer
 from .decoder import decode
@@ -34,7 +35,7 @@ def model_and_images(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
     that no other model answers in its place.
     """
     first, *rest = arguments
-    if first == BUILTIN or first.endswith(".onnx") or _is_run(first):
+    if first == BUILTIN or first.endswith(".onnx") or is_address(first) or _is_run(first):
         if not rest:
             raise UserError(f"{first} is a model, and no picture is named; name pictures after it.")
         return first, rest

@@ -37,9 +37,7 @@ def load_state(path: Path) -> dict[str, Any]:
                 raise ValueError(f"its {damaged} is damaged")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols that torch.save does not use
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        if isinstance(state, dict) and isinstance(state.get("log"), list):
-            state["log"] = [schema.rename_old_fields(entry) for entry in state["log"]]
+            state = schema.rename_old_state(torch.load(path, map_location="cpu", weights_only=True))
         schema.check_state(state)
     except Exception as error:
         raise UserError(f"{path} is not a valid checkpoint ({reason(error)}); choose another one.") from error

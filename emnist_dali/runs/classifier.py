@@ -1,4 +1,4 @@
-"""Finished models that classify images: `load_classifier` for a run folder or an exported ONNX file."""
+"""Finished models that classify images: `load_classifier` for a run, here or on the Hub, or an exported ONNX file."""
 
 from pathlib import Path
 from typing import Protocol
@@ -7,6 +7,7 @@ import numpy as np
 
 from ..weights import NAME as BUILTIN
 from ..weights import located
+from .hub import download, is_address
 from .onnx_classifier import OnnxClassifier
 from .typicality import Typicality
 
@@ -28,10 +29,11 @@ class Classifier(Protocol):
 
 
 def load_classifier(path: str | Path = BUILTIN) -> Classifier:
-    """The model in a run folder, in a .onnx file that `emnist-dali export` wrote, or `builtin`: that of the package.
+    """The model in a run folder, in a .onnx file that `emnist-dali export` wrote, in a run on the Hugging Face Hub as
+    `hf://user/name`, or `builtin`: that of the package.
 
-    Raises UserError if the run has no weights yet, if the file is damaged or not from emnist-dali, or if onnx or
-    onnxruntime is missing for a .onnx.
+    Raises UserError if the run has no weights yet, if the file is damaged or not from emnist-dali, if onnx or
+    onnxruntime is missing for a .onnx, and as `hub.download` does.
 
     >>> import numpy as np
     >>> from emnist_dali import load_classifier
@@ -40,9 +42,10 @@ def load_classifier(path: str | Path = BUILTIN) -> Classifier:
     >>> model.probabilities(images).shape
     (5, 47)
     """
-    path = located(path)
+    name = path if is_address(path) else None
+    path = download(path) if is_address(path) else located(path)
     if path.suffix == ".onnx":
         return OnnxClassifier(path)
     from .trained_classifier import TrainedClassifier  # torch: 1.1 s, which a .onnx need not wait for
 
-    return TrainedClassifier(path)
+    return TrainedClassifier(path, name)

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 CONFIG, ENVIRONMENT, METRICS, LAST = "config.json", "env.json", "metrics.jsonl", "checkpoints/last.pt"
+BEST = "checkpoints/best.safetensors"
 REPORT, TRACE, ROBUSTNESS = "report.html", "trace.json.gz", "robustness.json"
+METRICS_TABLE, SETTINGS_TABLE, RESULTS_TABLE = "metrics.csv", "settings.csv", "results.csv"
+TENSORBOARD, MLFLOW, WANDB = "tensorboard", "mlflow", "wandb"
 # All that a run writes into its folder: a new run never overwrites files with these names.
 FILES = (
     CONFIG, ENVIRONMENT, METRICS, "checkpoints", "predictions-test.safetensors", "predictions-unseen.safetensors",
-    REPORT, TRACE, ROBUSTNESS, "wandb",
+    REPORT, TRACE, ROBUSTNESS, METRICS_TABLE, SETTINGS_TABLE, RESULTS_TABLE, TENSORBOARD, MLFLOW, WANDB,
 )  # fmt: skip
 
 

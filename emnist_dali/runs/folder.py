@@ -11,13 +11,14 @@ from typing import Any
 
 from ..config import Config, from_dict
 from ..core import distributed
+from ..core.csv_tables import encode_csv
 from ..core.errors import UserError
 from ..core.files import read_json, remove_temporaries, write_atomic, write_json
 from ..core.locks import LOCK, Lock
 from ..core.machine import environment
 from . import schema
 from .checkpoint import load_weights, save_state
-from .file_names import CONFIG, ENVIRONMENT, FILES, LAST, METRICS, ROBUSTNESS, is_run
+from .file_names import BEST, CONFIG, ENVIRONMENT, FILES, LAST, METRICS, METRICS_TABLE, ROBUSTNESS, is_run
 from .predictions import Predictions, write_predictions
 
 
@@ -53,7 +54,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.best = self.path / "checkpoints" / "best.safetensors"
+        self.best = self.path / BEST
         self.last = self.path / LAST
         self.robustness = self.path / ROBUSTNESS
         self._entries: list[dict[str, Any]] = []  # goes into every checkpoint
@@ -117,6 +118,7 @@ class RunFolder:
         tested = len(self._entries) < len(state["log"])
         resumed = {"step": state["step"], "test_was_read": tested, **environment()}
         write_atomic(self.path / METRICS, "".join(map(schema.to_line, self._entries)).encode())
+        self._write_table()
         write_json(self.path / CONFIG, config.to_dict())
         write_json(self.path / ENVIRONMENT, {**before, "resumed": [*before.get("resumed", []), resumed]})
 
@@ -134,7 +136,7 @@ class RunFolder:
         return schema.read_entries(self.path / METRICS)
 
     def log(self, *entries: dict[str, Any]) -> None:
-        """Appends to metrics.jsonl."""
+        """Appends to metrics.jsonl, and writes metrics.csv anew: the entries of the epochs."""
         self._entries += entries
         if distributed.is_main():
             path = self.path / METRICS
@@ -146,6 +148,15 @@ class RunFolder:
                 with suppress(OSError):
                     os.truncate(path, size)  # leaves no partial line
                 raise UserError(f"{path} could not be written ({error.strerror}); free up space there.") from error
+            self._write_table()
+
+    def _write_table(self) -> None:
+        epochs = [entry for entry in self._entries if entry["kind"] == "epoch"]
+        rows = [{name: value for name, value in entry.items() if name != "kind"} for entry in epochs]
+        if rows:
+            write_atomic(self.path / METRICS_TABLE, encode_csv(rows))
+        else:
+            (self.path / METRICS_TABLE).unlink(missing_ok=True)
 
     def predictions_path(self, part: str) -> Path:
         """The predictions for `part`, test or unseen; see `read_predictions`."""

@@ -212,7 +212,7 @@ STATE: Fields = {
     "scaler": _dict_of(_NUMBER), "ranks": _list_of(_is_rank_state, 1, 2**16), "epoch": _COUNT, "micro": _COUNT,
     "step": _COUNT, "seconds": _NONNEGATIVE, "waited": _NONNEGATIVE,
     "best": lambda value: type(value) in (int, float) and value <= 1e12, "log": _is_log, "config": _is_dict,
-    "asked": _is_dict, "facts": _dict_of(_is_displayable), "wandb": _optional(is_plain),
+    "asked": _is_dict, "facts": _dict_of(_is_displayable), "trackers": _dict_of(is_plain),
 }  # fmt: skip
 
 
@@ -242,6 +242,18 @@ def rename_old_fields(content: Any) -> Any:
     if type(content.get("epoch")) is int:
         content = {**content, "epoch": content["epoch"] + 1}
     return {_OLD_NAMES.get(name, name): value for name, value in content.items()}
+
+
+def rename_old_state(state: Any) -> Any:
+    """A checkpoint with the current names of its fields; older versions had one tracker, W&B."""
+    if not isinstance(state, dict):
+        return state
+    if isinstance(state.get("log"), list):
+        state = {**state, "log": [rename_old_fields(entry) for entry in state["log"]]}
+    if "wandb" in state:
+        state = {**state, "trackers": {"wandb": state["wandb"]} if state["wandb"] else {}}
+        del state["wandb"]
+    return state
 
 
 def to_line(entry: Mapping[str, Any]) -> str:

@@ -26,12 +26,13 @@ _BATCH = 256
 class TrainedClassifier:
     """A `Classifier` with a run's best weights, on the run's device, or on the CPU if this machine has no GPU.
 
-    `about` is the metadata of the weights. Raises UserError if there are no weights yet or they do not fit the model.
+    `about` is the metadata of the weights, `name` the folder's if none is given. Raises UserError if there are no
+    weights yet or they do not fit the model.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, name: str | None = None) -> None:
         run = RunFolder(path)
-        self.path, self.name = run.path, run.path.resolve().name
+        self.path, self.name = run.path, name or run.path.resolve().name
         self.config = with_local_device(distributed.broadcast_from_main(run.config))
         if self.config.run.device.startswith("cuda") and not torch.cuda.is_available():
             say(f"{path} was trained on {self.config.run.device}, which this machine does not have: using the CPU.")

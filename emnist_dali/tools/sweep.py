@@ -316,11 +316,6 @@ def _train(search: _Sweep, trial: "Trial", folder: str) -> float:
     except (DivergedError, torch.OutOfMemoryError) as error:
         say(f"Trial {trial.number} is abandoned: {reason(error)}")
         raise TrialPruned from error
-    finally:
-        if config.run.wandb != "disabled":
-            import wandb
-
-            wandb.finish()  # the next trial would log into this one's run
     return max(entry["val_accuracy"] for entry in run.entries() if entry["kind"] == "epoch")
 
 
@@ -361,7 +356,7 @@ def _write_results(search: _Sweep) -> str:
     if not done or done[0].state.name != "COMPLETE":
         return "\n".join([*lines, "No trial has finished yet."])
     best = space.apply(done[0].params)
-    best = replace(best, run=replace(best.run, out=None, wandb=Run().wandb, wandb_group=None))
+    best = replace(best, run=replace(best.run, out=None, track=(), wandb=Run().wandb, wandb_group=None))
     _check_results(search)
     write_output(out / "sweep.html", sweep_page(search.database.snapshot(trials), rows, search.trials))
     write_json(out / "best.json", best.to_dict())

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from time import monotonic, process_time
 from typing import Any
@@ -60,6 +61,7 @@ def train(
     PosixPath('runs/first/checkpoints/best.safetensors')
     """
     requested, config = config, resolve(config)
+    tracking.check_installed(config)
     with ExitStack() as stack:
         if state:
             run = stack.enter_context(RunFolder(Path(config.run.out)))
@@ -86,7 +88,8 @@ def train(
             run.rewind(config, state)
         else:  # only now: what cannot be trained leaves no folder
             run = stack.enter_context(RunFolder.create(config))
-        tracker = tracking.start(config, run, str(training.shards.manifest), state and state["wandb"])
+        ids, step = (state["trackers"], state["step"]) if state else ({}, 0)
+        tracker = stack.enter_context(tracking.start(config, run, str(training.shards.manifest), ids, step))
         constants = {"facts": facts, "config": config.to_dict(), "asked": requested.to_dict()}
         session = Session(training, run, tracker, constants, best=best, test=test, after_epoch=after_epoch)
         if not state:
@@ -120,7 +123,7 @@ class Session:
         self,
         training: Training,
         run: RunFolder,
-        tracker: tracking.Tracker,
+        tracker: tracking.Tracking,
         constants: dict[str, Any],
         *,
         best: float,
@@ -220,8 +223,9 @@ class Session:
         for part, result in results.items():
             say(summary(part, result))
         self._save()  # marks the run as complete
-        folder = self.training.shards.folder
-        self.tracker.finish(classes, results, tracking.samples(self.config, folder, classes, predictions["test"]))
+        folder, test = self.training.shards.folder, predictions["test"]
+        samples = partial(tracking.samples, self.config, folder, classes, test)
+        self.tracker.finish(classes, results, samples, self.trainer.step)
 
     def _after_step(self) -> None:
         if self._profiler:
@@ -273,7 +277,7 @@ class Session:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds, except the log."""
-        return {**self.trainer.state(), "best": self.best, "wandb": self.tracker.id, **self.constants}
+        return {**self.trainer.state(), "best": self.best, "trackers": self.tracker.ids, **self.constants}
 
 
 def _announcement(training: Training, resumed: bool) -> str:

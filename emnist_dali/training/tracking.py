@@ -1,9 +1,9 @@
-"""Weights & Biases, or a null object in its place."""
+"""The trackers that a run's settings name; without any, a null object."""
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,24 +11,31 @@ import torch
 from ..config import Config
 from ..core import distributed
 from ..core.errors import UserError
+from ..core.files import reason
+from ..core.progress import say
 from ..data.shards import Shards
 from ..evaluation.inference import evaluated_indices
 from ..evaluation.metrics import mistakes
-from ..runs.file_names import CONFIG
 from ..runs.folder import RunFolder
 from ..runs.predictions import Predictions
+from .trackers.csv import CsvTracker
+from .trackers.mlflow import MlflowTracker
+from .trackers.tensorboard import TensorboardTracker
+from .trackers.tracker import Outcome, Sample, Start, Tracker
+from .trackers.trackio import TrackioTracker
+from .trackers.wandb import WandbTracker
 
-# Images of each kind in W&B's table.
+# Images of each kind among the samples.
 SAMPLES = 50
-
-
-class Sample(NamedTuple):
-    """A test image (H, W) uint8, its true and predicted class, and the probability of the predicted one."""
-
-    image: np.ndarray
-    true: str
-    predicted: str
-    probability: float
+_TRACKERS: Mapping[str, Callable[[Start], Tracker]] = {
+    "csv": CsvTracker,
+    "tensorboard": TensorboardTracker,
+    "wandb": WandbTracker,
+    "mlflow": MlflowTracker,
+    "trackio": TrackioTracker,
+}
+# What the extra of a tracker's name installs.
+_PACKAGES = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic"), "trackio": ("trackio",)}
 
 
 def samples(config: Config, folder: Path, classes: Sequence[str], predictions: Predictions) -> Iterator[Sample]:
@@ -43,76 +50,84 @@ def samples(config: Config, folder: Path, classes: Sequence[str], predictions: P
         yield Sample(image, true, answer, confidence[place].item())
 
 
-class NoTracking:
-    """The null object of a run without tracking."""
-
-    id: str | None = None
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        pass
-
-    def finish(self, classes: tuple[str, ...], results: dict[str, dict[str, Any]], samples: Iterable[Sample]) -> None:
-        pass
+def names(config: Config) -> list[str]:
+    """Those in `run.track`, and W&B where `run.wandb` gives it a mode."""
+    by_mode = ["wandb"] if config.run.wandb != "disabled" else []
+    return list(dict.fromkeys([*config.run.track, *by_mode]))
 
 
-class WandbTracking:
-    """A W&B run; its project is emnist-dali unless WANDB_PROJECT names another."""
-
-    def __init__(self, config: Config, run: RunFolder, data: str, id: str | None) -> None:
-        import wandb
-
-        self._wandb, self._folder = wandb, run
-        try:
-            self._run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "emnist-dali"),
-                name=run.path.name,
-                group=config.run.wandb_group,
-                dir=run.path,
-                mode=config.run.wandb,
-                id=id,
-                resume="allow" if id else None,
-                config={**config.to_dict(), "data_described": data},
-            )
-        except wandb.Error as error:
-            raise UserError(
-                f"W&B could not start ({error}); run `wandb login` first, or set run.wandb offline."
-            ) from error
-        self.id = self._run.id
-
-    def log(self, values: dict[str, Any], step: int) -> None:
-        self._run.log(values, step=step)
-
-    def finish(self, classes: tuple[str, ...], results: dict[str, dict[str, Any]], samples: Iterable[Sample]) -> None:
-        """Logs `results`, those of `metrics.score` by part; the confusion matrix and `samples` are the test part's.
-
-        The best weights are logged as an artifact of type model.
-        """
-        wandb = self._wandb
-        for part, result in results.items():
-            scalars = {name: value for name, value in result.items() if isinstance(value, int | float)}
-            self._run.summary.update({f"{part}/{name}": value for name, value in scalars.items()})
-        cells = [
-            [classes[true], classes[predicted], count]
-            for true, row in enumerate(results["test"]["confusion"])
-            for predicted, count in enumerate(row)
-        ]
-        counts = wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=cells)
-        fields = {"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"}
-        plot = wandb.plot_table("wandb/confusion_matrix/v1", counts, fields, {"title": "test"})
-        rows = [(wandb.Image(sample.image), *sample[1:]) for sample in samples]
-        predictions = wandb.Table(columns=["image", "true", "predicted", "probability"], data=rows)
-        self._run.log({"test/confusion": plot, "test/predictions": predictions})
-        model = wandb.Artifact(f"model-{self.id}", "model", metadata={"test_accuracy": results["test"]["accuracy"]})
-        for path in (self._folder.best, self._folder.path / CONFIG):
-            model.add_file(str(path))
-        self._run.log_artifact(model)
-        self._run.finish()
+def check_installed(config: Config) -> None:
+    """Raises UserError if a package is missing; to be called before anything is written."""
+    for name in names(config):
+        for package in _PACKAGES.get(name, ()):
+            if find_spec(package) is None:
+                raise UserError(
+                    f"The tracker {name} needs {package}, which is not installed; pip install 'emnist-dali[{name}]'."
+                )
 
 
-Tracker = NoTracking | WandbTracking
+class Tracking:
+    """The trackers of a run, by name; one that fails is left out from there on, with a line of output.
+
+    As a context manager it closes them.
+    """
+
+    def __init__(self, trackers: Mapping[str, Tracker]) -> None:
+        self._trackers = dict(trackers)
+        # Also of one that fails: a resumed run goes on with it.
+        self.ids = {name: tracker.id for name, tracker in trackers.items() if tracker.id}
+
+    def log(self, entry: Mapping[str, float], step: int) -> None:
+        """The entry of an epoch, which ended at `step`."""
+        self._each(lambda tracker: tracker.log(entry, step))
+
+    def finish(
+        self,
+        classes: tuple[str, ...],
+        results: Mapping[str, Mapping[str, Any]],
+        samples: Callable[[], Iterator[Sample]],
+        step: int,
+    ) -> None:
+        """Tells of `results`, those of `metrics.score` by part; the confusion matrix and samples are the test's."""
+        figures = {
+            f"{part}/{name}": value
+            for part, result in results.items()
+            for name, value in result.items()
+            if isinstance(value, int | float)
+        }
+        confusion = results["test"]["confusion"]
+        self._each(lambda tracker: tracker.finish(Outcome(figures, classes, confusion, samples()), step))
+
+    def _each(self, act: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                act(tracker)
+            except Exception as error:  # whatever a library, a disk or a network raises: the training is worth more
+                del self._trackers[name]
+                say(f"The tracker {name} failed and is left out from here on ({reason(error)}).")
+
+    def __enter__(self) -> "Tracking":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._each(lambda tracker: tracker.close(completed=kind is None))
 
 
-def start(config: Config, run: RunFolder, data: str, id: str | None) -> Tracker:
-    """Tracking on rank 0, where the config enables it; `id` resumes that W&B run."""
-    enabled = config.run.wandb != "disabled" and distributed.is_main()
-    return WandbTracking(config, run, data, id) if enabled else NoTracking()
+def start(config: Config, run: RunFolder, data: str, ids: Mapping[str, str], step: int) -> Tracking:
+    """Tracking on rank 0, as the config says, of a run that is at `step`; `ids` are those that it had before.
+
+    Raises UserError if a tracker cannot start.
+    """
+    trackers: dict[str, Tracker] = {}
+    if distributed.is_main():
+        settings = {**config.to_dict(), "data_described": data}
+        for name in names(config):
+            try:
+                trackers[name] = _TRACKERS[name](Start(config, run, settings, ids.get(name), step))
+            except UserError:
+                raise
+            except Exception as error:  # as in `Tracking._each`
+                raise UserError(
+                    f"The tracker {name} could not start ({reason(error)}); mend that, or leave it out of run.track."
+                ) from error
+    return Tracking(trackers)

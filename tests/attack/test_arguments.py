@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "report": ("run",),
     "predict": ("run", "one.png"),
     "export": ("run", "--format", "safetensors"),
+    "push": ("run", "user/name"),
     "serve": ("run",),
     "sweep": (*SMALL, "--batch-size", "64", "--steps", "1", "--trials", "1"),
     "audit": (*SMALL, "--epochs", "1", "--folds", "2"),
@@ -56,14 +57,15 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "train": (
         "--split", "--recipe", "--resume", "--data-dir", "--source", "--val-fraction", "--image-size",
         "--batch-size", "--backend", "--model", "--weights", "--epochs", "--steps", "--optimizer", "--lr",
-        "--weight-decay", "--schedule", "--seed", "--device", "--amp", "--compile", "--out", "--wandb",
-        "--wandb-group", "--checkpoint-every", "--keep", "--set",
+        "--weight-decay", "--schedule", "--seed", "--device", "--amp", "--compile", "--out", "--track",
+        "--wandb", "--wandb-group", "--checkpoint-every", "--keep", "--set",
     ),
     "evaluate": ("", "--split", "--data-dir"),
     "compare": ("",),
     "report": ("", "--out"),
     "predict": ("", "+", "--top", "--show"),
     "export": ("", "--format", "--output"),
+    "push": ("", "+"),
     "serve": ("", "--port", "--host", "--allow-origin"),
     "sweep": (
         "--split", "--trials", "--recipe", "--space", "--storage", "--name", "--out", "--lr", "--device",
@@ -99,6 +101,9 @@ TABLE = [
     *(("predict", "--show", value) for value in ("null", "full", "fifo", "loop", "broken", "folder", "file", "a\nb")),
     *(("predict", "--top", value) for value in ("0", HUGE, "nan")),
     *(("export", "--output", value) for value in ("", "null", "loop", "folder", "a\rb.safetensors", "~nosuchuser/x")),
+    *(("predict", "", f"hf://{value}") for value in (*TEXTS, "..", "user/name")),
+    *(("push", "", value) for value in ("null", "loop", "file", "none")),
+    *(("train", "--track", value) for value in (*TEXTS, "none")),
     *(("serve", "--port", value) for value in ("-1", "65536", HUGE, "٣x", "nan")),
     *(("serve", "", value) for value in ("null", "loop", "file", "none")),
     *(("serve", option, value) for option in ("--host", "--allow-origin") for value in (*TEXTS, "0", "..")),
@@ -212,6 +217,7 @@ def place(made, monkeypatch) -> Any:
     monkeypatch.setattr("emnist_dali.data.download.fetch", unreachable)
     monkeypatch.setattr(doctor, "reachable", lambda url: False)
     monkeypatch.setattr("emnist_dali.models.build.reachable", lambda url: False)
+    monkeypatch.setattr("emnist_dali.runs.hub.reachable", lambda url: False)
     monkeypatch.setattr("emnist_dali.tools.sweep_database.OPENING", 0)
     monkeypatch.setattr("waitress.create_server", lambda *_, **__: _Server())
     before = {path: path.lstat().st_mode for path in made.iterdir()}

@@ -49,7 +49,7 @@ def state(seed: int = 0) -> dict:
         "optimizer": optimizer.state_dict(),
         "step": 12,
         "best": 0.25,
-        "wandb": "id",
+        "trackers": {"wandb": "id"},
         "config": {"data": {"affine": {"rotation": (0.1, 0.2)}, "flip": False}},
     }
 

@@ -111,7 +111,7 @@ def test_best_json_is_the_best_trials_recipe(swept):
     found = from_dict(read_json(out / "best.json"))
     asked = from_dict(load_state(out / best.user_attrs["folder"] / "checkpoints" / "last.pt")["asked"])
     assert (found.data, found.model, found.training) == (asked.data, asked.model, asked.training)
-    assert (found.run.out, found.run.wandb, found.run.wandb_group) == (None, Run().wandb, None)
+    assert (found.run.out, found.run.track, found.run.wandb) == (None, (), Run().wandb)
     assert recipes.choose(str(out / "best.json"), None, gpu=False)[0] == found
 
 
@@ -631,10 +631,9 @@ def test_each_trial_is_a_wandb_run_of_one_group(data_dir, tmp_path, monkeypatch)
 
     def init(**options):
         events.append((options["name"], options["group"]))
-        return SimpleNamespace(id="id", log=lambda *a, **k: None)
+        return SimpleNamespace(id="id", log=lambda *a, **k: None, finish=lambda: events.append("finish"))
 
     monkeypatch.setattr(wandb, "init", init)
-    monkeypatch.setattr(wandb, "finish", lambda: events.append("finish"))
     config = quick(data_dir, None, epochs=1, steps=1, wandb="offline")
     sweep.sweep(config, 2, SPACE, url(tmp_path / "s.db"), "s", tmp_path / "out")
     assert events == [("trial-0000", "s"), "finish", ("trial-0001", "s"), "finish"]

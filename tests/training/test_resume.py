@@ -367,10 +367,10 @@ def test_pretrained_weights_are_asked_for_once(data_dir, tmp_path, monkeypatch):
 def test_wandb_goes_on_with_the_same_run(data_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     path = stopped(monkeypatch, quick(data_dir, tmp_path / "run", epochs=1, wandb="offline"), *at_step(2))
-    before = load_state(path / "checkpoints" / "last.pt")["wandb"]
+    before = load_state(path / "checkpoints" / "last.pt")["trackers"]["wandb"]
     go_on(path)
     assert before
-    assert load_state(path / "checkpoints" / "last.pt")["wandb"] == before
+    assert load_state(path / "checkpoints" / "last.pt")["trackers"]["wandb"] == before
     files = list(path.glob("wandb/offline-run-*/*.wandb"))
     assert {file.name for file in files} == {f"run-{before}.wandb"}
 

@@ -457,7 +457,7 @@ def test_wandb_offline_needs_no_network(data_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = train(small(data_dir, tmp_path / "run", epochs=1, wandb="offline"))
     assert list(run.path.glob("wandb/offline-run-*/*.wandb"))
-    assert load_state(run.last)["wandb"]
+    assert load_state(run.last)["trackers"]["wandb"]
 
 
 def test_wandb_gets_settings_curves_confusions_predictions_and_the_model(data_dir, tmp_path, monkeypatch):

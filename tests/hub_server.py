@@ -1,0 +1,129 @@
+"""A local stand-in for the Hugging Face Hub: what its client asks to create, fill and read a model repository."""
+
+import base64
+import hashlib
+import http.server
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+OWNER = "someone"
+TOKEN = "hf_of_someone"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Repositories are those of OWNER; TOKEN may write to them."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.server.asked.append(f"{self.command} {self.path}")
+        if self.path == "/":
+            return self._answer(200, b"")
+        match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path.partition("?")[0])
+        if not match:
+            return self._json({"error": self.path}, 404)
+        repo, revision, file = match.groups()
+        commits = self.server.repos.get(repo)
+        if commits is None:
+            return self._answer(401, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+        oid = commits[-1][0] if revision == "main" and commits else revision
+        files = dict(commits).get(oid, {})
+        if file not in files:
+            return self._answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": oid})
+        content = files[file]
+        etag = hashlib.sha256(content).hexdigest()
+        self._answer(200, content, {"X-Repo-Commit": oid, "ETag": f'"{etag}"'})
+
+    def do_POST(self) -> None:
+        self.server.asked.append(f"{self.command} {self.path}")
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        path = self.path.partition("?")[0]
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._json({"error": "Invalid credentials"}, 401)
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            repo = f"{asked['organization']}/{asked['name']}"
+            if asked["organization"] != OWNER:
+                return self._json({"error": "You may not create a model there"}, 403)
+            if repo in self.server.repos:
+                return self._json({"error": "It exists", "url": f"{self.server.url}/{repo}"}, 409)
+            self.server.repos[repo], self.server.created[repo] = [], asked
+            return self._json({"url": f"{self.server.url}/{repo}"})
+        if match := re.fullmatch(r"/api/models/(.+)/preupload/main", path):
+            return self._json(
+                {"files": [
+                    {"path": file["path"], "uploadMode": self._mode(file["path"]), "shouldIgnore": False, "oid": None}
+                    for file in json.loads(body)["files"]
+                ]}
+            )  # fmt: skip
+        if match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
+            objects = [
+                {**each, "actions": {"upload": {"href": f"{self.server.url}/lfs/{each['oid']}", "header": {}}}}
+                for each in json.loads(body)["objects"]
+            ]
+            return self._json({"transfer": "basic", "objects": objects})
+        if match := re.fullmatch(r"/api/models/(.+)/commit/main", path):
+            return self._commit(match[1], body)
+        self._json({"error": path}, 404)
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        assert hashlib.sha256(content).hexdigest() == self.path.removeprefix("/lfs/")
+        self.server.objects[self.path.removeprefix("/lfs/")] = content
+        self._answer(200, b"")
+
+    @staticmethod
+    def _mode(path: str) -> str:
+        return "lfs" if path.endswith((".safetensors", ".onnx")) else "regular"
+
+    def _commit(self, repo: str, body: bytes) -> None:
+        commits = self.server.repos[repo]
+        files = dict(commits[-1][1]) if commits else {}
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.server.objects[value["oid"]]
+        oid = hashlib.sha1(body).hexdigest()
+        commits.append((oid, files))
+        self._json({"commitUrl": f"{self.server.url}/{repo}/commit/{oid}", "commitOid": oid, "success": True})
+
+    def _json(self, content: Any, status: int = 200) -> None:
+        self._answer(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _answer(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def hub() -> Iterator[http.server.ThreadingHTTPServer]:
+    """Serves at `url`; `repos` has the commits of each repository (oid, files by path), `asked` the requests."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        server.repos, server.created, server.objects, server.asked = {}, {}, {}, []
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
