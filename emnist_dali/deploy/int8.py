@@ -50,7 +50,7 @@ class Sample:
                 "the run's; prepare those, or export without --int8."
             )
         labels = shards.labels()
-        training, validation = sampling.holdout(labels, data.val_fraction, seed)
+        training, validation = sampling.training_and_validation(labels, data, seed)
         calibration = _some(labels, training, min(CALIBRATION_IMAGES, len(training) // 2), seed)
         # Of other data than the run's it would be another validation part.
         if len(validation) >= FEWEST and shards.manifest.fingerprint == trained.about.get("fingerprint"):

@@ -45,12 +45,12 @@ def evaluate(
     classes, first = all_predictions[0]
     results = {}
     for part in first:
-        labels = first[part].labels
         for path, (other_classes, predictions) in zip(paths, all_predictions, strict=True):
-            if other_classes != classes or part not in predictions or not predictions[part].labels.equal(labels):
+            same = part in predictions and predictions[part].images.same(first[part].images)
+            if other_classes != classes or not same:
                 raise UserError(f"{path} has other {part} images than {paths[0]}; name one split with --split.")
         mean = torch.stack([predictions[part].probabilities for _, predictions in all_predictions]).mean(0)
-        results[part] = score(Predictions(mean, labels), classes)
+        results[part] = score(first[part]._replace(probabilities=mean), classes)
     return results
 
 
@@ -73,7 +73,7 @@ def predict_run(
         shards = test if part == "test" else Shards(folder, "train" if validation else part)
         indices = np.arange(len(shards))
         if validation:
-            _, indices = sampling.holdout(shards.labels(), config.data.val_fraction, config.training.seed)
+            _, indices = sampling.training_and_validation(shards.labels(), config.data, config.training.seed)
             if not len(indices):
                 raise UserError(f"{path} held out no validation images; evaluate it without --validation.")
         with evaluation_loader(config, shards, trained.stats, indices) as loader:

@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from .. import pipelines  # noqa: F401  (which chooses where numba keeps compiled kernels)
+from ..config import Data
 
 _ROUNDS = 8
 
@@ -148,6 +149,14 @@ def holdout(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray,
     """
     position, counts = _position_in_class(labels, generator(seed, Stream.HOLDOUT))
     held_out = position < np.round(counts * fraction)[labels]
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def training_and_validation(labels: np.ndarray, data: Data, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The indices that a run with these settings trains on and validates on, both sorted int64."""
+    if data.folds is None:
+        return holdout(labels, data.val_fraction, seed)
+    held_out = folds(labels, data.folds, seed) == data.fold - 1
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 

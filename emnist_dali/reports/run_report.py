@@ -106,8 +106,9 @@ def _story(run: RunData) -> str:
     config, size, epochs = run.config, run.config.data.image_size, len(run.epochs)
     sentences = [f"recipe {config.recipe}, images at {size}×{size}, {len(run.classes)} classes."]
     if run.manifest:
-        images, held_out = sum(run.manifest.counts["train"]), config.data.val_fraction
-        sentences.append(f"{images:,} training images, {100 * held_out:g} % of them held out for validation.")
+        images, data = sum(run.manifest.counts["train"]), config.data
+        held_out = f"fold {data.fold} of {data.folds}" if data.folds else f"{100 * data.val_fraction:g} % of them"
+        sentences.append(f"{images:,} training images, {held_out} held out for validation.")
     sentences.append(f"{epochs} of {config.training.epochs} epochs on {_machine(run)}.")
     if config.training.steps:
         sentences.append(
