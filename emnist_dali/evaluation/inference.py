@@ -54,15 +54,9 @@ def predict(
             after_batch()
     local_batch_size = len(true[0])
     of_ranks = distributed.all_gather((torch.cat(probabilities).cpu(), torch.cat(true).cpu()))
-    whole, labels = (_in_order(tensors, local_batch_size) for tensors in zip(*of_ranks, strict=True))
-    counted = labels >= 0
-    shards, indices = loader.shards, loader.plan.indices
-    return Predictions(
-        whole[counted],
-        labels[counted],
-        torch.arange(len(shards)) if indices is None else torch.as_tensor(indices),
-        shards.manifest.part_fingerprint(shards.part),
-    )
+    whole = Predictions(*(_in_order(tensors, local_batch_size) for tensors in zip(*of_ranks, strict=True)))
+    counted = whole.labels >= 0
+    return Predictions(whole.probabilities[counted], whole.labels[counted])
 
 
 def _in_order(of_ranks: Sequence[torch.Tensor], local_batch_size: int) -> torch.Tensor:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 CONFIG, ENVIRONMENT, METRICS, LAST = "config.json", "env.json", "metrics.jsonl", "checkpoints/last.pt"
 REPORT, TRACE, ROBUSTNESS = "report.html", "trace.json.gz", "robustness.json"
+# In a group's folder, beside those of its runs.
+GROUP = "group.json"
 # All that a run writes into its folder: a new run never overwrites files with these names.
 FILES = (
     CONFIG, ENVIRONMENT, METRICS, "checkpoints", "predictions-test.safetensors", "predictions-unseen.safetensors",
