@@ -12,11 +12,13 @@ from typing import Any
 import click
 
 from . import __version__
+from .config import MAX_FOLDS
 from .core.errors import UserError, is_out_of_memory
 from .core.files import masked, printable
 from .data.emnist import ORIENTATIONS, SPLITS
 from .data.named_sets import SETS
 from .options import ConfigCommand, ModelPath, PlainPath, RecipeName, chosen, config_options, with_flags
+from .runs.group import MAX_SEEDS
 
 _RUN = PlainPath(exists=True, file_okay=False, path_type=Path)
 _RUN_OR_BUILTIN = ModelPath(exists=True, file_okay=False, path_type=Path)
@@ -191,42 +193,94 @@ def inspect(split: str, character: str | None, augment: bool, recipe: str, out: 
 )
 @click.option("--resume-force", is_flag=True, help="Resume even if the result will differ.")
 @click.option("--dry-run", is_flag=True, help="Only say what is chosen, and how much of a GPU's memory it takes.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(2, MAX_SEEDS),
+    help="Train so many runs as a group, with seeds from --seed on; the same command resumes it.",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(2, MAX_FOLDS),
+    help="Train so many runs as a group, each validated on another part of the training images.",
+)
 @config_options()
-def train(recipe: str | None, resume: str | None, resume_force: bool, dry_run: bool, values: dict[str, Any]) -> None:
+def train(
+    recipe: str | None,
+    resume: str | None,
+    resume_force: bool,
+    dry_run: bool,
+    seeds: int | None,
+    folds: int | None,
+    values: dict[str, Any],
+) -> None:
     """Train, validate after each epoch, test once at the end.
 
     \b
     emnist-dali train --split balanced
     emnist-dali train --recipe cpu --set training.ema=0.995
     emnist-dali train --resume runs/balanced-cpu-20261122-160000
+    emnist-dali train --split balanced --seeds 3
     torchrun --nproc-per-node 8 -m emnist_dali train --split balanced
     """
+    if sum(option is not None for option in (seeds, folds, resume)) > 1:
+        raise click.UsageError("Give one of --seeds, --folds and --resume: a group's own command resumes it.")
     from .core import distributed, machine
     from .core.progress import say
     from .reports.run_report import write_report
     from .training import memory
+    from .training.group import find_group, group_of, train_group
     from .training.resume import find, load
     from .training.session import train
 
     with distributed.process_group():
-        checkpoint = None
+        checkpoint, group = None, None
         if resume is not None:
+            group = distributed.broadcast_from_main(lambda: find_group(resume, recipe, values))
+        if resume is not None and not group:
             checkpoint = distributed.broadcast_from_main(lambda: find(resume, values.get("run.out")))
-        if checkpoint:
+        if group:
+            config, state = group.config, None
+        elif checkpoint:
             config, state = distributed.broadcast_from_main(lambda: load(checkpoint, recipe, values))
         else:
             config, why = chosen(recipe or "auto", values.get("data.split"), values.get("run.device"))
             config, state = config.override(values), None
             say(why)
+            if seeds or folds:
+                group = group_of(config, "seeds" if seeds else "folds", seeds or folds)
         if dry_run:
             say(with_flags(memory.describe(config, machine.gpu_memory(config.run.device), distributed.world_size())))
             return
-        run = train(config, state, resume_force)
+        if group:
+            train_group(group, resume_force)
+        path = group.path if group else train(config, state, resume_force).path
         if distributed.is_main():
             try:
-                say(f"Report: {write_report([run.path], None)}")
+                say(f"Report: {write_report([path], None)}")
             except UserError as error:  # the run itself is complete
                 say(f"No report: {error}")
+
+
+@main.command(short_help="List the runs in a folder: accuracy, time, what is unfinished.")
+@click.argument("folder", type=_FOLDER, default="runs")
+@click.option(
+    "--sort",
+    type=click.Choice(["started", "name", "accuracy", "time", "recipe", "data"]),
+    default="started",
+    show_default=True,
+    help="started: the latest first; accuracy: the best first, tested runs before others; time: the shortest first.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array on the last line, with one object per run.")
+def runs(folder: Path, sort: str, as_json: bool) -> None:
+    """List the runs and groups in FOLDER, runs/ by default, and in the folders there.
+
+    \b
+    emnist-dali runs --sort accuracy
+    """
+    from .runs.listing import list_runs, table
+
+    rows = list_runs(folder, sort)
+    _print(json.dumps(rows) if as_json else table(rows, folder))
 
 
 @main.command(short_help="Print the metrics of a run, or of an ensemble of runs.")
@@ -248,7 +302,7 @@ def evaluate(
     robustness: bool,
     as_json: bool,
 ) -> None:
-    """Print the metrics of a run's best weights, or of several runs' averaged probabilities.
+    """Print the metrics of a run's best weights, or of several runs' averaged probabilities, such as a group's.
 
     \b
     emnist-dali evaluate runs/balanced-cpu-20261122-160000
@@ -282,19 +336,21 @@ def _robustness(
         _print(json.dumps(result))
 
 
-@main.command(short_help="Test whether two runs differ significantly.")
-@click.argument("first", type=_RUN)
-@click.argument("second", type=_RUN)
+@main.command(short_help="Test whether runs, or groups of them, differ significantly.")
+@click.argument("runs", nargs=-1, required=True, type=_RUN)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object on the last line.")
-def compare(first: Path, second: Path, as_json: bool) -> None:
-    """Test whether two runs differ on the same test images: confidence intervals and McNemar's test.
+def compare(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Test whether runs differ on the same test images: intervals, and for each pair McNemar's test, or Welch's
+    t-test where one is a group; corrected for the number of pairs (Holm).
 
     \b
     emnist-dali compare runs/a runs/b
     """
+    if len(runs) < 2:
+        raise click.UsageError("Name two runs or more.")
     from .evaluation.significance import compare, table
 
-    result = compare(first, second)
+    result = compare(*runs)
     _print(table(result))
     if as_json:
         _print(json.dumps(result))
@@ -304,7 +360,7 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
 @click.argument("runs", nargs=-1, required=True, type=_RUN)
 @click.option("--out", type=_FILE, help="File to write.  [default: report.html in the first run's folder]")
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
-    """Write an HTML report on a run, or on several side by side; it needs no network to view.
+    """Write an HTML report on a run, or on several, or groups, side by side; it needs no network to view.
 
     \b
     emnist-dali report runs/a runs/b --out report.html

@@ -24,6 +24,7 @@ Schedule = Literal["cosine", "restarts"]
 Tracker = Literal["csv", "tensorboard", "wandb", "mlflow", "trackio"]
 Wandb = Literal["disabled", "offline", "online"]
 
+MAX_FOLDS = 20
 MAX_FLOAT = 1e30  # float32 ends at 3 · 10³⁸
 _BOUNDS = {"ge": (ge, "at least"), "gt": (gt, "above"), "le": (le, "at most"), "lt": (lt, "below")}
 # Fields that were removed, and the value that meant «off».
@@ -31,7 +32,7 @@ _REMOVED = {"erasing": 0, "elastic": 0}
 # Fields that were added, by one of those beside them, and the value that runs before had.
 _ADDED: dict[str, dict[str, Any]] = {
     "label_smoothing": {"momentum": 0.95, "logit_adjustment": 0.0, "balanced_sampling": False},
-    "equalize": {"shuffle_window": None},
+    "equalize": {"shuffle_window": None, "folds": None, "fold": None},
 }
 RENAMED_RECIPES = {"seed": "published", "best": "improved"}
 
@@ -95,6 +96,17 @@ class Data(_Part, path="data"):
         ge=4096,
     )
     affine: Affine | None = setting(None)
+    # Cross-validation: of `folds` parts of the training images the validation is `fold`, from 1, not `val_fraction`.
+    folds: int | None = setting(None, ge=2, le=MAX_FOLDS)
+    fold: int | None = setting(None, ge=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.folds is None) != (self.fold is None) or (self.fold or 0) > (self.folds or 0):
+            raise UserError(
+                f"data.fold is {self.fold} and data.folds is {self.folds}; set both, the fold from 1 to the number "
+                "of folds, or neither."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

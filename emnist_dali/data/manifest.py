@@ -81,7 +81,14 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """sha256 over the hashes of all shards: equal for equal data."""
-        hashes = [shard.sha256 for part in sorted(self.shards) for shard in self.shards[part]]
+        return self._fingerprint(sorted(self.shards))
+
+    def part_fingerprint(self, part: str) -> str:
+        """The same of one part: equal for equal images in the same order."""
+        return self._fingerprint([part])
+
+    def _fingerprint(self, parts: list[str]) -> str:
+        hashes = [shard.sha256 for part in parts for shard in self.shards[part]]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

@@ -51,7 +51,7 @@ class Sample:
                 "the run's; prepare those, or export without --int8."
             )
         labels = shards.labels()
-        training, of, validation = validation_images(shards, data.val_fraction, seed)
+        training, of, validation = validation_images(shards, data, seed)
         calibration = _some(labels, training, min(CALIBRATION_IMAGES, len(training) // 2), seed)
         # Of other data than the run's it would be another validation part.
         same = of is shards and shards.manifest.fingerprint == trained.about.get("fingerprint")

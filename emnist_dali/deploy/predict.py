@@ -16,6 +16,7 @@ from ..data.image_files import image_errors, open_image, read_image_file
 from ..data.sources import IGNORED
 from ..runs.classifier import Classifier, load_classifier
 from ..runs.file_names import FILES, is_run
+from ..runs.group import is_group
 from ..runs.hub import is_address
 from ..weights import NAME as BUILTIN
 from .answers import Question, check_question, to_answer, to_text_answer
@@ -54,7 +55,8 @@ def model_and_images(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 def _is_run(argument: str) -> bool:
     try:
-        return bool(argument) and is_run(Path(argument))
+        # A group, too: the message on it says more than one on pictures.
+        return bool(argument) and (is_run(Path(argument)) or is_group(Path(argument)))
     except OSError:  # no name that a file can have, or a folder that may not be read
         return False
 

@@ -12,6 +12,7 @@ from ..core.progress import say
 from ..data.prepare import split_folder
 from ..data.shards import Shards
 from ..loading.validation import validation_images
+from ..runs.group import runs_of
 from ..runs.predictions import Predictions
 from ..runs.trained_classifier import TrainedClassifier
 from ..runtime import autocast
@@ -31,9 +32,9 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """Metrics of a run's best weights by part: `test`, and for drawn glyphs `unseen`; or with `validation` that part.
 
-    `builtin` is the model in the package. Of several runs the mean of their probabilities is evaluated. `split` and
-    `data_dir` default to the run's own. The metrics are those of `metrics.score`. Raises UserError as `predict_run`,
-    and if the runs' images differ.
+    `builtin` is the model in the package. Of several runs, such as a group's, the mean of their probabilities is
+    evaluated, after a line on their accuracies alone. `split` and `data_dir` default to the run's own. The metrics
+    are those of `metrics.score`. Raises UserError as `predict_run`, and if the runs' images differ.
 
     >>> from emnist_dali import evaluate
     >>> results = evaluate("runs/first")
@@ -41,16 +42,21 @@ def evaluate(
     True
     """
     paths = [located(runs)] if isinstance(runs, str | Path) else list(map(located, runs))
+    paths = [folder for path in paths for folder in runs_of(path)]
     all_predictions = [predict_run(path, split, data_dir, validation=validation) for path in paths]
     classes, first = all_predictions[0]
     results = {}
     for part in first:
-        labels = first[part].labels
         for path, (other_classes, predictions) in zip(paths, all_predictions, strict=True):
-            if other_classes != classes or part not in predictions or not predictions[part].labels.equal(labels):
+            same = part in predictions and predictions[part].images.same(first[part].images)
+            if other_classes != classes or not same:
                 raise UserError(f"{path} has other {part} images than {paths[0]}; name one split with --split.")
-        mean = torch.stack([predictions[part].probabilities for _, predictions in all_predictions]).mean(0)
-        results[part] = score(Predictions(mean, labels), classes)
+        each = torch.stack([predictions[part].probabilities for _, predictions in all_predictions])
+        if len(paths) > 1:
+            accuracies = 100 * (each.argmax(-1) == first[part].labels).double().mean(1)
+            say(f"{part}: alone the {len(paths)} runs have {accuracies.mean():.2f} ± {accuracies.std():.2f} %.")
+        mean = each.mean(0)
+        results[part] = score(first[part]._replace(probabilities=mean), classes)
     return results
 
 
@@ -74,14 +80,16 @@ def predict_run(
         shards = test if part == "test" else Shards(folder, "train" if validation else part)
         indices = np.arange(len(shards))
         if validation:
-            _, shards, indices = validation_images(shards, config.data.val_fraction, config.training.seed)
+            _, shards, indices = validation_images(shards, config.data, config.training.seed)
             if not len(indices):
                 raise UserError(f"{path} held out no validation images; evaluate it without --validation.")
         with evaluation_loader(config, shards, trained.stats, indices) as loader:
             # Not compiled, which takes longer than evaluating some 10⁴ images.
-            predictions[part] = predict(
-                trained.model, loader, autocast(config), part, after_batch, trained.calibration
-            )
+            predicted = predict(trained.model, loader, autocast(config), part, after_batch, trained.calibration)
+        predictions[part] = predicted._replace(
+            indices=torch.from_numpy(inference.evaluated_indices(config, indices)),
+            fingerprint=manifest.part_fingerprint(shards.part),
+        )
     return manifest.classes, predictions
 
 

@@ -26,7 +26,7 @@ def score(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
     cannot be told apart without context count as one; calibration_error, expected, of the top class; per_class, each
     class's recall, 0 for a class without images; images; confusion (rows are true).
     """
-    probabilities, labels = predictions
+    probabilities, labels = predictions.probabilities, predictions.labels
     predicted, n, classes = probabilities.argmax(-1), len(classes), list(classes)
     shared: dict[str, Any] = {"num_classes": n, "validate_args": False}
     metrics = MetricCollection(

@@ -13,6 +13,8 @@ from ..core.files import MARK, check_output, sha256, write_json
 from ..core.progress import progress, say
 from ..data.shards import Shards
 from ..runs.folder import RunFolder
+from ..runs.group import runs_of
+from ..runs.predictions import Images
 from ..runs.trained_classifier import TrainedClassifier
 from ..weights import FOLDER as BUILTIN
 from ..weights import located
@@ -32,6 +34,11 @@ class _Tested(NamedTuple):
     shards: Shards
     indices: np.ndarray  # (N,)
 
+    @property
+    def images(self) -> Images:
+        fingerprint = self.shards.manifest.part_fingerprint(self.shards.part)
+        return Images(self.shards.labels(self.indices), self.indices, fingerprint)
+
 
 def measure_robustness(
     runs: str | Path | Sequence[Path], split: str | None = None, data_dir: str | Path | None = None
@@ -45,18 +52,19 @@ def measure_robustness(
     Raises UserError as `evaluate`, and if a file of somebody else's has the table's name.
     """
     paths = [located(runs)] if isinstance(runs, str | Path) else list(map(located, runs))
+    paths = [folder for path in paths for folder in runs_of(path)]
     run = RunFolder(paths[0]) if len(paths) == 1 and paths[0].resolve() != BUILTIN.resolve() else None
     if run:
         check_output(run.robustness)
     weights = sha256(run.best) if run and run.best.is_file() else ""  # before they are loaded
     tested = [_open(path, split, data_dir) for path in paths]
-    labels = [of_run.shards.labels(of_run.indices) for of_run in tested]
-    for path, of_run, others in zip(paths, tested, labels, strict=True):
+    images = [of_run.images for of_run in tested]
+    for path, of_run, others in zip(paths, tested, images, strict=True):
         if of_run.model.classes != tested[0].model.classes:
             raise UserError(f"{path} has other classes than {paths[0]}; name runs of the same classes.")
-        if not np.array_equal(others, labels[0]):
+        if not others.same(images[0]):
             raise UserError(f"{path} has other test images than {paths[0]}; name one split with --split.")
-    result = {"data": str(tested[0].shards.manifest), **_measure(tested, labels[0])}
+    result = {"data": str(tested[0].shards.manifest), **_measure(tested, images[0].labels)}
     if run:
         _keep(run, {"generator": MARK, "weights": weights, **result}, tested[0])
     return result

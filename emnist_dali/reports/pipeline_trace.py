@@ -43,7 +43,7 @@ class Trace:
 
 def training_plan(config: Config, shards: Shards) -> BatchPlan:
     """The batches that a single process trains on, none larger than the data."""
-    indices, _, _ = validation_images(shards, config.data.val_fraction, config.training.seed)
+    indices, _, _ = validation_images(shards, config.data, config.training.seed)
     spec = BatchSpec(
         batch_size=min(config.data.batch_size, len(indices)),
         affine=config.data.affine,

@@ -12,8 +12,10 @@ from ..core.files import check_output, printable, write_output
 from ..evaluation.inference import TRIAL_IMAGES
 from ..evaluation.significance import wilson
 from ..runs.file_names import REPORT
+from ..runs.group import runs_of
 from .html import chart_text, percent, render, require_plotly
 from .run_data import RunData, part_name, read_run_data
+from .several_runs import differences, means
 from .test_sections import CLASS_AXIS, LEGEND, counts_and_shares, robustness_section, sections
 
 if TYPE_CHECKING:
@@ -31,7 +33,9 @@ _CURVES = (
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Writes the page about `runs` to `out`, by default report.html in the first run's folder; returns its path.
+    """Writes the page about `runs` to `out`, by default report.html in the first one's folder; returns its path.
+
+    A group stands for its runs. Of runs that differ by seed or fold alone the page has means ± standard deviations.
 
     Raises UserError if a folder holds no run, a run has not finished an epoch, or `out` exists and was not written by
     this project.
@@ -39,16 +43,18 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     require_plotly()
     out = out or runs[0] / REPORT
     check_output(out)
-    names = [printable(path.resolve().name) for path in runs]
+    folders = [folder for path in runs for folder in runs_of(path)]
+    names = [printable(path.resolve().name) for path in folders]
     if len(set(names)) < len(names):
-        names = [printable(str(path)) for path in runs]
-    data = [read_run_data(path, name) for path, name in zip(runs, names, strict=True)]
+        names = [printable(str(path)) for path in folders]
+    data = [read_run_data(path, name) for path, name in zip(folders, names, strict=True)]
     shown, curves = [_shown(run) for run in data], _curves(data)
     if len(data) == 1:
         page = render("run_report.html", title=_subject(data[0]), runs=shown, curves=curves)
     else:
         title = f"{len(data)} runs side by side"
-        page = render("side_by_side.html", title=title, runs=shown, curves=curves, **_compared(shown))
+        compared = {**_compared(shown), "means": means(data), "differences": differences(runs)}
+        page = render("side_by_side.html", title=title, runs=shown, curves=curves, **compared)
     write_output(out, page)
     return out
 
@@ -106,9 +112,12 @@ def _story(run: RunData) -> str:
     config, size, epochs = run.config, run.config.data.image_size, len(run.epochs)
     sentences = [f"recipe {config.recipe}, images at {size}×{size}, {len(run.classes)} classes."]
     if run.manifest:
-        images, held_out = sum(run.manifest.counts["train"]), config.data.val_fraction
-        own = sum(run.manifest.counts.get("validation", ()))
-        validation = f"{own:,} for validation" if own else f"{100 * held_out:g} % of them held out for validation"
+        images, own = sum(run.manifest.counts["train"]), sum(run.manifest.counts.get("validation", ()))
+        if config.data.folds:
+            validation = f"fold {config.data.fold} of {config.data.folds} held out for validation"
+        else:
+            held_out = f"{100 * config.data.val_fraction:g} % of them held out for validation"
+            validation = f"{own:,} for validation" if own else held_out
         sentences.append(f"{images:,} training images, {validation}.")
     sentences.append(f"{epochs} of {config.training.epochs} epochs on {_machine(run)}.")
     if config.training.steps:

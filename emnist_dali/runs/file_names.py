@@ -7,6 +7,8 @@ BEST = "checkpoints/best.safetensors"
 REPORT, TRACE, ROBUSTNESS = "report.html", "trace.json.gz", "robustness.json"
 METRICS_TABLE, SETTINGS_TABLE, RESULTS_TABLE = "metrics.csv", "settings.csv", "results.csv"
 TENSORBOARD, MLFLOW, WANDB = "tensorboard", "mlflow", "wandb"
+# In a group's folder, beside those of its runs.
+GROUP = "group.json"
 # All that a run writes into its folder: a new run never overwrites files with these names.
 FILES = (
     CONFIG, ENVIRONMENT, METRICS, "checkpoints", "predictions-test.safetensors", "predictions-unseen.safetensors",

@@ -19,6 +19,7 @@ from ..core.machine import environment
 from . import schema
 from .checkpoint import load_weights, save_state
 from .file_names import BEST, CONFIG, ENVIRONMENT, FILES, LAST, METRICS, METRICS_TABLE, ROBUSTNESS, is_run
+from .group import is_group, runs_of
 from .predictions import Predictions, write_predictions
 
 
@@ -29,6 +30,8 @@ def check_can_create(out: str | None) -> None:
     path = Path(out)
     if is_run(path):
         raise UserError(_exists(path))
+    if is_group(path):
+        raise UserError(f"{path} is a group of runs; choose another run.out.")
     parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not os.access(parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"{path} could not be created ({os.strerror(errno.EACCES)}); choose another run.out.")
@@ -125,6 +128,8 @@ class RunFolder:
     def config(self) -> Config:
         """The settings, resolved; raises UserError if config.json is missing or damaged."""
         path = self.path / CONFIG
+        if not path.exists() and is_group(self.path):
+            raise UserError(f"{self.path} is a group of runs; name one of them: {runs_of(self.path)[0]}.")
         return from_dict(read_json(path, "choose another run"), str(path))
 
     def environment(self) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def sweep(
         )
     searched = dimensions(space, given)
     shards = Shards(prepare(config.data.split, config.data.source, config.data.data_dir), "train")
-    if not len(validation_images(shards, config.data.val_fraction, config.training.seed)[2]):
+    if not len(validation_images(shards, config.data, config.training.seed)[2]):
         raise UserError("A sweep ranks by validation accuracy, but no image is held out; raise data.val_fraction.")
     config = config.override({"wandb_group": config.run.wandb_group or name})
     if config.run.amp == "native":  # workers with other processors must not train otherwise

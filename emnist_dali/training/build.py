@@ -59,8 +59,8 @@ def build_training(
     """The training that `config` describes, at its first step, on this rank.
 
     `shards` default to the config's split, prepared where it is missing. `indices` (n,) are the samples to train on;
-    without them the split's validation part is used, or else `data.val_fraction` of the part is held out for
-    validation. With `from_checkpoint` the model starts from random weights, which the checkpoint replaces. Raises
+    without them the split's validation part is used, or else `data.val_fraction` of the part, or a fold, is held out
+    for validation. With `from_checkpoint` the model starts from random weights, which the checkpoint replaces. Raises
     UserError for data, device, weights and settings that do not fit.
     """
     config = resolve(config)
@@ -71,9 +71,7 @@ def build_training(
     config = replace(config, data=replace(config.data, backend=backend))
     labels, held_out, validation_shards = shards.labels(), None, shards
     if indices is None:
-        indices, validation_shards, held_out = validation_images(
-            shards, config.data.val_fraction, config.training.seed
-        )
+        indices, validation_shards, held_out = validation_images(shards, config.data, config.training.seed)
     with distributed.local_main_first():
         stats = statistics(shards.folder, config.data.image_size, config.data.equalize)
     loader = Loader.from_config(shards, config, indices=indices, stats=stats, threads=threads)

@@ -110,9 +110,14 @@ def check(state: dict[str, Any], config: Config, now: dict[str, Any], force: boo
 
 
 def _changed_settings(config: Config, before: Config) -> Iterator[str]:
-    now, was = config.identity(), before.identity()
     if config.training.schedule == "restarts" and config.training.epochs > before.training.epochs:
-        was["training"]["epochs"] = config.training.epochs
+        before = before.override({"training.epochs": config.training.epochs})
+    return differences(config, before)
+
+
+def differences(config: Config, before: Config) -> Iterator[str]:
+    """What changes a result, with both values."""
+    now, was = config.identity(), before.identity()
     for part in now:
         yield from _differences(part, now[part], was[part])
     if config.run.device.split(":")[0] != before.run.device.split(":")[0]:

@@ -43,11 +43,12 @@ def pair(save):
 
 def test_mcnemar_is_the_binomial_test_of_the_images_on_which_one_is_right(pair):
     result = compare(*pair)
-    assert (result["images"], result["only_first_right"], result["only_second_right"]) == (40, 3, 11)
+    (found,) = result["pairs"]
+    assert (result["images"], found["only_first_right"], found["only_second_right"]) == (40, 3, 11)
     by_hand = 2 * sum(comb(14, k) for k in range(4)) / 2**14
-    assert result["mcnemar_p"] == pytest.approx(by_hand)
+    assert found["p"] == found["holm_p"] == pytest.approx(by_hand)
     # The textbook's approximation, with its correction.
-    assert result["mcnemar_p"] == pytest.approx(chi2.sf((11 - 3 - 1) ** 2 / 14, 1), abs=0.01)
+    assert found["p"] == pytest.approx(chi2.sf((11 - 3 - 1) ** 2 / 14, 1), abs=0.01)
 
 
 def test_intervals_are_those_of_the_textbook(pair):
@@ -60,32 +61,38 @@ def test_intervals_are_those_of_the_textbook(pair):
         assert interval == pytest.approx([centre - half, centre + half], abs=1e-6)
     # Of the images' differences, -1, 0 or 1.
     differences = np.repeat([-1, 0, 1], [3, 26, 11])
-    half = 1.96 * differences.std() / sqrt(40)
-    assert result["difference"] == pytest.approx(8 / 40)
-    assert result["difference_interval"] == pytest.approx([8 / 40 - half, 8 / 40 + half])
+    half = 1.959964 * differences.std() / sqrt(40)
+    (found,) = result["pairs"]
+    assert found["difference"] == pytest.approx(8 / 40)
+    assert found["difference_interval"] == pytest.approx([8 / 40 - half, 8 / 40 + half])
 
 
 def test_exchanged_runs_give_the_same_the_other_way_round(pair):
     one, other = compare(*pair), compare(*reversed(pair))
-    assert other["mcnemar_p"] == one["mcnemar_p"]
-    assert other["difference"] == -one["difference"]
-    assert other["difference_interval"] == pytest.approx([-x for x in reversed(one["difference_interval"])])
     for name in ("runs", "accuracy", "interval"):
         assert other[name] == one[name][::-1]
+    (one,), (other,) = one["pairs"], other["pairs"]
+    assert other["p"] == one["p"]
+    assert other["difference"] == -one["difference"]
+    assert other["difference_interval"] == pytest.approx([-x for x in reversed(one["difference_interval"])])
+    assert other["second_is_better"] == pytest.approx(1 - one["second_is_better"])
     assert (other["only_first_right"], other["only_second_right"]) == (11, 3)
 
 
 def test_equal_runs_do_not_differ(pair):
     result = compare(pair[0], pair[0])
-    assert (result["difference"], result["mcnemar_p"], result["difference_interval"]) == (0, 1, [0, 0])
+    (found,) = result["pairs"]
+    assert (found["difference"], found["p"], found["difference_interval"]) == (0, 1, (0, 0))
+    assert found["second_is_better"] == 0.5
     assert "may be chance" in table(result)
 
 
 def test_runs_that_are_always_and_never_right(save):
     labels = [k % CLASSES for k in range(20)]
     result = compare(save("wrong", [(k + 1) % CLASSES for k in labels], labels), save("right", labels, labels))
-    assert result["mcnemar_p"] == pytest.approx(2 / 2**20)
-    assert (result["difference"], result["difference_interval"]) == (1, [1, 1])
+    (found,) = result["pairs"]
+    assert found["p"] == pytest.approx(2 / 2**20)
+    assert (found["difference"], found["difference_interval"], found["second_is_better"]) == (1, (1, 1), 1)
     assert "more than chance" in table(result)
 
 
