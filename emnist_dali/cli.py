@@ -164,8 +164,8 @@ def inspect(split: str, character: str | None, augment: bool, recipe: str, out: 
 @click.option(
     "--recipe",
     type=RecipeName(),
-    help="Named config, or a .json file; options override it. With --help, its values are shown as defaults.  "
-    "[default: auto]",
+    help="Named config, or a JSON, TOML or YAML file; options override it. With --help, its values are shown as "
+    "defaults.  [default: auto]",
 )
 @click.option(
     "--resume",

@@ -8,6 +8,7 @@ import torch
 
 from ..config import Config, from_dict
 from ..core import distributed
+from ..core.documents import is_document
 from ..core.errors import UserError
 from ..core.progress import say
 from ..loading.backends import engine, recorded_engine
@@ -51,8 +52,8 @@ def load(path: Path, recipe: str | None, values: Mapping[str, Any]) -> tuple[Con
     if schema.STATE.keys() - state.keys():
         raise UserError(f"{path} is not a valid checkpoint of this version; start a new run.")
     config = from_dict(state["asked"], str(path))
-    # The settings of a .json recipe are compared with the run's in `check`.
-    if recipe not in (None, "auto", config.recipe) and not recipe.endswith(".json"):
+    # The settings of a file are compared with the run's in `check`.
+    if recipe not in (None, "auto", config.recipe) and not is_document(recipe):
         raise UserError(f"{path} was trained with recipe {config.recipe}, not {recipe}; start a new run for that.")
     state["file"] = str(path), version
     return config.override({**values, "run.out": str(path.parent.parent)}), state
