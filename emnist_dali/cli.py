@@ -15,7 +15,7 @@ from . import __version__
 from .core.errors import UserError, is_out_of_memory
 from .core.files import masked, printable
 from .data.emnist import SPLITS
-from .options import ConfigCommand, ModelPath, PlainPath, RecipeName, chosen, config_options, with_flags
+from .options import ConfigCommand, ModelPath, PlainPath, RecipeName, chosen, config_options, uses_gpu, with_flags
 
 _RUN = PlainPath(exists=True, file_okay=False, path_type=Path)
 _RUN_OR_BUILTIN = ModelPath(exists=True, file_okay=False, path_type=Path)
@@ -211,6 +211,39 @@ def train(recipe: str | None, resume: str | None, resume_force: bool, dry_run: b
                 say(f"Report: {write_report([run.path], None)}")
             except UserError as error:  # the run itself is complete
                 say(f"No report: {error}")
+
+
+@main.group(name="recipe", short_help="List the recipes, or show one and where its numbers come from.")
+def recipe_group() -> None:
+    """List the recipes, or show one and where its numbers come from."""
+
+
+@recipe_group.command("list", short_help="A line on each recipe.")
+def recipe_list() -> None:
+    """A line on each recipe.
+
+    \b
+    emnist-dali recipe list
+    """
+    from .recipe_text import listing
+
+    _print(listing())
+
+
+@recipe_group.command("show", short_help="A recipe as a file that --recipe takes.")
+@click.argument("name", type=RecipeName())
+@click.option("--split", help="Recipes differ by split.  [default: balanced, or the file's]")
+@click.option("--device", help="cuda or cpu, which decides what auto and fast are.  [default: auto]")
+def recipe_show(name: str, split: str | None, device: str | None) -> None:
+    """Print a recipe, or a file with one, as TOML that --recipe takes, with the source of each number.
+
+    \b
+    emnist-dali recipe show cpu > mine.toml
+    emnist-dali train --recipe mine.toml
+    """
+    from .recipe_text import shown
+
+    _print(shown(name, split, uses_gpu(name, device)))
 
 
 @main.command(short_help="Print the metrics of a run, or of an ensemble of runs.")

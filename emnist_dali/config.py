@@ -364,13 +364,13 @@ def _flattened(above: str, content: Mapping[str, Any], groups: Iterable[str]) ->
 
 
 def missing(content: Mapping[str, Any]) -> list[str]:
-    """The paths of settings that can change a result and that a nested config does not have."""
+    """The paths of settings that can change a result, are not None by default, and are not in a nested config."""
     parts = current(dict(content))
     return [
         f"{name}.{f.name}"
         for name, part in PARTS.items()
         for f in fields(part)
-        if f.metadata["affects_result"] and f.name not in (parts.get(name) or {})
+        if f.metadata["affects_result"] and f.default is not None and f.name not in (parts.get(name) or {})
     ]
 
 

@@ -180,9 +180,14 @@ def _leaves(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def chosen(recipe: str, split: str | None, device: str | None) -> tuple[Config, str]:
-    """`recipes.choose` for this machine; only recipes that depend on it import torch."""
-    if recipe not in ("auto", "fast") and not is_document(recipe):  # a file's base may depend on it
-        return choose(recipe, split, gpu=False)
+    """`recipes.choose` for this machine."""
+    return choose(recipe, split, uses_gpu(recipe, device))
+
+
+def uses_gpu(recipe: str, device: str | None) -> bool:
+    """Whether the recipe is chosen for a GPU; torch is imported only for those that depend on it, and for files."""
+    if (device or "").startswith("cpu") or not (recipe in ("auto", "fast") or is_document(recipe)):
+        return False
     import torch
 
-    return choose(recipe, split, gpu=not (device or "").startswith("cpu") and torch.cuda.is_available())
+    return torch.cuda.is_available()
