@@ -174,7 +174,9 @@ def inspect(split: str, character: str | None, augment: bool, recipe: str, out: 
     "it there.",
 )
 @click.option("--resume-force", is_flag=True, help="Resume even if the result will differ.")
-@click.option("--dry-run", is_flag=True, help="Only say what is chosen, and how much of a GPU's memory it takes.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only print the settings, the steps, and about how long and how much memory."
+)
 @config_options()
 def train(recipe: str | None, resume: str | None, resume_force: bool, dry_run: bool, values: dict[str, Any]) -> None:
     """Train, validate after each epoch, test once at the end.
@@ -185,10 +187,10 @@ def train(recipe: str | None, resume: str | None, resume_force: bool, dry_run: b
     emnist-dali train --resume runs/balanced-cpu-20261122-160000
     torchrun --nproc-per-node 8 -m emnist_dali train --split balanced
     """
-    from .core import distributed, machine
+    from .core import distributed
     from .core.progress import say
     from .reports.run_report import write_report
-    from .training import memory
+    from .training.dry_run import describe
     from .training.resume import find, load
     from .training.session import train
 
@@ -201,9 +203,10 @@ def train(recipe: str | None, resume: str | None, resume_force: bool, dry_run: b
         else:
             config, why = chosen(recipe or "auto", values.get("data.split"), values.get("run.device"))
             config, state = config.override(values), None
-            say(why)
+            say(f"# {why}" if dry_run else why)  # what a dry run prints can be a recipe
         if dry_run:
-            say(with_flags(memory.describe(config, machine.gpu_memory(config.run.device), distributed.world_size())))
+            settings, about = describe(config, state["step"] if state else 0)
+            say(f"{settings}\n\n{with_flags(about)}")
             return
         run = train(config, state, resume_force)
         if distributed.is_main():

@@ -55,13 +55,14 @@ def build_training(
     indices: np.ndarray | None = None,
     from_checkpoint: bool = False,
     threads: int | None = None,
+    stats: Stats | None = None,
 ) -> Training:
     """The training that `config` describes, at its first step, on this rank.
 
-    `shards` default to the config's split, prepared where it is missing. `indices` (n,) are the samples to train on;
-    without them `data.val_fraction` of the part is held out for validation. With `from_checkpoint` the model starts
-    from random weights, which the checkpoint replaces. Raises UserError for data, device, weights and settings that
-    do not fit.
+    `shards` default to the config's split, prepared where it is missing, and `stats` to theirs. `indices` (n,) are
+    the samples to train on; without them `data.val_fraction` of the part is held out for validation. With
+    `from_checkpoint` the model starts from random weights, which the checkpoint replaces. Raises UserError for data,
+    device, weights and settings that do not fit.
     """
     config = resolve(config)
     _tune_device(config)
@@ -73,7 +74,7 @@ def build_training(
     if indices is None:
         indices, held_out = sampling.holdout(labels, config.data.val_fraction, config.training.seed)
     with distributed.local_main_first():
-        stats = statistics(shards.folder, config.data.image_size, config.data.equalize)
+        stats = stats or statistics(shards.folder, config.data.image_size, config.data.equalize)
     loader = Loader.from_config(shards, config, indices=indices, stats=stats, threads=threads)
     validation = None
     if held_out is not None and len(held_out):
