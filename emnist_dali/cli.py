@@ -24,6 +24,23 @@ _FILE = PlainPath(dir_okay=False, path_type=Path)
 _FOLDER = PlainPath(path_type=Path)
 
 
+def _trust(ctx: click.Context, param: click.Parameter, paths: tuple[str, ...]) -> None:
+    from .models.import_path import trust
+
+    for path in paths:
+        trust(path)
+
+
+_trust_option = click.option(
+    "--trust",
+    multiple=True,
+    metavar="MODULE:FACTORY",
+    expose_value=False,
+    callback=_trust,
+    help="Import this network of your own where a run was trained with it.",
+)
+
+
 class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of a project's work, not alphabetical
@@ -260,6 +277,7 @@ def recipe_show(name: str, split: str | None, device: str | None) -> None:
     help="Print the accuracy on corrupted test images instead: blur, noise, strokes, rotation and others.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as a JSON object on the last line.")
+@_trust_option
 def evaluate(
     runs: tuple[Path, ...],
     split: str | None,
@@ -360,6 +378,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per image.")
 @click.option("--show", type=_FILE, help="PNG file to write: each image, what the model saw of it, its predictions.")
+@_trust_option
 def predict(
     images: tuple[str, ...],
     top: int,
@@ -428,6 +447,7 @@ def predict(
     type=_FOLDER,
     help="File to write, or folder for web.  [default: model.<format>, model-int8.onnx or web, in the run's folder]",
 )
+@_trust_option
 def export(run: Path, kind: str, int8: bool, output: Path | None) -> None:
     """Export a run's best weights, checked against the trained model; ONNX and pt2 take raw uint8 images. RUN is a
     run folder, or builtin for the model in the package.
@@ -466,6 +486,7 @@ def export(run: Path, kind: str, int8: bool, output: Path | None) -> None:
     metavar="ORIGIN",
     help="Another site whose pages can use it from a browser, such as https://example.org; repeatable.",
 )
+@_trust_option
 def serve(model: Path, port: int, host: str, allow_origin: tuple[str, ...]) -> None:
     """Recognize characters drawn in the browser, or sent by POST: docs/serve.md. MODEL is a run folder or an exported
     .onnx, or left out for the built-in model.

@@ -98,7 +98,7 @@ class Data(_Part, path="data"):
 
 @dataclass(frozen=True, kw_only=True)
 class Model(_Part, path="model"):
-    model: str = setting("efficientnet_b2", "Name of any timm model.")
+    model: str = setting("efficientnet_b2", "Name of any timm model, or your own network as package.module:factory.")
     pretrained: bool = setting(True, "Start from timm's pretrained weights.")
     weights: str | None = setting(
         None, "Local file of pretrained weights, or builtin for those in the package, used instead of the hub's."

@@ -15,6 +15,7 @@ from ..data.stats import Stats, statistics
 from ..evaluation.inference import evaluation_loader
 from ..loading import sampling
 from ..loading.loader import Loader, with_backend
+from ..models.import_path import is_import_path, trust
 from ..runtime import resolve, use_device
 from .trainer import Trainer
 
@@ -65,6 +66,8 @@ def build_training(
     device, weights and settings that do not fit.
     """
     config = resolve(config)
+    if is_import_path(config.model.model):
+        trust(config.model.model)  # its user has asked for a training of it
     _tune_device(config)
     shards = shards or training_shards(config)
     # The first rank's, because their GPUs may differ.
