@@ -17,7 +17,7 @@ from .core.errors import UserError, is_out_of_memory
 from .core.files import masked, printable
 from .data.emnist import ORIENTATIONS, SPLITS
 from .data.named_sets import SETS
-from .options import ConfigCommand, ModelPath, PlainPath, RecipeName, chosen, config_options, with_flags
+from .options import ConfigCommand, ModelPath, PlainPath, RecipeName, chosen, config_options, uses_gpu, with_flags
 from .runs.group import MAX_SEEDS
 
 _RUN = PlainPath(exists=True, file_okay=False, path_type=Path)
@@ -25,6 +25,23 @@ _RUN_OR_BUILTIN = ModelPath(exists=True, file_okay=False, path_type=Path)
 _MODEL = ModelPath(exists=True, path_type=Path)
 _FILE = PlainPath(dir_okay=False, path_type=Path)
 _FOLDER = PlainPath(path_type=Path)
+
+
+def _trust(ctx: click.Context, param: click.Parameter, paths: tuple[str, ...]) -> None:
+    from .models.import_path import trust
+
+    for path in paths:
+        trust(path)
+
+
+_trust_option = click.option(
+    "--trust",
+    multiple=True,
+    metavar="MODULE:FACTORY",
+    expose_value=False,
+    callback=_trust,
+    help="Import this network of your own where a run was trained with it.",
+)
 
 
 class _Group(click.Group):
@@ -182,8 +199,8 @@ def inspect(split: str, character: str | None, augment: bool, recipe: str, out: 
 @click.option(
     "--recipe",
     type=RecipeName(),
-    help="Named config, or a .json file; options override it. With --help, its values are shown as defaults.  "
-    "[default: auto]",
+    help="Named config, or a JSON, TOML or YAML file; options override it. With --help, its values are shown as "
+    "defaults.  [default: auto]",
 )
 @click.option(
     "--resume",
@@ -192,7 +209,6 @@ def inspect(split: str, character: str | None, augment: bool, recipe: str, out: 
     "it there.",
 )
 @click.option("--resume-force", is_flag=True, help="Resume even if the result will differ.")
-@click.option("--dry-run", is_flag=True, help="Only say what is chosen, and how much of a GPU's memory it takes.")
 @click.option(
     "--seeds",
     type=click.IntRange(2, MAX_SEEDS),
@@ -202,6 +218,9 @@ def inspect(split: str, character: str | None, augment: bool, recipe: str, out: 
     "--folds",
     type=click.IntRange(2, MAX_FOLDS),
     help="Train so many runs as a group, each validated on another part of the training images.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Only print the settings, the steps, and about how long and how much memory."
 )
 @config_options()
 def train(
@@ -224,10 +243,10 @@ def train(
     """
     if sum(option is not None for option in (seeds, folds, resume)) > 1:
         raise click.UsageError("Give one of --seeds, --folds and --resume: a group's own command resumes it.")
-    from .core import distributed, machine
+    from .core import distributed
     from .core.progress import say
     from .reports.run_report import write_report
-    from .training import memory
+    from .training.dry_run import describe
     from .training.group import find_group, group_of, train_group
     from .training.resume import find, load
     from .training.session import train
@@ -245,11 +264,12 @@ def train(
         else:
             config, why = chosen(recipe or "auto", values.get("data.split"), values.get("run.device"))
             config, state = config.override(values), None
-            say(why)
+            say(f"# {why}" if dry_run else why)  # what a dry run prints can be a recipe
             if seeds or folds:
                 group = group_of(config, "seeds" if seeds else "folds", seeds or folds)
         if dry_run:
-            say(with_flags(memory.describe(config, machine.gpu_memory(config.run.device), distributed.world_size())))
+            settings, about = describe(config, state["step"] if state else 0)
+            say(f"{settings}\n\n{with_flags(about)}")
             return
         if group:
             train_group(group, resume_force)
@@ -283,6 +303,39 @@ def runs(folder: Path, sort: str, as_json: bool) -> None:
     _print(json.dumps(rows) if as_json else table(rows, folder))
 
 
+@main.group(name="recipe", short_help="List the recipes, or show one and where its numbers come from.")
+def recipe_group() -> None:
+    """List the recipes, or show one and where its numbers come from."""
+
+
+@recipe_group.command("list", short_help="A line on each recipe.")
+def recipe_list() -> None:
+    """A line on each recipe.
+
+    \b
+    emnist-dali recipe list
+    """
+    from .recipe_text import listing
+
+    _print(listing())
+
+
+@recipe_group.command("show", short_help="A recipe as a file that --recipe takes.")
+@click.argument("name", type=RecipeName())
+@click.option("--split", help="Recipes differ by split.  [default: balanced, or the file's]")
+@click.option("--device", help="cuda or cpu, which decides what auto and fast are.  [default: auto]")
+def recipe_show(name: str, split: str | None, device: str | None) -> None:
+    """Print a recipe, or a file with one, as TOML that --recipe takes, with the source of each number.
+
+    \b
+    emnist-dali recipe show cpu > mine.toml
+    emnist-dali train --recipe mine.toml
+    """
+    from .recipe_text import shown
+
+    _print(shown(name, split, uses_gpu(name, device)))
+
+
 @main.command(short_help="Print the metrics of a run, or of an ensemble of runs.")
 @click.argument("runs", nargs=-1, required=True, type=_RUN_OR_BUILTIN)
 @click.option("--split", help="Another split with the same classes.  [default: the run's]")
@@ -294,6 +347,7 @@ def runs(folder: Path, sort: str, as_json: bool) -> None:
     help="Print the accuracy on corrupted test images instead: blur, noise, strokes, rotation and others.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as a JSON object on the last line.")
+@_trust_option
 def evaluate(
     runs: tuple[Path, ...],
     split: str | None,
@@ -396,6 +450,7 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per image.")
 @click.option("--show", type=_FILE, help="PNG file to write: each image, what the model saw of it, its predictions.")
+@_trust_option
 def predict(
     images: tuple[str, ...],
     top: int,
@@ -464,6 +519,7 @@ def predict(
     type=_FOLDER,
     help="File to write, or folder for web.  [default: model.<format>, model-int8.onnx or web, in the run's folder]",
 )
+@_trust_option
 def export(run: Path, kind: str, int8: bool, output: Path | None) -> None:
     """Export a run's best weights, checked against the trained model; ONNX and pt2 take raw uint8 images. RUN is a
     run folder, or builtin for the model in the package.
@@ -520,6 +576,7 @@ def push(run: Path, repo: str, private: bool) -> None:
     metavar="ORIGIN",
     help="Another site whose pages can use it from a browser, such as https://example.org; repeatable.",
 )
+@_trust_option
 def serve(model: Path, port: int, host: str, allow_origin: tuple[str, ...]) -> None:
     """Recognize characters drawn in the browser, or sent by POST: docs/serve.md. MODEL is a run folder or an exported
     .onnx, or left out for the built-in model.

@@ -6,7 +6,7 @@ because `--help` needs this module.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from operator import ge, gt, le, lt
@@ -111,7 +111,7 @@ class Data(_Part, path="data"):
 
 @dataclass(frozen=True, kw_only=True)
 class Model(_Part, path="model"):
-    model: str = setting("efficientnet_b2", "Name of any timm model.")
+    model: str = setting("efficientnet_b2", "Name of any timm model, or your own network as package.module:factory.")
     pretrained: bool = setting(True, "Start from timm's pretrained weights.")
     weights: str | None = setting(
         None, "Local file of pretrained weights, or builtin for those in the package, used instead of the hub's."
@@ -344,15 +344,52 @@ def _path_of(name: str) -> str:
     raise _unknown(name)
 
 
-def _unknown(name: str) -> UserError:
+def _unknown(name: str, groups: Iterable[str] = ()) -> UserError:
+    """`groups` are names that are not settings but may have been meant."""
     from difflib import get_close_matches
 
     by_leaf = {path.rpartition(".")[2]: path for path in settings()}
-    close = get_close_matches(name, settings(), 1) or [
+    close = get_close_matches(name, [*groups, *settings()], 1) or [
         by_leaf[leaf] for leaf in get_close_matches(name.rpartition(".")[2], by_leaf, 1)
     ]
     advice = f"did you mean {close[0]}?" if close else "the names are in emnist_dali/config.py."
     return UserError(f"There is no setting {ascii(name)[1:-1]:.80}; {advice}")
+
+
+def flattened(content: Mapping[str, Any], groups: Iterable[str] = ()) -> dict[str, Any]:
+    """Nested settings, as JSON, TOML or YAML has them, by path: what `Config.override` takes.
+
+    The text `none` is None where that is a value, because TOML has no null. Raises UserError for an unknown name,
+    with the nearest one; `groups` are other names that may have been meant.
+    """
+    return dict(_flattened("", content, [*PARTS, *groups]))
+
+
+def _flattened(above: str, content: Mapping[str, Any], groups: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        path = f"{above}{name}"
+        known = settings().get(path)
+        if path not in PARTS and known is None:
+            raise _unknown(path, groups)
+        if path in PARTS or (is_dataclass(known.type) and isinstance(value, dict)):
+            if not isinstance(value, dict):
+                raise UserError(f"{path} is {value!a:.80}; it must be a group of settings.")
+            yield from _flattened(f"{path}.", value, ())
+        elif known.optional and value == "none":
+            yield path, None
+        else:
+            yield path, _from_json(known.type, value)
+
+
+def missing(content: Mapping[str, Any]) -> list[str]:
+    """The paths of settings that can change a result, are not None by default, and are not in a nested config."""
+    parts = current(dict(content))
+    return [
+        f"{name}.{f.name}"
+        for name, part in PARTS.items()
+        for f in fields(part)
+        if f.metadata["affects_result"] and f.default is not None and f.name not in (parts.get(name) or {})
+    ]
 
 
 def parse(path: str, text: str) -> Any:
@@ -404,7 +441,8 @@ def _changed(kind: type, node: Any, changes: Mapping[str, Any]) -> Any:
 def _build(kind: type, content: dict[str, Any]) -> Any:
     hints = get_type_hints(kind)
     if unknown := content.keys() - {f.name for f in fields(kind)}:
-        raise UserError(f"there is no field {min(unknown)!a}")
+        above = f"{kind.path}." if issubclass(kind, _Part) else ""
+        raise _unknown(f"{above}{min(unknown)}", () if above else ("base", "recipe", *PARTS))
     return kind(**{name: _from_json(hints[name], value) for name, value in content.items()})
 
 

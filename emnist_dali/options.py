@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from .config import RENAMED_RECIPES, Config, parse, settings
+from .core.documents import is_document
 from .core.errors import UserError
 from .core.files import MAX_NAME, is_plain
 from .recipes import RECIPES, choose, unknown_recipe
@@ -50,7 +51,7 @@ class ModelPath(PlainPath):
 
 
 class RecipeName(click.Choice):
-    """A recipe's name, or a .json file with a config: a sweep's best.json, a run's config.json."""
+    """A recipe's name, or a file with settings: one by hand, a sweep's best.json, a run's config.json."""
 
     def __init__(self) -> None:
         super().__init__(["auto", *RECIPES])
@@ -58,7 +59,7 @@ class RecipeName(click.Choice):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value in RENAMED_RECIPES:
             self.fail(unknown_recipe(value), param, ctx)
-        return value if value.endswith(".json") else super().convert(value, param, ctx)
+        return value if is_document(value) else super().convert(value, param, ctx)
 
 
 class _Assignment(click.ParamType):
@@ -142,7 +143,7 @@ class ConfigCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         name, *machine = ctx.meta["recipe"]
         config = None
-        if name in ("auto", *RECIPES) or (name or "").endswith(".json"):
+        if name in ("auto", *RECIPES) or is_document(name or ""):
             config, _ = chosen(name, *machine)
             ctx.show_default = True
             ctx.default_map = {
@@ -182,9 +183,14 @@ def _leaves(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def chosen(recipe: str, split: str | None, device: str | None) -> tuple[Config, str]:
-    """`recipes.choose` for this machine; only recipes that depend on it import torch."""
-    if recipe not in ("auto", "fast"):
-        return choose(recipe, split, gpu=False)
+    """`recipes.choose` for this machine."""
+    return choose(recipe, split, uses_gpu(recipe, device))
+
+
+def uses_gpu(recipe: str, device: str | None) -> bool:
+    """Whether the recipe is chosen for a GPU; torch is imported only for those that depend on it, and for files."""
+    if (device or "").startswith("cpu") or not (recipe in ("auto", "fast") or is_document(recipe)):
+        return False
     import torch
 
-    return choose(recipe, split, gpu=not (device or "").startswith("cpu") and torch.cuda.is_available())
+    return torch.cuda.is_available()

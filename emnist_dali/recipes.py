@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from .config import RENAMED_RECIPES, Affine, Config, Data, Mixing, Model, Run, Training, from_dict
+from .config import RENAMED_RECIPES, Affine, Config, Data, Mixing, Model, Run, Training, flattened, from_dict, missing
+from .core.documents import is_document, read_document
 from .core.errors import UserError
-from .core.files import read_json
 
 # Radians; ±2 of 28 pixels.
 WARPS = Affine(rotation=(0.2,), scale=0.12, shear=0.15, translation=2 / 28)
@@ -200,14 +200,13 @@ def unknown_recipe(name: str) -> str:
 
 
 def choose(name: str, split: str | None, gpu: bool) -> tuple[Config, str]:
-    """The named recipe, the one in a .json file, or for `auto` the best for the machine; and a sentence on why.
+    """The named recipe, the one in a JSON, TOML or YAML file, or for `auto` the best for the machine; and why.
 
     A `split` of None is Balanced, or the file's own. Raises UserError for an unknown name or an invalid file.
     """
-    if name.endswith(".json"):
-        config = from_dict(read_json(Path(name), allow_edits=True), name)
-        config = replace(config, run=replace(config.run, out=None))  # another run's folder
-        return config.override({"split": split}), f"Recipe {config.recipe} from {name}, as requested."
+    if is_document(name):
+        config = _read(Path(name), split, gpu)
+        return config, f"Recipe {config.recipe} from {name}, as requested."
     split = "balanced" if split is None else split
     if name == "auto" and gpu:
         return recipe("gpu", split), "Recipe gpu: the most accurate one that has been run on a GPU."
@@ -217,3 +216,27 @@ def choose(name: str, split: str | None, gpu: bool) -> tuple[Config, str]:
         return fast_cpu(split), "Recipe fast, as requested, at its size for a CPU."
     size = ", at its size for a GPU" if name == "fast" else ""
     return recipe(name, split), f"Recipe {name}, as requested{size}."
+
+
+def _read(path: Path, split: str | None, gpu: bool) -> Config:
+    """A whole config, or changes of the recipe that the file names as its `base`."""
+    content = read_document(path)
+    content.pop("sha256", None)  # of the files that this project writes
+    if "base" not in content:
+        config = from_dict({"recipe": "custom", **content}, str(path))
+        if lacking := missing(content):
+            raise UserError(
+                f"{path} has no {lacking[0]}, and no base to take it from; add a base: {', '.join(RECIPES)} or auto."
+            )
+        config = replace(config, run=replace(config.run, out=None))  # another run's folder
+        return config.override({"split": split})
+    base, name = content.pop("base"), content.pop("recipe", None)
+    try:
+        if base not in ("auto", *RECIPES):
+            raise UserError(unknown_recipe(base))
+        changes = flattened(content, ("base", "recipe"))
+        config, _ = choose(base, split or changes.get("data.split"), gpu)
+        config = replace(config, recipe=name) if name is not None else config
+        return config.override({**changes, "split": split})
+    except (UserError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path} is not a valid config ({str(error).rstrip('.')[:200]}).") from error

@@ -414,3 +414,68 @@ def test_every_setting_is_parsed_as_it_is_printed(config):
 def test_text_of_another_type_is_refused(path, text):
     with pytest.raises(UserError, match=re.escape(path)):
         parse(path, text)
+
+
+def written(folder, content, name="mine.json"):
+    (folder / name).write_text(json.dumps(content))
+    return str(folder / name)
+
+
+def test_a_file_changes_its_base_and_nothing_else(tmp_path):
+    path = written(
+        tmp_path, {"base": "cpu", "training": {"epochs": 8, "ema": None}, "data": {"affine": {"shear": 0}}}
+    )
+    config, why = choose(path, None, gpu=False)
+    expected = cpu("balanced").override({"epochs": 8, "training.ema": None, "data.affine.shear": 0.0})
+    assert config == expected
+    assert path in why
+    assert choose(path, "letters", gpu=False)[0].training.logit_adjustment == 0  # the base is a function of the split
+
+
+@pytest.mark.parametrize(("gpu", "model"), [(True, "emnist_fast"), (False, "emnist_fast_tiny")])
+def test_a_base_has_its_size_for_the_machine(tmp_path, gpu, model):
+    content = {"base": "fast", "recipe": "mine", "data": {"split": "digits"}}
+    config, _ = choose(written(tmp_path, content), None, gpu=gpu)
+    assert (config.recipe, config.data.split, config.model.model) == ("mine", "digits", model)
+    assert config.training.logit_adjustment == 0
+
+
+def test_a_tuple_a_group_and_none_in_a_file(tmp_path):
+    mixing = {"mixup_alpha": 0.2, "cutmix_alpha": 1, "probability": 0.5, "switch": 0.5}
+    content = {
+        "base": "cpu",
+        "training": {"mixing": mixing, "ema": "none"},
+        "data": {"affine": {"rotation": [0.1, 0.2]}},
+    }
+    config, _ = choose(written(tmp_path, content), None, gpu=False)
+    assert config.training.mixing == Mixing(**mixing)
+    assert (config.training.ema, config.data.affine.rotation) == (None, (0.1, 0.2))
+    assert config.data.affine.scale == cpu("balanced").data.affine.scale
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ({"base": "cpu", "training": {"epoch": 8}}, "no setting training.epoch; did you mean training.epochs?"),
+        ({"base": "cpu", "trainng": {"epochs": 8}}, "no setting trainng; did you mean training?"),
+        ({"base": "cpu", "data": {"epochs": 8}}, "no setting data.epochs; did you mean training.epochs?"),
+        ({"base": "cpu", "epochs": 8}, "no setting epochs; did you mean training.epochs?"),
+        ({"base": "cpu", "training": {"mixing": {"swich": 1}}}, "did you mean training.mixing.switch?"),
+        ({"base": "cpu", "training": {"lr": {"peak": 1}}}, "training.lr is {'peak': 1}; it must be a finite number"),
+        ({"base": "cpu", "training": 3}, "training is 3; it must be a group of settings"),
+        ({"base": "cpu", "data": {"split": 3}}, "data.split is 3; it must be text"),
+        ({"base": "cpu", "data": {"affine": 3}}, "data.affine is 3; it must be of type Affine"),
+        ({"base": "cpu", "recipe": "a/b"}, "recipe is 'a/b'"),
+        ({"base": "cpuu"}, "no recipe 'cpuu'; choose published"),
+        ({"base": "best"}, "now called improved"),
+        ({"base": ["cpu"]}, "not a valid config"),
+        ({"bse": "cpu"}, "no setting bse; did you mean base?"),
+        ({"training": {"epochs": 8}}, "has no data.split, and no base to take it from; add a base"),
+        ({"recipe": "cpu", "training": {"epochs": 8}}, "has no data.split, and no base to take it from"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_with_its_place(tmp_path, content, why):
+    path = written(tmp_path, content)
+    with pytest.raises(UserError, match=re.escape(why)) as caught:
+        choose(path, None, gpu=False)
+    assert str(caught.value).startswith(path)

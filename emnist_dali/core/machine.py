@@ -44,6 +44,16 @@ def has_native_bf16() -> bool:
         return False
 
 
+def peak_memory() -> int | None:
+    """The most memory, in bytes, that this process has had; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def keep_freed_memory() -> None:
     """Makes glibc's malloc keep freed memory instead of returning it to the kernel.
 

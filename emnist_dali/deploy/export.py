@@ -227,7 +227,8 @@ def _export_safetensors(
 ) -> tuple[bytes, Probabilities]:
     content = encode(trained.model.state_dict(), {"about": json.dumps(metadata), "generator": MARK})
     loaded = trained.in_float32()
-    loaded.model = build_model(replace(trained.config.model, pretrained=False, weights=None), len(trained.classes))
+    untrained = replace(trained.config.model, pretrained=False, weights=None)
+    loaded.model = build_model(untrained, len(trained.classes), trained.config.data.image_size)
     loaded.model.load_state_dict(safetensors.torch.load(content))
     loaded.model.to(trained.config.run.device).eval()
     return content, loaded.probabilities

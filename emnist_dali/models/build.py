@@ -1,6 +1,8 @@
-"""timm models with a 1-channel stem."""
+"""timm models with a 1-channel stem, and networks of the user's own."""
 
+import inspect
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 
@@ -9,33 +11,18 @@ from ..core.errors import UserError
 from ..core.files import is_uncompressed_zip
 from ..core.machine import reachable
 from ..weights import FILE, located
+from .import_path import factory, is_import_path
 
 
-def build_model(model: Model, classes: int) -> torch.nn.Module:
-    """A timm model from images (N, 1, S, S) to logits (N, classes), with channels-last weights.
+def build_model(model: Model, classes: int, image_size: int | None = None) -> torch.nn.Module:
+    """A network from images (N, 1, S, S) to logits (N, classes), with channels-last weights.
 
-    Pretrained RGB weights of the stem are summed over the channels. Raises UserError if timm has no such model, or if
-    its weights cannot be loaded.
+    timm's of that name, or the user's own (`import_path`). Those that are made for one size get `image_size`, S.
+    Pretrained RGB weights of the stem are summed over the channels. Raises UserError if there is no such model, if it
+    cannot be made for images of this size, or if its weights cannot be loaded.
     """
-    import timm
-
-    from . import fast_net  # noqa: F401  (registers its models)
-
-    if not timm.is_model(model.model):
-        similar = get_close_matches(model.model, timm.list_models())
-        hint = f", but {', '.join(similar)}" if similar else ""
-        raise UserError(f"timm has no model {model.model!r}{hint}; set model.model to one of timm.list_models().")
-    if not model.pretrained:
-        try:
-            net = timm.create_model(model.model, in_chans=1, num_classes=classes)
-        except Exception as error:  # timm's models may raise anything
-            raise UserError(
-                f"{model.model} cannot be built for 1-channel images ({_reason(error)}); choose another model.model."
-            ) from error
-    elif model.weights:
-        net = _from_file(model, classes)
-    else:
-        net = _from_hub(model, classes)
+    net = _own(model, classes, image_size) if is_import_path(model.model) else _of_timm(model, classes, image_size)
+    _check_patches(net, model.model, image_size)
     if model.stem == "new" or model.stem_stride:
         stems = [net.get_submodule(name) for name in first_layers(net)]
         if not stems or not all(isinstance(stem, torch.nn.Conv2d) for stem in stems):
@@ -62,41 +49,104 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
 
 def first_layers(net: torch.nn.Module) -> tuple[str, ...]:
     """The names of the layers that take the images, as timm's config has them; of an ensemble one a member."""
-    names = net.pretrained_cfg.get("first_conv") or ()
+    names = getattr(net, "pretrained_cfg", {}).get("first_conv") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _from_file(model: Model, classes: int) -> torch.nn.Module:
+def _own(model: Model, classes: int, image_size: int | None) -> torch.nn.Module:
+    make = factory(model.model)
+    if model.weights:
+        raise UserError(f"model.weights is for timm's models; load {model.weights} in {model.model}.")
+    options = {"num_classes": classes, "in_chans": 1}
+    if image_size and "img_size" in inspect.signature(make).parameters:
+        options["img_size"] = image_size
+    try:
+        net = make(**options)
+    except Exception as error:  # it may raise anything
+        arguments = ", ".join(f"{name}={value}" for name, value in options.items())
+        raise UserError(f"{model.model}({arguments}) failed ({_reason(error)}).") from error
+    if not isinstance(net, torch.nn.Module):
+        raise UserError(f"{model.model} returned {type(net).__name__}; it must return a torch.nn.Module.")
+    return net
+
+
+def _of_timm(model: Model, classes: int, image_size: int | None) -> torch.nn.Module:
     import timm
 
+    from . import fast_net  # noqa: F401  (registers its models)
+
+    if not timm.is_model(model.model):
+        similar = get_close_matches(model.model, timm.list_models())
+        hint = f", but {', '.join(similar)}" if similar else ""
+        raise UserError(
+            f"timm has no model {model.model!r}{hint}; set model.model to one of timm.list_models(), or to "
+            "package.module:factory for your own."
+        )
+    options = {"in_chans": 1, "num_classes": classes}
+    cfg = timm.models.get_pretrained_cfg(model.model)
+    if image_size and cfg is not None and cfg.fixed_input_size:
+        options["img_size"] = image_size
+    if model.pretrained:
+        return _from_file(model, options) if model.weights else _from_hub(model, options)
+    try:
+        return _created(model.model, options)
+    except Exception as error:  # timm's models may raise anything
+        size = f" of {image_size}×{image_size}" if image_size else ""
+        raise UserError(
+            f"{model.model} cannot be built for 1-channel images{size} ({_reason(error)}); choose another "
+            "model.model or data.image_size."
+        ) from error
+
+
+def _created(name: str, options: dict[str, Any], **more: Any) -> torch.nn.Module:
+    """timm's model; without `img_size` where its constructor has no such argument."""
+    import timm
+
+    try:
+        return timm.create_model(name, **options, **more)
+    except TypeError as error:
+        if "img_size" not in options or "img_size" not in str(error):
+            raise
+        return timm.create_model(name, **{**options, "img_size": None}, **more)
+
+
+def _check_patches(net: torch.nn.Module, name: str, image_size: int | None) -> None:
+    """timm cuts off what does not fill a patch, without a word."""
+    from timm.layers import PatchEmbed
+
+    for module in net.modules():
+        if image_size and isinstance(module, PatchEmbed) and not module.dynamic_img_pad:
+            side = max(module.patch_size)
+            if image_size % side:
+                sizes = [size for size in (image_size // side * side, (image_size // side + 1) * side) if size >= 8]
+                raise UserError(
+                    f"{name} takes images in patches of {side}×{side}, and {image_size} is not a multiple of {side}; "
+                    f"set data.image_size {' or '.join(map(str, sizes))}."
+                )
+
+
+def _from_file(model: Model, options: dict[str, Any]) -> torch.nn.Module:
     path = located(model.weights, FILE)
     if not path.is_file():
         raise UserError(f"{path} is not a file; set model.weights to a file with weights of {model.model}.")
     try:
         is_uncompressed_zip(path)  # only for its error: legacy pickles are accepted too
         # Only through the overlay does timm fold the RGB stem of a local file and drop its classifier.
-        return timm.create_model(
-            model.model,
-            pretrained=True,
-            pretrained_cfg_overlay={"file": str(path)},
-            in_chans=1,
-            num_classes=classes,
-        )
+        return _created(model.model, options, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
     except Exception as error:
         raise UserError(
             f"{path} does not hold weights of {model.model} ({_reason(error)}); set model.weights to another file."
         ) from error
 
 
-def _from_hub(model: Model, classes: int) -> torch.nn.Module:
-    import timm
+def _from_hub(model: Model, options: dict[str, Any]) -> torch.nn.Module:
     from huggingface_hub import constants
 
     offline = constants.HF_HUB_OFFLINE
     # Without a network the hub's client retries for 47 s; in offline mode it checks its cache and fails at once.
     constants.HF_HUB_OFFLINE = offline or not reachable(constants.ENDPOINT)
     try:
-        return timm.create_model(model.model, pretrained=True, in_chans=1, num_classes=classes)
+        return _created(model.model, options, pretrained=True)
     except Exception as error:
         raise UserError(
             f"The pretrained weights of {model.model} could not be downloaded from {constants.ENDPOINT} "

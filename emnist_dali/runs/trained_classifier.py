@@ -27,7 +27,7 @@ class TrainedClassifier:
     """A `Classifier` with a run's best weights, on the run's device, or on the CPU if this machine has no GPU.
 
     `about` is the metadata of the weights, `name` the folder's if none is given. Raises UserError if there are no
-    weights yet or they do not fit the model.
+    weights yet, if they do not fit the model, or if that is the user's own and is not trusted (`models.trust`).
     """
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
@@ -49,7 +49,8 @@ class TrainedClassifier:
         self.thresholds: list[float] | None = self.about.get("thresholds")
         fitted = self.about.get("typicality")
         self.typicality: Typicality | None = Typicality.from_json(fitted) if fitted else None
-        self.model = build_model(replace(self.config.model, pretrained=False, weights=None), len(self.classes))
+        untrained = replace(self.config.model, pretrained=False, weights=None)
+        self.model = build_model(untrained, len(self.classes), self.config.data.image_size)
         try:
             self.model.load_state_dict(weights)
         except RuntimeError as error:

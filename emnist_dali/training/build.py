@@ -15,6 +15,7 @@ from ..data.stats import Stats, statistics
 from ..evaluation.inference import evaluation_loader
 from ..loading.loader import Loader, with_backend
 from ..loading.validation import validation_images
+from ..models.import_path import is_import_path, trust
 from ..runtime import resolve, use_device
 from .trainer import Trainer
 
@@ -55,15 +56,18 @@ def build_training(
     indices: np.ndarray | None = None,
     from_checkpoint: bool = False,
     threads: int | None = None,
+    stats: Stats | None = None,
 ) -> Training:
     """The training that `config` describes, at its first step, on this rank.
 
-    `shards` default to the config's split, prepared where it is missing. `indices` (n,) are the samples to train on;
-    without them the split's validation part is used, or else `data.val_fraction` of the part, or a fold, is held out
-    for validation. With `from_checkpoint` the model starts from random weights, which the checkpoint replaces. Raises
-    UserError for data, device, weights and settings that do not fit.
+    `shards` default to the config's split, prepared where it is missing, and `stats` to theirs. `indices` (n,) are
+    the samples to train on; without them the split's validation part is used, or else `data.val_fraction` of the
+    part, or a fold, is held out for validation. With `from_checkpoint` the model starts from random weights, which
+    the checkpoint replaces. Raises UserError for data, device, weights and settings that do not fit.
     """
     config = resolve(config)
+    if is_import_path(config.model.model):
+        trust(config.model.model)  # its user has asked for a training of it
     _tune_device(config)
     shards = shards or training_shards(config)
     # The first rank's, because their GPUs may differ.
@@ -73,7 +77,7 @@ def build_training(
     if indices is None:
         indices, validation_shards, held_out = validation_images(shards, config.data, config.training.seed)
     with distributed.local_main_first():
-        stats = statistics(shards.folder, config.data.image_size, config.data.equalize)
+        stats = stats or statistics(shards.folder, config.data.image_size, config.data.equalize)
     loader = Loader.from_config(shards, config, indices=indices, stats=stats, threads=threads)
     validation = None
     if held_out is not None and len(held_out):

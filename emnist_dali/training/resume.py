@@ -8,9 +8,11 @@ import torch
 
 from ..config import Config, from_dict
 from ..core import distributed
+from ..core.documents import is_document
 from ..core.errors import UserError
 from ..core.progress import say
 from ..loading.backends import engine, recorded_engine
+from ..models.import_path import code_digest
 from ..runs import schema
 from ..runs.checkpoint import load_state
 from ..runs.file_names import LAST, is_run
@@ -51,8 +53,8 @@ def load(path: Path, recipe: str | None, values: Mapping[str, Any]) -> tuple[Con
     if schema.STATE.keys() - state.keys():
         raise UserError(f"{path} is not a valid checkpoint of this version; start a new run.")
     config = from_dict(state["asked"], str(path))
-    # The settings of a .json recipe are compared with the run's in `check`.
-    if recipe not in (None, "auto", config.recipe) and not recipe.endswith(".json"):
+    # The settings of a file are compared with the run's in `check`.
+    if recipe not in (None, "auto", config.recipe) and not is_document(recipe):
         raise UserError(f"{path} was trained with recipe {config.recipe}, not {recipe}; start a new run for that.")
     state["file"] = str(path), version
     return config.override({**values, "run.out": str(path.parent.parent)}), state
@@ -83,6 +85,7 @@ def facts(training: Training) -> dict[str, Any]:
         "torch threads": torch.get_num_threads() if config.run.device == "cpu" else None,
         "slices of a batch": training.trainer.slices,
         "ranks": distributed.world_size(),
+        "code of the network": code_digest(config.model.model),
     }
 
 
@@ -99,8 +102,9 @@ def check(state: dict[str, Any], config: Config, now: dict[str, Any], force: boo
     ):
         if value != was:
             raise UserError(f"The checkpoint's {name} is {was}, not {value}; start a new run for that.")
-    # Versions without slices trained on whole batches.
-    facts_before = {"slices of a batch": 1, **state["facts"], "pipeline": recorded_engine(state["facts"]["pipeline"])}
+    # Versions without slices trained on whole batches; all networks were timm's.
+    facts_before = {"slices of a batch": 1, "code of the network": None, **state["facts"]}
+    facts_before["pipeline"] = recorded_engine(state["facts"]["pipeline"])
     changed = "; ".join(sorted([*_changed_settings(config, before), *_changed_facts(now, facts_before)]))
     if not changed:
         return

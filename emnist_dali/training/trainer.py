@@ -65,7 +65,7 @@ class Trainer:
         self.device = torch.device(config.run.device)
         self.autocast = autocast(config)
         torch.manual_seed(training.seed)
-        self.model = build_model(config.model, self.classes).to(self.device)
+        self.model = build_model(config.model, self.classes, config.data.image_size).to(self.device)
         if training.sync_bn:
             self.model = convert_sync_batchnorm(self.model)
         self.parallel = self.model

@@ -167,3 +167,28 @@ def test_an_unreachable_hub_is_detected(monkeypatch):
     assert not build.reachable("https://hub.invalid")
     monkeypatch.setattr(requests, "head", lambda *_, **__: None)
     assert build.reachable("https://hub.invalid")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("test_vit", 32), ("test_maxvit", 32), ("swin_tiny_patch4_window7_224", 28)]
+)
+def test_a_model_for_one_size_is_made_for_ours(name, size):
+    net = build_model(Model(model=name, pretrained=False), 10, size).eval()
+    assert net(torch.zeros(2, 1, size, size)).shape == (2, 10)
+
+
+def test_pretrained_weights_of_another_size_are_adapted(tmp_path):
+    torch.manual_seed(0)
+    theirs = timm.create_model("test_vit")  # for 160×160
+    save_file(theirs.state_dict(), tmp_path / "vit.safetensors")
+    net = build_model(Model(model="test_vit", weights=str(tmp_path / "vit.safetensors")), 10, 32)
+    assert torch.equal(net.blocks[0].attn.qkv.weight, theirs.blocks[0].attn.qkv.weight)
+    assert net.pos_embed.shape[1] < theirs.pos_embed.shape[1]
+    assert net(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(28, "16 or 32"), (15, "16"), (33, "32 or 48")])
+def test_a_size_that_is_cut_off_is_refused(size, fits):
+    """timm would leave out the border of 28×28 in patches of 16×16."""
+    with pytest.raises(UserError, match=rf"multiple of 16; set data\.image_size {fits}\."):
+        build_model(Model(model="test_vit", pretrained=False), 10, size)

@@ -1,0 +1,91 @@
+"""What a training would be: its settings, steps, time and memory. It leaves nothing behind."""
+
+import os
+from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from ..config import Config
+from ..core import distributed, machine
+from ..data.manifest import MANIFEST
+from ..data.prepare import split_folder
+from ..data.shards import Shards
+from ..data.stats import Stats
+from ..recipe_text import to_toml
+from ..runtime import resolve
+from . import memory
+from .build import build_training
+
+# Micro-batches that are timed; fewer where these take longer than SECONDS.
+TIMED = 12
+SECONDS = 15
+
+
+class _EnoughError(Exception):
+    """The timing has taken SECONDS."""
+
+
+def describe(config: Config, done: int = 0) -> tuple[str, str]:
+    """The resolved settings as TOML, and comments on steps, time and memory of a training; `done` steps are past.
+
+    The time is that of a few steps on this machine now, without validation and test; it takes data that have been
+    prepared. Raises UserError as `train` does.
+    """
+    resolved = resolve(config)
+    about = []
+    folder = split_folder(config.data.data_dir, config.data.split, config.data.source)
+    if os.path.exists(folder / MANIFEST):
+        about += _measured(resolved, Shards(folder, "train"), done)
+    else:
+        about.append(f"Steps and time are not known: {folder} is not prepared. `emnist-dali prepare` does that.")
+    if resolved.run.device != "cpu" or memory.peak_bytes(config):
+        about.append(memory.describe(config, machine.gpu_memory(config.run.device), distributed.world_size()))
+    return to_toml(resolved), "\n".join(f"# {line}" for line in about)
+
+
+def _measured(config: Config, shards: Shards, done: int) -> list[str]:
+    """Lines on steps, time and memory, from a few micro-batches."""
+    training = config.training
+    few = replace(config, training=replace(training, accumulation=1, steps=TIMED))
+    stats = Stats(0.5, 0.5, config.data.equalize)  # the time does not depend on them, and nothing is written
+    times: list[float] = []
+
+    def after_step() -> None:
+        if config.run.device != "cpu":
+            torch.cuda.synchronize()
+        times.append(perf_counter())
+        if len(times) > 2 and times[-1] - times[0] > SECONDS and distributed.world_size() == 1:
+            raise _EnoughError
+
+    with build_training(few, shards, from_checkpoint=True, stats=stats) as timed:
+        prepared = timed.trainer.warm_up()
+        with suppress(_EnoughError):
+            timed.trainer.train_epoch(timed.loader, after_step)
+        steps_per_epoch = len(timed.loader) // training.accumulation
+    steps = min(training.steps or training.epochs * steps_per_epoch, training.epochs * steps_per_epoch)
+    left = max(steps - done, 0)
+    gaps = [after - before for before, after in pairwise(times)]
+    lines = [
+        f"{steps:,} steps of {config.data.batch_size * training.accumulation:,} images: {training.epochs} epochs of "
+        f"{steps_per_epoch:,}{f'; {left:,} are left' if done else ''}."
+    ]
+    if gaps:
+        step = training.accumulation * median(gaps)
+        lines.append(
+            f"About {_duration(prepared + left * step)} on {config.run.device}, without validation and test: "
+            f"{step:.2g} s a step in {len(gaps)} micro-batches timed just now, beside whatever else runs here."
+        )
+    peak = machine.peak_memory() if config.run.device == "cpu" else torch.cuda.max_memory_allocated()
+    if peak:
+        of = "This process" if config.run.device == "cpu" else "PyTorch"
+        lines.append(f"{of} took {peak / 2**30:.1f} GiB of {'the GPU' if of == 'PyTorch' else 'memory'} for them.")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{hours:.1f} hours" if hours >= 2 else f"{minutes:.0f} minutes" if minutes >= 2 else f"{seconds:.0f} s"

@@ -1,0 +1,58 @@
+"""`train --dry-run`: what it says, and that it leaves nothing."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from emnist_dali.cli import main
+from emnist_dali.recipes import choose
+from emnist_dali.runtime import resolve
+from emnist_dali.training import dry_run
+from tests.training_runs import TINY, flags, small
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_says_all_and_leaves_nothing(data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = contents(data_dir)
+    options = flags(
+        split="small", source="glyphs", data_dir=data_dir, batch_size=64, epochs=3, device="cpu", out="run"
+    )
+    options += ["--image-size", 13, "--set", "training.accumulation=2"]  # of this size nothing else makes statistics
+    result = CliRunner().invoke(main, ["train", "--recipe", "cpu", "--dry-run", *map(str, options)])
+    assert result.exit_code == 0, result.output
+    # 600 images, 24 of them held out: 9 batches of 64, of which two are a step
+    assert "# 12 steps of 128 images: 3 epochs of 4." in result.output
+    assert "without validation and test" in result.output
+    assert "GiB of memory" in result.output
+    assert contents(data_dir) == before
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine.toml").write_text(result.output, encoding="utf-8")
+    pytest.importorskip("tomllib", reason="TOML needs Python 3.11")
+    again, _ = choose("mine.toml", None, gpu=False)
+    values = {**TINY, "source": "glyphs", "data_dir": str(data_dir), "batch_size": 64, "epochs": 3, "device": "cpu"}
+    asked = choose("cpu", "small", gpu=False)[0].override({**values, "image_size": 13, "accumulation": 2})
+    assert again == resolve(asked)
+
+
+def test_steps_and_those_that_are_left(data_dir, monkeypatch):
+    monkeypatch.setattr(dry_run, "SECONDS", 0)
+    config = small(data_dir, None, image_size=16, epochs=10, steps=20)
+    _, about = dry_run.describe(config, done=15)
+    assert "20 steps of 64 images: 10 epochs of 9; 5 are left." in about
+    assert "in 2 micro-batches timed" in about  # it does not take all of TIMED where these take long
+
+
+def test_data_that_are_not_prepared_are_named(tmp_path):
+    _, about = dry_run.describe(small(tmp_path / "data", None))
+    assert f"{tmp_path / 'data' / 'demo' / 'small'} is not prepared" in about
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (121, "2 minutes"), (9000, "2.5 hours")])
+def test_a_duration_has_the_unit_that_fits(seconds, text):
+    assert dry_run._duration(seconds) == text
