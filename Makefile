@@ -5,7 +5,7 @@ BIN := .venv/bin
 # A GPU machine without network has no .venv: it runs its own Python, in which the project is importable.
 GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test test-docs fuzz faults attack bench speedrun gpu-check reproduce lint clean
+.PHONY: demo test test-docs site fuzz faults attack bench speedrun gpu-check reproduce lint clean
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -42,6 +42,9 @@ reproduce: .venv/installed  ## NIST's files, gpu-check, the GPU recipes on Balan
 
 test-docs: .venv/installed  ## every command and every piece of Python that README and docs/ show
 	$(BIN)/python -m pytest docs
+
+site: .venv/installed  ## the pages as a site with search and a reference, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: .venv/installed
 	$(BIN)/ruff check .
