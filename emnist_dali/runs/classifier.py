@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..core.errors import UserError
 from ..weights import NAME as BUILTIN
 from ..weights import located
 from .onnx_classifier import OnnxClassifier
@@ -31,7 +32,7 @@ def load_classifier(path: str | Path = BUILTIN) -> Classifier:
     """The model in a run folder, in a .onnx file that `emnist-dali export` wrote, or `builtin`: that of the package.
 
     Raises UserError if the run has no weights yet, if the file is damaged or not from emnist-dali, or if onnx or
-    onnxruntime is missing for a .onnx.
+    onnxruntime is missing for a .onnx, or torch for others.
 
     >>> import numpy as np
     >>> from emnist_dali import load_classifier
@@ -43,6 +44,11 @@ def load_classifier(path: str | Path = BUILTIN) -> Classifier:
     path = located(path)
     if path.suffix == ".onnx":
         return OnnxClassifier(path)
-    from .trained_classifier import TrainedClassifier  # torch: 1.1 s, which a .onnx need not wait for
-
+    try:
+        from .trained_classifier import TrainedClassifier  # torch: 1.1 s, which a .onnx need not wait for
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{path} needs {error.name}, which is not installed; pip install emnist-dali, without --no-deps, or name "
+            "an exported .onnx."
+        ) from error
     return TrainedClassifier(path)
