@@ -8,6 +8,9 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 from emnist_dali import cli
@@ -96,3 +99,20 @@ def test_doctor_knows_every_extra(metadata):
     assert EXTRAS.keys() == extras.keys() - OF_DEVELOPERS
     for extra, modules in EXTRAS.items():
         assert {module.replace("_", "-") for module in modules} == requirements(extras[extra]).keys(), extra
+
+
+def test_the_lock_has_what_the_tests_need(metadata):
+    """`make lock` writes it; on each Python and system one version of each package is installed."""
+    lines = (PROJECT / "requirements" / "constraints.txt").read_text("utf-8").splitlines()
+    pins: dict[str, set[str]] = {}
+    for line in lines:
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            pins.setdefault(canonicalize_name(pin.name), set()).update(part.version for part in pin.specifier)
+    extras = metadata["options.extras_require"]
+    included = re.search(r"emnist-dali\[(.*)\]", extras["dev"])[1].split(",")
+    texts = [metadata["options"]["install_requires"], *(extras[name] for name in ("dev", *included))]
+    for name, version in requirements("\n".join(texts)).items():
+        if name != "emnist-dali":
+            assert pins.get(canonicalize_name(name)), f"{name} is not locked: make lock"
+            assert all(map(SpecifierSet(version).contains, pins[canonicalize_name(name)])), f"{name}: make lock"
