@@ -50,6 +50,7 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile Dockerfile.nvidia
 
 # pip's own constraints, where it has some, hold for uv too.
 lock: .venv/installed  ## the newest versions that setup.cfg allows, for all systems and Pythons, into requirements/
