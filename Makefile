@@ -5,12 +5,12 @@ BIN := .venv/bin
 # A GPU machine without network has no .venv: it runs its own Python, in which the project is importable.
 GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test test-docs fuzz faults attack bench speedrun gpu-check reproduce lint clean
+.PHONY: demo test test-docs site fuzz faults attack bench speedrun gpu-check reproduce lint lock clean
 
-.venv/installed: setup.cfg pyproject.toml
+.venv/installed: setup.cfg pyproject.toml requirements/constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: .venv/installed  ## the whole main job on drawn glyphs: no download, no GPU
@@ -43,10 +43,21 @@ reproduce: .venv/installed  ## NIST's files, gpu-check, the GPU recipes on Balan
 test-docs: .venv/installed  ## every command and every piece of Python that README and docs/ show
 	$(BIN)/python -m pytest docs
 
+site: .venv/installed  ## the pages as a site with search and a reference, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile Dockerfile.nvidia
+
+# pip's own constraints, where it has some, hold for uv too.
+lock: .venv/installed  ## the newest versions that setup.cfg allows, for all systems and Pythons, into requirements/
+	$(BIN)/pip install --quiet uv
+	UV_CONSTRAINT="$$($(BIN)/pip config list | sed -n "s/^global.constraint='\(.*\)'$$/\1/p")" \
+	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --extra dev --no-annotate \
+	  --custom-compile-command 'make lock' setup.cfg --output-file requirements/constraints.txt
 
 clean:
 	rm -rf .venv .venv-loaders .venv-tensorflow .venv-ffcv build dist *.egg-info

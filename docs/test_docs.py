@@ -127,6 +127,20 @@ def test_what_a_page_shows_runs(page, place):
             assert done.returncode == 0, f"{page}\n{block['text']}\n{done.stdout[-4000:]}"
 
 
+def test_the_notebook_runs(prepared, tmp_path, monkeypatch):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    shutil.copytree(prepared / "data", tmp_path / "data")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    notebook = nbformat.read(PROJECT / "docs/emnist-dali.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs for cell in cells), "clear the notebook's outputs"
+    client = nbclient.NotebookClient(notebook, timeout=LIMIT, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()  # raises what a cell raises
+    *_, picture, reading = (cell.outputs[-1] for cell in cells if cell.outputs)
+    assert "image/png" in picture.data
+    assert reading.text == "R\n"  # as the notebook drew it
+
+
 @contextmanager
 def _server(place: Path) -> Iterator[str]:
     """The port of a server; in `place`, curl fails where the server answers with an error."""

@@ -102,11 +102,15 @@ def _sentences() -> Iterator[None]:
 
 
 def _system_error(error: Exception) -> str | None:
-    """A sentence on what the operating system refused; None for any other error."""
+    """A sentence on what the operating system refused or the installation lacks; None for any other error."""
     if is_out_of_memory(error):
         return "Out of memory; lower --batch-size or --image-size, or close other programs."
     if "can't start new thread" in str(error):
         return "No more threads can be started; close other programs, or raise `ulimit -u`."
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "emnist_dali").startswith("emnist_dali"):
+        return f"{error.name} is not installed, which this command needs; pip install emnist-dali, without --no-deps."
+    if "torchvision::nms" in str(error):
+        return "torchvision is built for another torch than the installed one; install both from one index."
     # click handles a closed pipe; an OSError without strerror does not come from the system.
     if not isinstance(error, OSError) or error.errno == errno.EPIPE or error.strerror is None:
         return None

@@ -1,8 +1,10 @@
-"""One writer per folder: a lock that the kernel releases when the process holding it exits, however it exits."""
+"""One writer per folder: a lock that the system releases when the process holding it exits, however it exits."""
 
+import errno
 import json
 import os
 import socket
+import time
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -11,10 +13,15 @@ from .errors import InUseError, UserError
 
 try:
     import fcntl
-except ImportError:  # Windows: no locking
+except ImportError:  # Windows
+    import msvcrt
+
     fcntl = None
 
 LOCK = ".emnist-dali.lock"
+# Windows locks bytes, and others cannot read those: one beyond what the file holds.
+_BYTE = 2**30
+_RETRY = 0.2  # seconds; only flock can wait
 
 
 class Lock:
@@ -40,10 +47,8 @@ class Lock:
             raise
 
     def _acquire(self, guarded: Path, wait: bool) -> None:
-        if fcntl is None:
-            return
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._descriptor)
         except BlockingIOError:
             holder = self._describe_holder()
             if not wait:
@@ -51,7 +56,7 @@ class Lock:
             from .progress import say
 
             say(f"Waiting for {guarded}, which is in use by {holder}.")
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            _wait_and_lock(self._descriptor)
         except OSError:  # this file system has no locks
             return
         holder = {
@@ -61,11 +66,13 @@ class Lock:
         }
         with suppress(OSError):  # a full disk: the lock holds all the same
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            os.write(self._descriptor, json.dumps(holder).encode())
 
     def _describe_holder(self) -> str:
         try:
-            holder = json.loads(os.pread(self._descriptor, 4096, 0))
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            holder = json.loads(os.read(self._descriptor, 4096))
             pid, host, since = (
                 int(holder["pid"]),
                 ascii(holder["host"])[1:-1],
@@ -86,3 +93,26 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _lock(descriptor: int) -> None:
+    """Locks an open file; raises BlockingIOError if another process or thread has, OSError without locks."""
+    if fcntl:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    os.lseek(descriptor, _BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    except PermissionError as error:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+
+
+def _wait_and_lock(descriptor: int) -> None:
+    if fcntl:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return
+    while True:
+        with suppress(BlockingIOError):
+            _lock(descriptor)
+            return
+        time.sleep(_RETRY)

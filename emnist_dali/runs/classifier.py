@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..core.errors import UserError
 from ..weights import NAME as BUILTIN
 from ..weights import located
 from .hub import download, is_address
@@ -33,7 +34,7 @@ def load_classifier(path: str | Path = BUILTIN) -> Classifier:
     `hf://user/name`, or `builtin`: that of the package.
 
     Raises UserError if the run has no weights yet, if the file is damaged or not from emnist-dali, if onnx or
-    onnxruntime is missing for a .onnx, and as `hub.download` does.
+    onnxruntime is missing for a .onnx, or torch for others, and as `hub.download` does.
 
     >>> import numpy as np
     >>> from emnist_dali import load_classifier
@@ -46,6 +47,11 @@ def load_classifier(path: str | Path = BUILTIN) -> Classifier:
     path = download(path) if is_address(path) else located(path)
     if path.suffix == ".onnx":
         return OnnxClassifier(path)
-    from .trained_classifier import TrainedClassifier  # torch: 1.1 s, which a .onnx need not wait for
-
+    try:
+        from .trained_classifier import TrainedClassifier  # torch: 1.1 s, which a .onnx need not wait for
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{path} needs {error.name}, which is not installed; pip install emnist-dali, without --no-deps, or name "
+            "an exported .onnx."
+        ) from error
     return TrainedClassifier(path, name)

@@ -147,7 +147,7 @@ class RunFolder:
             path = self.path / METRICS
             size = path.stat().st_size if path.exists() else 0
             try:
-                with path.open("a", encoding="utf-8") as file:
+                with path.open("a", encoding="utf-8", newline="\n") as file:
                     file.write("".join(map(schema.to_line, entries)))
             except OSError as error:
                 with suppress(OSError):

@@ -35,7 +35,8 @@ STATS = Stats(0.17, 0.33)  # about EMNIST's
 EXTRAS = {
     "audit": ("cleanlab",),
     "export": ("onnx", "onnxscript", "onnxruntime"),
-    "serve": ("flask", "waitress"),
+    "heic": ("pillow_heif",),
+    "serve": ("flask", "waitress", "segno"),
     "sweep": ("optuna",),
 }
 # Packed data, a run's checkpoints and DALI's own files fit several times.
@@ -54,6 +55,7 @@ class Check:
 def examine(data_dir: Path) -> dict[str, Any]:
     """The machine, and each check with what was found; hashes every shard in `data_dir` and asks two servers."""
     checks = [
+        _torch(),
         _gpu(),
         *_memory(),
         *_engines(),
@@ -66,6 +68,18 @@ def examine(data_dir: Path) -> dict[str, Any]:
         ),
     ]
     return {"machine": environment(), "checks": [asdict(check) for check in checks]}
+
+
+def _torch() -> Check:
+    """For which device torch is built, and whether torchvision, which timm imports, is built for it, too."""
+    cuda, rocm = torch.version.cuda, torch.version.hip
+    build = f"for CUDA {cuda}" if cuda else f"for ROCm {rocm}" if rocm else "for CPUs only"
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # an operator that its library for another torch does not have
+        advice = "Install torch and torchvision from one index: docs/install.md."
+        return Check("torch", f"{torch.__version__}, {build}; torchvision fails ({reason(error)})", advice)
+    return Check("torch", f"{torch.__version__}, {build}")
 
 
 def _gpu() -> Check:

@@ -83,6 +83,25 @@ def test_engines_that_do_not_agree_are_told(tmp_path, monkeypatch):
     assert "report this" in checks(tmp_path)["DALI on the CPU"]["advice"]
 
 
+@pytest.mark.parametrize(
+    ("cuda", "hip", "said"),
+    [("13.0", None, "for CUDA 13.0"), (None, "6.4", "for ROCm 6.4"), (None, None, "for CPUs only")],
+)
+def test_the_build_of_torch_is_told(cuda, hip, said, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    check = doctor._torch()
+    assert check.found == f"{torch.__version__}, {said}"
+    assert check.advice is None
+
+
+def test_a_torchvision_of_another_torch_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    check = doctor._torch()
+    assert "torchvision fails" in check.found
+    assert "from one index" in check.advice
+
+
 def test_a_driver_that_torch_cannot_use_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(doctor, "_driver", lambda: "470.1")
