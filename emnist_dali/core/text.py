@@ -24,9 +24,9 @@ def table(rows: Iterable[Sequence[str]], right: Collection[int] = (), indent: st
     widths = [max(map(columns, cells)) for cells in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = zip(row, widths, strict=True)
-        padded = (
-            " " * (width - columns(c)) + c if i in right else pad(c, width) for i, (c, width) in enumerate(cells)
-        )
-        lines.append((indent + "  ".join(padded)).rstrip())
+        cells = []
+        for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            gap = " " * (width - columns(cell))
+            cells.append(gap + cell if i in right else cell + gap)
+        lines.append((indent + "  ".join(cells)).rstrip())
     return lines

@@ -126,9 +126,8 @@ def details(result: dict[str, Any]) -> str:
     ]
     if alike := merged(list(result["per_class"])):
         lines.append("  " + "; ".join(f"with {of} as one {percent[name]}" for name, of in alike.items()))
-    rows = [
-        (true, predicted, f"{count:,}", f"{100 * share:.1f} %")
-        for true, predicted, count, share in confusions(result)
-    ]
-    lines += table([("true", "predicted", "images", "of the class"), *rows], right=(2, 3), indent="  ")
+    rows = [("true", "predicted", "images", "of the class")]
+    for true, predicted, count, share in confusions(result):
+        rows.append((true, predicted, f"{count:,}", f"{100 * share:.1f} %"))
+    lines += table(rows, right=(2, 3), indent="  ")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Charts as data for the macros of charts.html: SVG and HTML that the browser lays out, without a library.
 
-plotly.js has 4.7 MB, and its smaller builds, which no Python package ships, have 1 MB and no heat map. All lengths here
-are shares of the chart's width or height, so a chart fits any page, and text keeps its size.
+plotly.js has 4.7 MB; its smaller builds, which no Python package ships, have 1 MB and no heat map. Lengths here are
+shares of the chart's width or height, so that a chart fits any page while its text keeps its size.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -52,7 +52,12 @@ class Axis:
         high = max(values) if self.high is None else self.high
         if low == high:
             low, high = (low / 2, high * 2) if self.log else (low - 0.5, high + 0.5)
-        locator = LogLocator() if self.log else MaxNLocator(_TICKS, integer=self.whole, steps=[1, 2, 2.5, 5, 10])
+        few_decades = self.log and high / low < 1000
+        locator = (
+            LogLocator(subs=(1, 2, 5) if few_decades else (1,))
+            if self.log
+            else MaxNLocator(_TICKS, integer=self.whole, steps=[1, 2, 2.5, 5, 10])
+        )
         ticks = locator.tick_values(low, high)
         if not self.log:  # from tick to tick, but for ends that were asked for
             low = low if self.low is not None or self.whole else min(low, ticks[0])
@@ -105,7 +110,7 @@ class XYChart:
 
 
 def xy_chart(series: Sequence[Series], x: Axis, y: Axis, title: str = "", value: Format | None = None) -> XYChart:
-    """Lines and points. Where no point has a tip, all that is at an x is told at once, with y as `value` writes it."""
+    """Lines and points. Where no point has a tip, all at an x is told at once, with y as `value` writes it."""
     every_x = sorted({a for one in series for a in one.x})
     across = x.over(every_x)
     up = y.over(
@@ -156,7 +161,7 @@ def _strips(
 
 @dataclass(frozen=True, kw_only=True)
 class BarChart:
-    """What the macro `bar_chart` draws: at each label a bar of each series, in `heights` (series, labels) of 0 to 100."""
+    """What the macro `bar_chart` draws: at each label a bar of each series; `heights` (series, labels) in percent."""
 
     labels: list[str]
     heights: list[list[float]]
@@ -215,15 +220,10 @@ class MatrixChart:
 def matrix_chart(labels: Sequence[str], counts: np.ndarray) -> MatrixChart:
     """`counts` (n, n) of images; rows are the true classes."""
     images = counts.sum(1)
-    cells = [
-        (
-            int(column),
-            int(row),
-            _cell_colour(counts[row, column] / images[row], row == column),
-            int(counts[row, column]),
-        )
-        for row, column in np.argwhere(counts)
-    ]
+    cells = []
+    for row, column in np.argwhere(counts).tolist():
+        count = int(counts[row, column])
+        cells.append((column, row, _cell_colour(count / images[row], row == column), count))
     return MatrixChart(
         labels=list(labels), images=images.tolist(), cells=cells, gutter=_longest(labels), upright=_upright(labels)
     )

@@ -109,8 +109,8 @@ def _confusion_order(shares: np.ndarray) -> np.ndarray:
 
 def _most_frequent_confusions(run: RunData) -> list[dict[str, Any]]:
     rows = []
-    for true, predicted, count, share in confusions(run.results["test"], CONFUSIONS):
-        row = {"true": true, "predicted": predicted, "count": count, "share": share}
+    for true, predicted, count, of_class in confusions(run.results["test"], CONFUSIONS):
+        row = {"true": true, "predicted": predicted, "count": count, "share": of_class}
         if run.test_images:
             mask = (run.predictions["labels"] == run.classes.index(true)) & (
                 run.predictions["predicted"] == run.classes.index(predicted)

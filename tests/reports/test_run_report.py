@@ -194,7 +194,7 @@ def test_mistakes_are_the_misread_images_the_most_confident_first(misread, page,
     gallery = markup(page).split("Most confident mistakes")[1].split("<h2>")[0]
     places = np.array(list(wrong))[::-1]
     assert np.array_equal(pictures(gallery), Shards(folder, "test").images(places))
-    captions = re.findall(r"<code>(.*?)</code>&nbsp;→&nbsp;<code>(.*?)</code><br><small>(.*?)\xa0%", gallery)
+    captions = re.findall(r"<code>(.*?)</code> → <code>(.*?)</code><br><small>(.*?)\xa0%", gallery)
     classes, labels = Shards(folder, "test").manifest.classes, Shards(folder, "test").labels()
     assert [(true, predicted) for true, predicted, _ in captions] == [
         (classes[labels[i]], classes[wrong[i][0]]) for i in places
@@ -277,10 +277,10 @@ def test_another_order_of_the_matrix_keeps_every_count_with_its_classes(misread,
 
 def labels_in_order(form, axis):
     """The labels of an axis as they stand on the page."""
-    places = form.locator(f".{axis}.classes span").evaluate_all(
-        "all => all.map(label => [label.getBoundingClientRect(), label.textContent]).map(([b, t]) => [b.left, b.top, t])"
-    )
-    return [label for *_, label in sorted(places, key=lambda place: place["xy".index(axis)])]
+    labels = form.locator(f".{axis}.classes span")
+    side = {"x": "left", "y": "top"}[axis]
+    places = labels.evaluate_all(f"all => all.map(label => label.getBoundingClientRect().{side})")
+    return [label for _, label in sorted(zip(places, labels.all_text_contents(), strict=True))]
 
 
 def point_at(page, mark):
@@ -302,9 +302,8 @@ def test_what_is_pointed_at_tells_its_numbers(misread, page, opened):
         matrix.get_by_role("radio", name=order).check()
         assert point_at(shown, matrix.locator("rect[data-images='3']")) == "true 0, predicted 1\n3 images, 33.33 %"
     bars = shown.locator("form.ordered").nth(1).locator("[data-tip]").first
-    assert (
-        point_at(shown, bars) == f"0: 9 images\naccuracy (recall): {100 * test['per_class']['0']:.2f} %\nF1: 80.00 %"
-    )
+    recall = f"{100 * test['per_class']['0']:.2f} %"
+    assert point_at(shown, bars) == f"0: 9 images\naccuracy (recall): {recall}\nF1: 80.00 %"
     loss = lines(misread[0])[1]["loss"]
     assert point_at(shown, shown.locator(".charts [data-tip]").nth(1)) == f"epoch 2\n{loss:.4f}"
     point = shown.locator(".square .hit").last
@@ -320,7 +319,7 @@ def test_a_tap_tells_the_numbers_and_the_page_says_so(page, browser):
     shown.locator("rect[data-images='3']").tap()
     assert shown.locator("#tip").inner_text().startswith("true 0, predicted 1")
     box = shown.locator("#tip").bounding_box()
-    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    assert 0 <= box["x"] <= 390 - box["width"]
     shown.locator("h2").last.tap()
     assert shown.locator("#tip").is_hidden()
     context.close()
@@ -328,11 +327,8 @@ def test_a_tap_tells_the_numbers_and_the_page_says_so(page, browser):
 
 def test_calibration_is_that_of_the_metrics(trained_run, tmp_path, opened):
     shown = opened(write_report([trained_run], tmp_path / "report.html"))
-    tips = (
-        shown.locator(".square .series")
-        .first.locator("[data-tip]")
-        .evaluate_all("all => all.map(x => x.dataset.tip)")
-    )
+    points = shown.locator(".square .series").first.locator("[data-tip]")
+    tips = points.evaluate_all("all => all.map(point => point.dataset.tip)")
     told = [re.findall(r"\d[\d.,]*", tip.replace(", accuracy", "")) for tip in tips]
     x, y, n = np.array([[float(number.replace(",", "")) for number in numbers[-3:]] for numbers in told]).T
     error = (n * np.abs(x - y)).sum() / n.sum() / 100
@@ -357,7 +353,7 @@ def test_runs_side_by_side(misread, trained_run, tmp_path, opened):
     shown = opened(page)
     chart = shown.locator(".charts .chart").nth(1)
     assert chart.locator(".legend span").all_text_contents() == ["run", "other <run>"]
-    tips = chart.locator("[data-tip]").evaluate_all("all => all.map(x => x.dataset.tip)")
+    tips = chart.locator("[data-tip]").evaluate_all("all => all.map(strip => strip.dataset.tip)")
     assert [tip.replace("\xa0", " ").splitlines()[2:] for tip in tips] == [["other <run>: 43.21 %"]] * 3 + [[]] * 5
     folded = shown.locator("body > details").last
     folded.locator("> summary").click()
