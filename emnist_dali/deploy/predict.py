@@ -12,6 +12,7 @@ import numpy as np
 from ..core.errors import UserError
 from ..core.files import MARK, check_output, is_plain, write_output
 from ..core.progress import progress
+from ..core.text import columns, pad, table
 from ..data.image_files import image_errors, open_image, read_image_file
 from ..data.sources import IGNORED
 from ..runs.classifier import Classifier, load_classifier
@@ -159,12 +160,13 @@ def _read(path: Path, classifier: Classifier) -> Glyph:
 
 def format_table(answers: Sequence[dict[str, Any]]) -> str:
     """One line per answer: its path, a question mark if it is refused, and its set or its most likely characters."""
-    width = max((len(answer["path"]) for answer in answers), default=0)
-    return "\n".join(
-        f"{answer['path']:{width}}  {'?   ' if answer['character'] is None else ''}"
-        f"{_format_likely(answer.get('set', answer['top']))}"
-        for answer in answers
-    )
+    likely = [answer.get("set", answer["top"]) for answer in answers]
+    width = max((columns(item["character"]) for items in likely for item in items), default=0)
+    rows = [
+        (answer["path"], f"{'?   ' if answer['character'] is None else ''}{_format_likely(items, width)}")
+        for answer, items in zip(answers, likely, strict=True)
+    ]
+    return "\n".join(table(rows))
 
 
 def format_texts(answers: Sequence[dict[str, Any]]) -> str:
@@ -174,8 +176,8 @@ def format_texts(answers: Sequence[dict[str, Any]]) -> str:
     return "\n".join(f"{answer['path']}:\n{answer['text']}\n" for answer in answers).rstrip("\n")
 
 
-def _format_likely(likely: Sequence[dict[str, Any]]) -> str:
-    return "   ".join(f"{item['character']} {100 * item['probability']:5.1f} %" for item in likely)
+def _format_likely(likely: Sequence[dict[str, Any]], width: int) -> str:
+    return "   ".join(f"{pad(item['character'], width)} {100 * item['probability']:5.1f} %" for item in likely)
 
 
 def _draw(file: Path, answers: Sequence[dict[str, Any]], glyphs: Sequence[np.ndarray]) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from ..core.errors import UserError
 from ..core.progress import say
+from ..core.text import table
 from ..data.prepare import split_folder
 from ..data.shards import Shards
 from ..loading.validation import validation_images
@@ -19,7 +20,7 @@ from ..runtime import autocast
 from ..weights import located
 from . import inference
 from .inference import evaluation_loader, predict
-from .metrics import confusions, score
+from .metrics import confusions, merged, score
 
 DETAILS = ("top2", "top3", "balanced_accuracy", "calibration_error", "case_merged", "shape_merged")
 
@@ -131,9 +132,11 @@ def details(result: dict[str, Any]) -> str:
     lines = [
         f"  top-2 accuracy {percent['top2']}, top-3 {percent['top3']}, balanced accuracy "
         f"{percent['balanced_accuracy']}, calibration error {percent['calibration_error']}",
-        f"  with C/c, O/o and the like as one: {percent['case_merged']}, and 0/O, 1/I/L: {percent['shape_merged']}",
-        "  true  predicted  images  of the class",
     ]
+    if alike := merged(list(result["per_class"])):
+        lines.append("  " + "; ".join(f"with {of} as one {percent[name]}" for name, of in alike.items()))
+    rows = [("true", "predicted", "images", "of the class")]
     for true, predicted, count, share in confusions(result):
-        lines.append(f"  {true:<6}{predicted:<11}{count:>6,}{100 * share:>12.1f} %")
+        rows.append((true, predicted, f"{count:,}", f"{100 * share:.1f} %"))
+    lines += table(rows, right=(2, 3), indent="  ")
     return "\n".join(lines)

@@ -12,10 +12,12 @@ from torchmetrics.classification import (
     MulticlassF1Score,
 )
 
-from ..data.emnist import CASE_ALIKE, SHAPE_ALIKE
+from ..data.emnist import CASE_ALIKE, SHAPE_ALIKE, SPLITS
 from ..runs.predictions import Predictions
 
 CALIBRATION_BINS = 15
+# Metrics in which characters that cannot be told apart without context count as one.
+_MERGED = {"case_merged": CASE_ALIKE, "shape_merged": CASE_ALIKE | SHAPE_ALIKE}
 
 
 def score(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def score(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
         top = MulticlassAccuracy(**shared, average="micro", top_k=min(k, n))
         result[f"top{k}"] = top(probabilities, labels).item()
     result["calibration_error"] = calibration_error(probabilities.amax(-1), predicted == labels)
-    for name, alike in (("case_merged", CASE_ALIKE), ("shape_merged", CASE_ALIKE | SHAPE_ALIKE)):
+    for name, alike in _MERGED.items():
         group = torch.tensor(groups(alike, classes))
         result[name] = (group[predicted] == group[labels]).float().mean().item()
     present = labels.bincount(minlength=n) > 0
@@ -67,6 +69,20 @@ def groups(alike: dict[str, str], classes: Sequence[str]) -> list[int]:
             character = alike[character]
         labels.append(classes.index(character))
     return labels
+
+
+def merged(classes: Sequence[str]) -> dict[str, str]:
+    """case_merged and shape_merged, where they merge some of `classes`, and what; none unless all are EMNIST's."""
+    classes = list(classes)
+    if not set(SPLITS["byclass"].classes).issuperset(classes):
+        return {}
+    case, shape = (groups(alike, classes) for alike in _MERGED.values())
+    cases, said = "C/c, O/o and the like", {}
+    if case != list(range(len(classes))):
+        said["case_merged"] = cases
+    if shape != case:
+        said["shape_merged"] = f"{cases}, 0/O and 1/I/L" if said else "0/O and 1/I/L"
+    return said
 
 
 def confusions(result: dict[str, Any], most: int = 10) -> list[tuple[str, str, int, float]]:

@@ -1,7 +1,7 @@
 """What is in the shards and what the model sees of it, as one HTML page."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from ..data.prepare import prepare
 from ..data.shards import Shards
 from ..data.stats import Stats, statistics
 from ..training import mixing
-from .html import chart_text, render, require_plotly
+from .charts import Axis, BarChart, Series, bar_chart, share, xy_chart
+from .html import render
 from .pipeline_trace import (
     SEARCHED_BATCHES,
     Trace,
@@ -26,9 +27,6 @@ from .pipeline_trace import (
     training_plan,
 )
 from .run_data import part_name
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 IMAGES_PER_CLASS, IMAGES_OF_ONE_CLASS = 8, 240  # shown
 HISTOGRAM_IMAGES = 2_000
@@ -46,10 +44,9 @@ _STAGES = {
 def write_inspect_report(config: Config, character: str | None, augmented: bool, out: Path) -> Path:
     """Writes the page about the train part of `config`'s split, all of it or the class `character`; returns `out`.
 
-    Raises UserError if there is no such class or it has no training image, plotly is missing, the data cannot be
-    prepared, or `out` exists and was not written by this project.
+    Raises UserError if there is no such class or it has no training image, the data cannot be prepared, or
+    `out` exists and was not written by this project.
     """
-    require_plotly()
     check_output(out)
     folder = prepare(config.data.split, config.data.source, config.data.data_dir)
     shards = Shards(folder, "train")
@@ -97,15 +94,13 @@ def _short(name: str) -> str:
     return _cut(name, 24)
 
 
-def _counts(manifest: Manifest) -> "Figure":
-    from plotly.graph_objects import Bar, Figure
-
-    names = [chart_text(name) for name in manifest.classes]
-    figure = Figure([Bar(name=part_name(part), x=names, y=counts) for part, counts in manifest.counts.items()])
-    figure.update_layout(barmode="group", legend={"orientation": "h", "y": 1.1})
-    labels = {name: chart_text(_short(whole)) for name, whole in zip(names, manifest.classes, strict=True)}
-    figure.update_xaxes(type="category", labelalias=labels)
-    return figure
+def _counts(manifest: Manifest) -> BarChart:
+    counts = {part_name(part): images for part, images in manifest.counts.items()}
+    tips = [
+        "\n".join([name, *(f"{part}: {images[i]:,} images" for part, images in counts.items())])
+        for i, name in enumerate(manifest.classes)
+    ]
+    return bar_chart(manifest.classes, counts, tips, Axis(title="images"))
 
 
 def _training_images(shards: Shards, label: int | None) -> list[dict[str, Any]]:
@@ -172,19 +167,17 @@ def _range(image: np.ndarray) -> str:
 
 def _histogram(shards: Shards, stats: Stats, label: int | None) -> dict[str, Any]:
     """Grey levels of some training images, all of class `label` unless it is None."""
-    from plotly.graph_objects import Figure
-
     labels = shards.labels()
     indices = np.arange(len(labels)) if label is None else np.flatnonzero(labels == label)
     indices = evenly_spaced(indices, HISTOGRAM_IMAGES)
     stages = {"decoded": shards.images(indices)}
     if stats.equalize:
         stages["equalized"] = equalize(shards, indices)
-    figure = Figure()
+    series = []
     for name, images in stages.items():
-        counts = np.bincount(images.ravel(), minlength=256)
-        figure.add_scatter(name=name, y=100 * counts / images.size, mode="lines")
-    figure.update_layout(legend={"orientation": "h", "y": 1.1})
-    figure.update_xaxes(title="grey level")
-    figure.update_yaxes(title="% of the pixels", type="log", dtick=1)
-    return {"figure": figure, "images": len(indices)}
+        shares = np.bincount(images.ravel(), minlength=256) / images.size
+        levels = np.flatnonzero(shares)  # a logarithmic axis has no 0
+        series.append(Series(name=name, x=levels.tolist(), y=shares[levels].tolist(), dots=False))
+    x = Axis(title="grey level", low=0, high=255, whole=True)
+    chart = xy_chart(series, x, Axis(title="share of the pixels", format=share, log=True))
+    return {"chart": chart, "images": len(indices)}

@@ -21,10 +21,6 @@ from ..runs.file_names import METRICS, is_run
 from ..runs.folder import RunFolder
 from ..runs.predictions import read_predictions
 from ..runs.schema import read_robustness
-from .html import chart_text
-
-# Longer class names are cut in charts, which have no room for them.
-_MAX_LABEL = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +47,6 @@ class RunData:
     manifest: Manifest | None
     test_images: Callable[[np.ndarray], np.ndarray] | None
     data_problem: str
-
-    @property
-    def chart_labels(self) -> list[str]:
-        """The classes as labels for plotly, each unique."""
-        short = (
-            name if len(name) <= _MAX_LABEL else f"{name[: _MAX_LABEL - 6]}… {i}"
-            for i, name in enumerate(self.classes)
-        )
-        return [chart_text(name) for name in short]
 
     @property
     def best_epoch(self) -> dict[str, Any]:

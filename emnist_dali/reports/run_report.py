@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,22 +12,20 @@ from ..evaluation.inference import TRIAL_IMAGES
 from ..evaluation.significance import wilson
 from ..runs.file_names import REPORT
 from ..runs.group import runs_of
-from .html import chart_text, percent, render, require_plotly
+from .charts import Axis, Series, XYChart, bar_chart, number, share, xy_chart
+from .html import percent, render
 from .run_data import RunData, part_name, read_run_data
 from .several_runs import differences, means
-from .test_sections import CLASS_AXIS, LEGEND, counts_and_shares, robustness_section, sections
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from .test_sections import counts_and_shares, robustness_section, sections
 
 # Of an epoch's entry: key, title, format of the axis, format of a point.
 _CURVES = (
-    ("loss", "Training loss", "~g", ".4f"),
-    ("val_accuracy", "Validation accuracy", ".1~%", ".2%"),
-    ("val_macro_f1", "Validation macro F1", "~g", ".4f"),
-    ("lr", "Learning rate at the end of the epoch", "~g", ".3g"),
-    ("images_per_second", "Images/s", "~s", ",.0f"),
-    ("data_wait", "Share of time spent waiting for data", ".1~%", ".2%"),
+    ("loss", "Training loss", number, "{:.4f}".format),
+    ("val_accuracy", "Validation accuracy", share, percent),
+    ("val_macro_f1", "Validation macro F1", number, "{:.4f}".format),
+    ("lr", "Learning rate at the end of the epoch", number, "{:.3g}".format),
+    ("images_per_second", "Images/s", number, "{:,.0f}".format),
+    ("data_wait", "Share of time spent waiting for data", share, percent),
 )
 
 
@@ -40,7 +37,6 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     Raises UserError if a folder holds no run, a run has not finished an epoch, or `out` exists and was not written by
     this project.
     """
-    require_plotly()
     out = out or runs[0] / REPORT
     check_output(out)
     folders = [folder for path in runs for folder in runs_of(path)]
@@ -50,7 +46,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     data = [read_run_data(path, name) for path, name in zip(folders, names, strict=True)]
     shown, curves = [_shown(run) for run in data], _curves(data)
     if len(data) == 1:
-        page = render("run_report.html", title=_subject(data[0]), runs=shown, curves=curves)
+        page = render("run_report.html", title=_title(data[0]), runs=shown, curves=curves)
     else:
         title = f"{len(data)} runs side by side"
         compared = {**_compared(shown), "means": means(data), "differences": differences(runs)}
@@ -134,6 +130,15 @@ def _story(run: RunData) -> str:
     return " ".join(sentences)
 
 
+def _title(run: RunData) -> str:
+    """The run's name and accuracy."""
+    if test := run.results.get("test"):
+        return f"{run.name}: {percent(test['accuracy'])} test accuracy"
+    if "val_accuracy" in run.best_epoch:
+        return f"{run.name}: {percent(run.best_epoch['val_accuracy'])} validation accuracy"
+    return run.name
+
+
 def _headline(run: RunData) -> dict[str, tuple[str, str]]:
     """Title → figure and a note on it."""
     headline = {}
@@ -163,50 +168,42 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _curves(runs: Sequence[RunData]) -> list["Figure"]:
-    from plotly.graph_objects import Figure, Scatter
-
-    curves, tick = [], ceil(max(run.epochs[-1]["epochs_done"] for run in runs) / 8)
-    for key, title, ticks, points in _CURVES:
-        figure = Figure(
-            layout={
-                "title": {"text": title, "font": {"size": 14}},
-                "yaxis": {"tickformat": ticks, "hoverformat": points},
-            }
-        )
+def _curves(runs: Sequence[RunData]) -> list[XYChart]:
+    curves = []
+    for key, title, ticks, value in _CURVES:
+        series = []
         for run in runs:
             entries = [entry for entry in run.epochs if key in entry]
             x, y = [entry["epochs_done"] for entry in entries], [entry[key] for entry in entries]
-            figure.add_trace(Scatter(x=x, y=y, name=chart_text(run.name), mode="lines+markers"))
-        figure.update_layout(
-            showlegend=len(runs) > 1,
-            legend={"orientation": "h", "y": -0.2},
-            hovermode="x",
-            xaxis={"title": {"text": "epoch", "standoff": 5}, "dtick": tick},
-        )
-        if any(trace.y for trace in figure.data):  # without validation there is nothing to draw
-            curves.append(figure)
+            series.append(Series(name=run.name, x=x, y=y))
+        if any(one.y for one in series):  # without validation there is nothing to draw
+            curves.append(xy_chart(series, Axis(title="epoch", whole=True), Axis(format=ticks), title, value))
     return curves
 
 
 def _distribution(run: RunData) -> dict[str, Any]:
     """The share of each class in each part whose counts are known."""
-    from plotly.graph_objects import Bar, Figure
-
     if run.manifest:
         counts = {part: np.array(numbers) for part, numbers in run.manifest.counts.items()}
     elif "test" in run.results:
         counts = {"test": counts_and_shares(run)[0].sum(1)}
     else:
         counts = {}
-    figure = Figure(layout={"xaxis": CLASS_AXIS, "yaxis": {"tickformat": ".1~%"}, "legend": LEGEND})
-    for part, images in counts.items():
-        name = part_name(part)
-        hover = f"%{{x}}: %{{customdata:,}} images, %{{y:.2%}} of {name}<extra></extra>"
-        shares = images / images.sum()
-        figure.add_trace(Bar(x=run.chart_labels, y=shares, name=name, customdata=images, hovertemplate=hover))
+    shares = {part_name(part): images / images.sum() for part, images in counts.items()}
+    tips = [
+        "\n".join(
+            [
+                name,
+                *(
+                    f"{part_name(part)}: {images[i]:,} images, {percent(images[i] / images.sum())}"
+                    for part, images in counts.items()
+                ),
+            ]
+        )
+        for i, name in enumerate(run.classes)
+    ]
     return {
-        "figure": figure,
+        "chart": bar_chart(run.classes, shares, tips, Axis(format=share)) if counts else None,
         "parts": [
             {"name": part_name(part), "images": images.sum(), "fewest": images.min(), "most": images.max()}
             for part, images in counts.items()

@@ -1,7 +1,7 @@
 """What a tested run predicted correctly and incorrectly: data for those sections of its report."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,44 +9,38 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from ..evaluation.corruptions import SEVERITIES, SIDE
-from ..evaluation.metrics import CALIBRATION_BINS, calibration_error, confusions
+from ..evaluation.metrics import CALIBRATION_BINS, calibration_error, confusions, merged
 from ..evaluation.robustness import amounts, means
 from ..evaluation.significance import wilson
 from ..runs.calibration import UNCALIBRATED
+from .charts import COLOURS, GREY, Axis, BarChart, MatrixChart, Series, bar_chart, matrix_chart, share, xy_chart
 from .html import percent
 from .run_data import RunData, part_name
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure, Scatter
-
 CONFUSIONS, EXAMPLES = 15, 5
-MISTAKES = 48
-# Tells I from l and O from 0.
-CHARACTERS = {"family": "ui-monospace, monospace"}
-LEGEND = {"orientation": "h", "y": 1, "yanchor": "bottom"}
-CLASS_AXIS = {"type": "category", "tickfont": CHARACTERS, "showgrid": False}
+MISTAKES, FIRST_MISTAKES = 48, 18  # shown, and of them at once
 
 _METRICS = {
     "top2": "top-2 accuracy",
     "top3": "top-3 accuracy",
     "balanced_accuracy": "balanced accuracy",
-    "case_merged": "accuracy with C/c, O/o and the like merged",
-    "shape_merged": "accuracy with 0/O and 1/I/L merged, too",
     "calibration_error": "expected calibration error",
 }
 
 
 def sections(run: RunData) -> dict[str, Any]:
     """What the macro `test_sections` of run_details.html shows of a run that has a test result."""
+    metrics = _METRICS | {name: f"accuracy with {of} merged" for name, of in merged(run.classes).items()}
     return {
         "parts": [part_name(part) for part in run.results],
         "metrics": [
             (title, *(percent(result[metric]) for result in run.results.values()))
-            for metric, title in _METRICS.items()
+            for metric, title in metrics.items()
         ],
         "confusion_matrix": _confusion_matrix(run),
         "confusions": _most_frequent_confusions(run),
         "mistakes": _most_confident_mistakes(run),
+        "first_mistakes": FIRST_MISTAKES,
         "per_class": _per_class(run),
         "calibration": _calibration(run),
         "data_problem": run.data_problem if run.test_images is None else "",
@@ -85,52 +79,21 @@ def counts_and_shares(run: RunData) -> tuple[np.ndarray, np.ndarray]:
     return counts, counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
-def _ordered(figure: "Figure", orders: dict[str, np.ndarray]) -> dict[str, Any]:
-    """A chart of the classes, whose data must be lists, and the orders a reader can choose, the first as it is."""
-    return {"figure": figure, "orders": {title: order.tolist() for title, order in orders.items()}}
+def _ordered(chart: BarChart | MatrixChart, orders: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A chart of the classes, and the orders a reader can choose, the first as it is."""
+    return {"chart": chart, "orders": {title: order.tolist() for title, order in orders.items()}}
 
 
 def _confusion_matrix(run: RunData) -> dict[str, Any]:
-    from plotly.graph_objects import Figure, Heatmap
-
     counts, shares = counts_and_shares(run)
-    labels, diagonal = run.chart_labels, np.eye(len(counts), dtype=bool)
-    blue, orange, red = "rgba(59,130,246,{})", "rgba(249,115,22,{})", "rgba(220,38,38,{})"
-    # A confusion of 1 % must be visible beside one of 50 %.
-    errors = [(0, orange.format(0.1)), (0.01, orange.format(0.35)), (0.1, orange.format(1)), (0.5, red.format(1))]
-    figure = Figure()
-    for cells, scale in (
-        (diagonal, [(0, blue.format(0.1)), (1, blue.format(1))]),
-        (~diagonal, [*errors, (1, red.format(1))]),
-    ):
-        shown = cells & (counts > 0)
-        figure.add_trace(
-            Heatmap(
-                x=labels, y=labels, z=_where(shown, shares.round(5)), customdata=_where(shown, counts),
-                zmin=0, zmax=1, colorscale=scale, showscale=False, hoverongaps=False,
-                xgap=len(labels) <= 64, ygap=len(labels) <= 64,
-                hovertemplate="true %{y}, predicted %{x}<br>%{customdata:,} images, %{z:.2%}<extra></extra>",
-            )
-        )  # fmt: skip
-    axis = {
-        **CLASS_AXIS, "constrain": "domain", "mirror": True, "linecolor": "rgba(128,128,128,.5)",
-    }  # fmt: skip
-    figure.update_layout(
-        xaxis={**axis, "title": {"text": "predicted", "standoff": 5}},
-        yaxis={**axis, "title": {"text": "true", "standoff": 5}, "autorange": "reversed", "scaleanchor": "x"},
-    )
     return _ordered(
-        figure,
+        matrix_chart(run.classes, counts),
         {
-            "class": np.arange(len(labels)),
+            "class": np.arange(len(counts)),
             "confusion": _confusion_order(shares),
             "accuracy": np.argsort(shares.diagonal(), kind="stable"),
         },
     )
-
-
-def _where(mask: np.ndarray, values: np.ndarray) -> list[list[float | None]]:
-    return np.where(mask, values.astype(object), None).tolist()
 
 
 def _confusion_order(shares: np.ndarray) -> np.ndarray:
@@ -146,8 +109,8 @@ def _confusion_order(shares: np.ndarray) -> np.ndarray:
 
 def _most_frequent_confusions(run: RunData) -> list[dict[str, Any]]:
     rows = []
-    for true, predicted, count, share in confusions(run.results["test"], CONFUSIONS):
-        row = {"true": true, "predicted": predicted, "count": count, "share": share}
+    for true, predicted, count, of_class in confusions(run.results["test"], CONFUSIONS):
+        row = {"true": true, "predicted": predicted, "count": count, "share": of_class}
         if run.test_images:
             mask = (run.predictions["labels"] == run.classes.index(true)) & (
                 run.predictions["predicted"] == run.classes.index(predicted)
@@ -181,68 +144,51 @@ def _most_confident_mistakes(run: RunData) -> list[dict[str, Any]]:
 
 
 def _per_class(run: RunData) -> dict[str, Any]:
-    from plotly.graph_objects import Bar, Figure
-
     counts, shares = counts_and_shares(run)
-    labels, recall, images = run.chart_labels, shares.diagonal(), counts.sum(1).tolist()
+    recall = shares.diagonal()
     f1 = 2 * counts.diagonal() / np.maximum(counts.sum(0) + counts.sum(1), 1)
-    figure = Figure()
-    for name, values in (("accuracy (recall)", recall), ("F1", f1)):
-        hover = f"%{{x}}: {name} %{{y:.2%}}, %{{customdata:,}} images<extra></extra>"
-        figure.add_trace(Bar(x=labels, y=values.tolist(), name=name, customdata=images, hovertemplate=hover))
-    figure.update_layout(xaxis=CLASS_AXIS, yaxis={"range": [0, 1], "tickformat": ".0%"}, legend=LEGEND)
-    return _ordered(figure, {"class": np.arange(len(labels)), "accuracy": np.argsort(recall, kind="stable")})
+    tips = [
+        f"{name}: {n:,} images\naccuracy (recall): {percent(a)}\nF1: {percent(b)}"
+        for name, n, a, b in zip(run.classes, counts.sum(1), recall, f1, strict=True)
+    ]
+    series = {"accuracy (recall)": recall.tolist(), "F1": f1.tolist()}
+    chart = bar_chart(run.classes, series, tips, Axis(format=share, high=1))
+    return _ordered(chart, {"class": np.arange(len(counts)), "accuracy": np.argsort(recall, kind="stable")})
 
 
 def _calibration(run: RunData) -> dict[str, Any] | None:
     """Accuracy by probability, as the model answers and as it would without its calibration."""
-    from plotly.graph_objects import Figure, Scatter
-
     if run.predictions is None:
         return None
     predicted = run.predictions["predicted"]
     correct = predicted == run.predictions["labels"]
     probabilities = torch.from_numpy(run.predictions["probabilities"]).float()
-    figure = Figure()
-    figure.add_trace(_reliability(_of(predicted, probabilities), correct, "as it answers", None))
+    series = [_reliability(_of(predicted, probabilities), correct, "as it answers", COLOURS[0])]
     error_before = None
     if run.calibration != UNCALIBRATED:
         before = run.calibration.undone(probabilities)
         error_before = calibration_error(before.amax(-1), torch.from_numpy(correct))
-        figure.add_trace(_reliability(_of(predicted, before), correct, "before calibration", "#bbb"))
-    diagonal = {"dash": "dot", "color": "#888"}
-    figure.add_trace(Scatter(x=[0, 1], y=[0, 1], mode="lines", line=diagonal, hoverinfo="skip", showlegend=False))
-    axis = {"tickformat": ".0%", "range": [-0.02, 1.02], "constrain": "domain"}
-    figure.update_layout(
-        showlegend=error_before is not None,
-        legend=LEGEND,
-        xaxis={**axis, "title": {"text": "probability of the prediction", "standoff": 5}},
-        yaxis={**axis, "title": {"text": "accuracy", "standoff": 5}, "scaleanchor": "x"},
-    )
+        series.append(_reliability(_of(predicted, before), correct, "before calibration", GREY))
+    series.append(Series(name="", x=[0, 1], y=[0, 1], dots=False, dashed=True, colour=GREY))
+    axis = {"format": share, "low": 0, "high": 1}
+    chart = xy_chart(series, Axis(title="probability of the prediction", **axis), Axis(title="accuracy", **axis))
     error = run.results["test"]["calibration_error"]
-    return {"figure": figure, "error": error, "error_before": error_before, "bins": CALIBRATION_BINS}
+    return {"chart": chart, "error": error, "error_before": error_before, "bins": CALIBRATION_BINS}
 
 
 def _of(predicted: np.ndarray, probabilities: torch.Tensor) -> np.ndarray:
     return probabilities.numpy()[np.arange(len(predicted)), predicted]
 
 
-def _reliability(confidence: np.ndarray, correct: np.ndarray, name: str, color: str | None) -> "Scatter":
+def _reliability(confidence: np.ndarray, correct: np.ndarray, name: str, colour: str) -> Series:
     """The accuracy in each bin of the predictions' probabilities, with its 95 % interval."""
-    from plotly.graph_objects import Scatter
-
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     masks = [bins == i for i in np.unique(bins)]
-    x, y = [confidence[mask].mean() for mask in masks], [correct[mask].mean() for mask in masks]
-    intervals = [wilson(int(correct[mask].sum()), int(mask.sum())) for mask in masks]
-    error_bars = {
-        "symmetric": False,
-        "array": [high - mean for (_, high), mean in zip(intervals, y, strict=True)],
-        "arrayminus": [mean - low for (low, _), mean in zip(intervals, y, strict=True)],
-    }
-    hover = "probability %{x:.1%}, accuracy %{y:.1%}<br>%{customdata:,} images<extra></extra>"
+    x, y = [float(confidence[mask].mean()) for mask in masks], [float(correct[mask].mean()) for mask in masks]
     images = [int(mask.sum()) for mask in masks]
-    marker = {"color": color} if color else None
-    return Scatter(
-        x=x, y=y, error_y=error_bars, customdata=images, mode="markers", hovertemplate=hover, name=name, marker=marker
-    )
+    tips = [
+        f"{name}\nprobability {percent(a)}, accuracy {percent(b)}\n{n:,} images"
+        for a, b, n in zip(x, y, images, strict=True)
+    ]
+    intervals = [wilson(int(correct[mask].sum()), n) for mask, n in zip(masks, images, strict=True)]
+    return Series(name=name, x=x, y=y, line=False, colour=colour, intervals=intervals, tips=tips)

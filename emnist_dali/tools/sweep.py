@@ -38,7 +38,6 @@ from ..core.progress import say
 from ..data.prepare import prepare
 from ..data.shards import Shards
 from ..loading.validation import validation_images
-from ..reports.html import require_plotly
 from ..reports.sweep_report import TrialRow, sweep_page
 from ..runtime import resolve
 from ..training import resume
@@ -80,8 +79,8 @@ def sweep(
 
     Searches the dimensions `space`, or if that is empty all that the options `given` do not fix; the other settings
     are those of `config`, which itself is the first trial. Each trial is a run folder in `out`, where sweep.html and
-    best.json are written at the end; the test split is not read. Raises UserError if optuna or plotly is missing, for
-    an unknown dimension, a name that would lead out of runs/, no validation images, a database that cannot be used or
+    best.json are written at the end; the test split is not read. Raises UserError if optuna is missing, for an
+    unknown dimension, a name that would lead out of runs/, no validation images, a database that cannot be used or
     is damaged, files in `out` that are not this sweep's, and a sweep that was begun with other data or settings;
     SystemExit after SIGTERM, SIGHUP or SIGINT.
     """
@@ -89,7 +88,6 @@ def sweep(
         import optuna
     except ImportError as error:
         raise UserError(f"optuna could not be imported ({error}); pip install 'emnist-dali[sweep]'.") from error
-    require_plotly()
     folder = f"sweep-{name}"
     if not is_plain(name) or (out == Path("runs") / folder and not is_folder_name(folder)):
         raise UserError(

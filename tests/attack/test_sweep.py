@@ -180,7 +180,6 @@ def go(database: Path, data_dir: Path, *outcomes: Any) -> str:
         patch.setattr(sweep_database, "OPENING", -1)
         patch.setattr("time.sleep", lambda seconds: None)  # Optuna's, after a write that failed
         patch.setattr(sweep, "sleep", lambda seconds: None)
-        patch.setattr("plotly.offline.get_plotlyjs", lambda: "")  # 4.7 MB a page
         config = quick(data_dir, None, epochs=2)
         return sweep.sweep(config, TRIALS, SPACE, f"sqlite:///{database}", "s", out)
 

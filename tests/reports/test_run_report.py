@@ -29,10 +29,10 @@ from emnist_dali.runs.folder import RunFolder
 from emnist_dali.runs.predictions import Predictions
 
 SECTIONS = [
+    "Most confident mistakes",
     "Training",
     "Confusion matrix",
     "Most frequent confusions",
-    "Most confident mistakes",
     "Accuracy and F1 per class",
     "Calibration",
     "Class distribution",
@@ -133,7 +133,6 @@ def opened(browser):
 
         page.route("**/*", route)
         page.goto(path.resolve().as_uri())
-        page.wait_for_function("[...document.querySelectorAll('.js-plotly-plot')].every(plot => plot._fullLayout)")
         return page
 
     yield open_file
@@ -143,6 +142,12 @@ def opened(browser):
 
 def test_the_page_has_every_section(page):
     assert headings(page) == SECTIONS
+
+
+def test_the_name_and_the_accuracy_lead(misread, page):
+    told = " ".join(text(page).split())
+    name_and_accuracy = f"{misread[0].name}: 95.37 % test accuracy"
+    assert told.startswith(f"{name_and_accuracy} {name_and_accuracy} ")
 
 
 def test_figures_are_those_of_the_metrics(trained_run, tmp_path):
@@ -189,7 +194,7 @@ def test_mistakes_are_the_misread_images_the_most_confident_first(misread, page,
     gallery = markup(page).split("Most confident mistakes")[1].split("<h2>")[0]
     places = np.array(list(wrong))[::-1]
     assert np.array_equal(pictures(gallery), Shards(folder, "test").images(places))
-    captions = re.findall(r"<code>(.*?)</code>&nbsp;→&nbsp;<code>(.*?)</code><br><small>(.*?)\xa0%", gallery)
+    captions = re.findall(r"<code>(.*?)</code> → <code>(.*?)</code><br><small>(.*?)\xa0%", gallery)
     classes, labels = Shards(folder, "test").manifest.classes, Shards(folder, "test").labels()
     assert [(true, predicted) for true, predicted, _ in captions] == [
         (classes[labels[i]], classes[wrong[i][0]]) for i in places
@@ -207,7 +212,7 @@ def test_a_trial_shows_the_images_that_it_was_evaluated_on(trained_run, folder, 
     members = np.linspace(0, 107, 31).round().astype(int)
     labels = torch.from_numpy(shards.labels(members)).long()
     as_if_tested(run, guesses(labels, 12, {20: (0, 0.9)}), labels, shards.manifest.classes)
-    gallery = markup(write_report([run])).split("Most confident mistakes")[1]
+    gallery = markup(write_report([run])).split("Most confident mistakes")[1].split("<h2>")[0]
     assert np.array_equal(pictures(gallery), shards.images(members[[20]]))
 
 
@@ -236,12 +241,14 @@ def test_it_renders_on_a_phone_without_network_or_error(page, opened, scheme):
     shown = opened(page, scheme)
     shown.wait_for_timeout(300)
     assert shown.evaluate("document.documentElement.scrollWidth") <= 390
-    assert shown.locator(".js-plotly-plot").count() == 10
-    assert shown.locator(".js-plotly-plot:has(.main-svg)").count() == 10
+    assert shown.locator(".chart > .frame > svg, .chart > .wide svg[role=img]").count() == 10
+    sizes = shown.locator(".chart svg[role=img]").evaluate_all(
+        "all => all.map(svg => [svg.getBoundingClientRect().width, svg.getBoundingClientRect().height])"
+    )
+    assert all(width > 200 and height > 100 for width, height in sizes)
     # Text on the page's own ground, light or dark.
-    ink = "getComputedStyle(document.querySelector('.xtick text')).fill"
+    ink = "getComputedStyle(document.querySelector('.x span')).color"
     assert shown.evaluate(ink) == shown.evaluate("getComputedStyle(document.body).color")
-    assert shown.locator("[data-title*=Share], [data-title*=Cloud]").count() == 0
     assert (shown.wrong, shown.asked) == ([], [])
 
 
@@ -251,17 +258,15 @@ def test_another_order_of_the_matrix_keeps_every_count_with_its_classes(misread,
     shown = opened(page, width=1200)
     form = shown.locator("form.ordered").first
     for order in ("confusion", "accuracy", "class"):
-        form.get_by_label(order).check()
-        traces = form.locator(".js-plotly-plot").evaluate(
-            "plot => plot.data.map(trace => [trace.x, trace.y, trace.customdata, trace.z])"
+        form.get_by_role("radio", name=order).check()
+        cells = form.locator("rect[data-images]").evaluate_all(
+            "all => all.map(cell => ['x', 'y', 'data-images'].map(name => Number(cell.getAttribute(name))))"
         )
+        x, y = (labels_in_order(form, axis) for axis in "xy")
+        assert x == y
         counts = np.zeros((12, 12), int)
-        for x, y, customdata, z in traces:
-            for i, true in enumerate(y):
-                for j, predicted in enumerate(x):
-                    if count := customdata[i][j]:
-                        counts[classes.index(true), classes.index(predicted)] += count
-                        assert z[i][j] == pytest.approx(count / 9, abs=1e-5)
+        for column, row, images in cells:
+            counts[classes.index(y[row]), classes.index(x[column])] += images
         assert counts.tolist() == test["confusion"]
         if order == "confusion":
             assert abs(x.index(classes[0]) - x.index(classes[1])) == 1
@@ -270,12 +275,63 @@ def test_another_order_of_the_matrix_keeps_every_count_with_its_classes(misread,
     assert x == classes
 
 
+def labels_in_order(form, axis):
+    """The labels of an axis as they stand on the page."""
+    labels = form.locator(f".{axis}.classes span")
+    side = {"x": "left", "y": "top"}[axis]
+    places = labels.evaluate_all(f"all => all.map(label => label.getBoundingClientRect().{side})")
+    return [label for _, label in sorted(zip(places, labels.all_text_contents(), strict=True))]
+
+
+def point_at(page, mark):
+    """Moves the mouse to the middle of `mark`; what the page tells of it, None if nothing."""
+    mark.evaluate("mark => mark.scrollIntoView({block: 'center', inline: 'center'})")
+    page.wait_for_timeout(100)  # the page hides what it told once it has scrolled
+    box = mark.evaluate("mark => mark.getBoundingClientRect().toJSON()")
+    page.mouse.move(box["left"] + box["width"] / 2, box["top"] + box["height"] / 2)
+    tip = page.locator("#tip")
+    return tip.text_content().replace("\xa0", " ") if tip.is_visible() else None
+
+
+def test_what_is_pointed_at_tells_its_numbers(misread, page, opened):
+    test = of_the_test(misread[0])
+    shown = opened(page, width=1200)
+    assert point_at(shown, shown.locator("h1")) is None
+    matrix = shown.locator("form.ordered").first
+    for order in ("class", "accuracy"):
+        matrix.get_by_role("radio", name=order).check()
+        assert point_at(shown, matrix.locator("rect[data-images='3']")) == "true 0, predicted 1\n3 images, 33.33 %"
+    bars = shown.locator("form.ordered").nth(1).locator("[data-tip]").first
+    recall = f"{100 * test['per_class']['0']:.2f} %"
+    assert point_at(shown, bars) == f"0: 9 images\naccuracy (recall): {recall}\nF1: 80.00 %"
+    loss = lines(misread[0])[1]["loss"]
+    assert point_at(shown, shown.locator(".charts [data-tip]").nth(1)) == f"epoch 2\n{loss:.4f}"
+    point = shown.locator(".square .hit").last
+    assert point_at(shown, point).splitlines()[0] in ("as it answers", "before calibration")
+
+
+def test_a_tap_tells_the_numbers_and_the_page_says_so(page, browser):
+    context = browser.new_context(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    shown = context.new_page()
+    shown.goto(page.resolve().as_uri())
+    sentence = shown.locator("p", has_text="for its numbers")
+    assert sentence.inner_text().endswith("Tap a cell for its numbers.")
+    shown.locator("rect[data-images='3']").tap()
+    assert shown.locator("#tip").inner_text().startswith("true 0, predicted 1")
+    box = shown.locator("#tip").bounding_box()
+    assert 0 <= box["x"] <= 390 - box["width"]
+    shown.locator("h2").last.tap()
+    assert shown.locator("#tip").is_hidden()
+    context.close()
+
+
 def test_calibration_is_that_of_the_metrics(trained_run, tmp_path, opened):
     shown = opened(write_report([trained_run], tmp_path / "report.html"))
-    x, y, n = shown.locator(".small .js-plotly-plot").evaluate(
-        "plot => [plot.data[0].x, plot.data[0].y, plot.data[0].customdata]"
-    )
-    error = sum(images * abs(right - claimed) for claimed, right, images in zip(x, y, n, strict=True)) / sum(n)
+    points = shown.locator(".square .series").first.locator("[data-tip]")
+    tips = points.evaluate_all("all => all.map(point => point.dataset.tip)")
+    told = [re.findall(r"\d[\d.,]*", tip.replace(", accuracy", "")) for tip in tips]
+    x, y, n = np.array([[float(number.replace(",", "")) for number in numbers[-3:]] for numbers in told]).T
+    error = (n * np.abs(x - y)).sum() / n.sum() / 100
     # The kept probabilities are of half precision.
     assert error == pytest.approx(of_the_test(trained_run)["calibration_error"], abs=1e-3)
 
@@ -295,14 +351,13 @@ def test_runs_side_by_side(misread, trained_run, tmp_path, opened):
     assert f"training.lr {read_json(trained_run / 'config.json')['training']['lr']} 0.123" in told
     assert "training.batch_size" not in told.split("Settings that differ")[1].split("Training")[0]
     shown = opened(page)
-    names = shown.locator(".js-plotly-plot").first.locator(".legendtext").all_text_contents()
-    assert names == ["run", "other <run>"]
-    curves = shown.locator(".js-plotly-plot").nth(1).evaluate("plot => plot.data.map(trace => trace.y)")
-    assert curves[1] == [0.4321] * 3
+    chart = shown.locator(".charts .chart").nth(1)
+    assert chart.locator(".legend span").all_text_contents() == ["run", "other <run>"]
+    tips = chart.locator("[data-tip]").evaluate_all("all => all.map(strip => strip.dataset.tip)")
+    assert [tip.replace("\xa0", " ").splitlines()[2:] for tip in tips] == [["other <run>: 43.21 %"]] * 3 + [[]] * 5
     folded = shown.locator("body > details").last
     folded.locator("> summary").click()
-    shown.wait_for_timeout(500)
-    assert folded.locator(".js-plotly-plot").count() == 4
+    assert folded.locator(".chart svg[role=img]").count() == 4
     assert shown.evaluate("document.documentElement.scrollWidth") <= 390
     assert (shown.wrong, shown.asked) == ([], [])
 
@@ -331,7 +386,7 @@ def test_a_run_without_validation_has_no_figures_of_it(trained_run, tmp_path):
     write_lines(run, kept)
     page = write_report([run])
     assert "Validation" not in text(page)
-    assert page.read_text("utf-8").count('class="plotly-graph-div"') == 8
+    assert page.read_text("utf-8").count("<svg viewBox") == 8
 
 
 def test_without_the_data_the_images_are_left_out_with_a_sentence(misread, tmp_path):
@@ -371,9 +426,9 @@ def test_names_of_classes_are_text_everywhere(trained_run, tmp_path, opened):
     shown = opened(page, width=1200)
     assert shown.title() != "taken"
     assert shown.locator("h1, p").get_by_text("<i>run").count() == 1
-    ticks = shown.locator("form.ordered .square .ytick text").all_text_contents()
-    cut = [HOSTILE[0], "</script><… 1", *HOSTILE[2:], *(f"a long nam… {i}" for i in range(6, 12))]
-    assert ticks[::-1] == cut
+    assert shown.locator("form.ordered .matrix .y span").all_text_contents() == classes
+    hidden = "all => all.map(label => label.scrollWidth > label.clientWidth)"  # the end of a long name
+    assert shown.locator(".matrix .y span").evaluate_all(hidden)[-6:] == [True] * 6
     assert shown.evaluate("document.documentElement.scrollWidth") <= 1200
     assert shown.wrong == []
 

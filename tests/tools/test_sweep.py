@@ -131,9 +131,10 @@ def test_the_page_shows_its_charts_on_a_phone(swept, browser):
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto((swept[0] / "sweep.html").as_uri())
-    page.wait_for_function("document.querySelectorAll('.main-svg').length >= 3")
+    assert page.locator(".chart svg[role=img]").count() >= 3
+    assert "trial 0" in page.locator("[data-tip]").first.get_attribute("data-tip")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert page.locator("tbody tr").count() == 3
+    assert page.locator("table").last.locator("tbody tr").count() == 3
     assert not said
     page.close()
 

@@ -1,12 +1,13 @@
-// A radio button's value is an order of the classes. Plotly's own `categoryarray` would leave a heat map's customdata
-// where it was.
+// A radio button's value is an order of the classes: marks and labels move to their class's place.
 document.addEventListener("change", event => {
-  const order = JSON.parse(event.target.value)
-  const plot = event.target.closest(".ordered").querySelector(".js-plotly-plot")
-  plot.original ??= plot.data.map(trace => ({...trace}))
-  const sorted = values => order.map(i => Array.isArray(values[i]) ? order.map(j => values[i][j]) : values[i])
-  const update = {}
-  for (const name of ["x", "y", "z", "customdata"])
-    if (name in plot.data[0]) update[name] = plot.original.map(trace => sorted(trace[name]))
-  Plotly.restyle(plot, update)
+  const places = []
+  JSON.parse(event.target.value).forEach((label, place) => { places[label] = place })
+  const form = event.target.closest(".ordered")
+  for (const mark of form.querySelectorAll("svg .class")) {
+    mark.classes ??= [mark.getAttribute("x"), mark.getAttribute("y")]
+    mark.setAttribute("x", places[mark.classes[0]])
+    if (mark.localName === "rect") mark.setAttribute("y", places[mark.classes[1]])
+  }
+  for (const labels of form.querySelectorAll(".classes"))
+    [...labels.children].forEach((label, i) => label.style.setProperty("--place", places[i]))
 })
