@@ -52,7 +52,7 @@ def _value(value: Any) -> str:
 
 def listing() -> str:
     """A line on each recipe: its name and the first sentence of its docstring."""
-    rows = [("auto", "The default: improved with a GPU, cpu without."), *map(_summary, recipes.RECIPES.items())]
+    rows = [("auto", "The default: gpu with a GPU, cpu without."), *map(_summary, recipes.RECIPES.items())]
     return "\n".join(f"{name:<10} {sentence}" for name, sentence in rows)
 
 
