@@ -1,6 +1,7 @@
 """Which data lie at a path: contents tell the kind of a file, names its part and what belongs together."""
 
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,9 +113,8 @@ def _file(path: Path) -> Found:
     if kind and kind.endswith("idx"):
         raise UserError(f"{path} is one idx file; give the folder that holds it and the other three.")
     if kind is None:
-        with path.open("rb") as file:
-            if file.read(2) not in (b"PK", b""):
-                raise UserError(f"{path} is of no kind that is read here; give {READ}, or a folder of images.")
+        if not zipfile.is_zipfile(path) and not path.name.endswith(".zip"):
+            raise UserError(f"{path} is of no kind that is read here; give {READ}, or a folder of images.")
         kind = "zip"
     return Found(kind, {"train": [path]}, _set_words(Path(path.name)))
 

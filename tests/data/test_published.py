@@ -324,3 +324,5 @@ def test_several_sets_and_none(digits, tmp_path):
         prepare("own", str(tmp_path / "none" / "notes.txt"), tmp_path / "data")
     with pytest.raises(UserError, match="has 10 classes, but byclass has 62; choose another --split"):
         prepare("byclass", str(tmp_path / "both" / "two"), tmp_path / "data")
+    with pytest.raises(UserError, match="holds the characters 0123456789, by their strokes, and not fashion"):
+        prepare("fashion", str(tmp_path / "both" / "two"), tmp_path / "data")
