@@ -204,12 +204,12 @@ def _images_and_labels(part: str, folder: Path, files: list[Path]) -> list[Path]
 
 
 def _part_folders(path: Path) -> dict[str, list[Path]]:
-    """train, test and validation; test even where it is missing, so that the message says so."""
-    folders = {"train": [path / "train"], "test": [path / "test"]}
+    """The folder of each part that there is."""
     validation = [path / name for name in ("val", "valid", "validation") if (path / name).is_dir()]
     if len(validation) > 1:
         raise UserError(f"{path} holds {validation[0].name} and {validation[1].name}; keep one.")
-    return folders | ({"validation": validation} if validation else {})
+    folders = {"train": [path / "train"], "test": [path / "test"], "validation": validation}
+    return {part: paths for part, paths in folders.items() if paths and paths[0].is_dir()}
 
 
 def _holds_class_folders(path: Path) -> bool:

@@ -3,7 +3,7 @@
 import hashlib
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +151,8 @@ def _with_members(split: str, found: Found, read: Callable[[Found], Any]) -> Any
     """Calls `read` with what one of NIST's archives holds of `split`."""
     if split not in SPLITS:
         raise UserError(
-            f"{found.paths[0]} is read as an archive of NIST's, which has no split {split!r}; unzip it if it is none, "
-            f"or choose one of {', '.join(SPLITS)}."
+            f"{found.paths[0]} is read as an archive of NIST's, which has no split {split!r}; unzip it if it is "
+            f"not, or choose one of {', '.join(SPLITS)}."
         )
     idx_files = [f"{ARCHIVE_FOLDER}/{path.name}" for path in download.split_paths(split, Path())]
 
@@ -167,8 +167,6 @@ def _with_members(split: str, found: Found, read: Callable[[Found], Any]) -> Any
 def _load(
     split: str, origin: str, found: Found, size: int, orientation: str | None, test_fraction: float | None
 ) -> Source:
-    if found.kind == "images" and test_fraction and "test" in found.parts and not found.parts["test"][0].is_dir():
-        found = replace(found, parts={part: paths for part, paths in found.parts.items() if part != "test"})
     if found.kind not in ("npz", "mat"):  # which tell their parts only when they are read
         _check_test(origin, found.parts, test_fraction)
     stored, classes, files = _read(split, found, size)
@@ -189,7 +187,10 @@ def _load(
         parts = _draw_test(parts, test_fraction, origin)
     official = all(file.official for file in files)
     if split in SPLITS:
-        official &= (len(labels["train"]), len(labels["test"])) == (SPLITS[split].train, SPLITS[split].test)
+        official &= [len(parts[part].labels) for part in ("train", "test")] == [
+            SPLITS[split].train,
+            SPLITS[split].test,
+        ]
     return Source(origin, classes, parts, files, official, orientation)
 
 

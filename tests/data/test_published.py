@@ -209,6 +209,14 @@ def test_test_images_are_drawn_by_class(digits, tmp_path):
         prepare("none", str(source), tmp_path / "data", test_fraction=0.01)
 
 
+def test_drawn_test_images_beside_a_validation_part(three, tmp_path):
+    parts = {part: three[part] for part in ("train", "validation")}
+    source = published.image_folder(tmp_path / "source", parts, list(DIGITS))
+    _, found = packed("mnist", source, tmp_path / "data", test_fraction=0.1)
+    assert {part: len(labels) for part, (_, labels) in found.items()} == {"train": 180, "validation": 30, "test": 20}
+    prepare("mnist", str(source), tmp_path / "data")
+
+
 def test_a_source_with_test_images_keeps_them(digits, tmp_path):
     (tmp_path / "source").mkdir()
     source = published.mnist(tmp_path / "source", digits)
