@@ -74,11 +74,14 @@ class Data(_Part, path="data"):
     data_dir: str = setting("data", "Folder of the prepared splits.", affects_result=False)
     source: str | None = setting(
         None,
-        "official, glyphs, or a path to idx files, gzip.zip or a folder of images.  [default: what is prepared]",
+        "official, glyphs, or a path, as in prepare.  [default: what is prepared]",
         affects_result=False,
     )
     val_fraction: float = setting(
-        0.05, "Fraction of the train split held out for validation; 0 trains on all of it.", ge=0, lt=1
+        0.05,
+        "Fraction of the train split held out for validation; 0 trains on all of it. A validation part wins.",
+        ge=0,
+        lt=1,
     )
     image_size: int = setting(112, "Side of the model's input, in pixels.", ge=8, le=1024)
     batch_size: int = setting(512, "Global micro-batch size: images of all ranks together.", ge=1, le=2**20)

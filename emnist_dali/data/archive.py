@@ -16,25 +16,26 @@ COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NIST's; a 9-byte LZ
 
 
 def with_members(archive: Path, choices: Sequence[Sequence[str]], read: Callable[[list[zipfile.Path]], Any]) -> Any:
-    """Calls `read` with the first of `choices` whose members are all in the archive.
+    """Calls `read` with one of `choices`, names of members: the first one whose folder is in the archive.
 
-    Raises UserError, which names what is missing of the first choice, if there is none, or for a damaged archive.
+    Raises UserError, which names what is missing, for an incomplete archive, and for a damaged one.
     """
     try:
         with _BoundedReader(io.FileIO(archive)) as file, zipfile.ZipFile(file) as members:
             # Nothing is extracted, so no name in the archive can reach the file system.
-            paths = [[zipfile.Path(members, name) for name in names] for names in choices]
-            missing = [[path.at for path in names if not path.exists()] for names in paths]
-            if all(missing):
-                raise UserError(f"{archive} lacks {', '.join(missing[0])}; use NIST's complete gzip.zip.")
-            chosen = paths[missing.index([])]
-            for path in chosen:
+            folders = {name.partition("/")[0] for name in members.namelist()}
+            names = next((names for names in choices if names[0].partition("/")[0] in folders), choices[0])
+            paths = [zipfile.Path(members, name) for name in names]
+            missing = [path.at for path in paths if not path.exists()]
+            if missing:
+                raise UserError(f"{archive} lacks {', '.join(missing)}; use NIST's complete {archive.name}.")
+            for path in paths:
                 member = members.getinfo(path.at)
                 if member.file_size > idx.MAX_BYTES:
                     raise UserError(f"{path} is too large to be EMNIST; use NIST's gzip.zip.")
                 if member.compress_type not in COMPRESSIONS:
                     raise UserError(f"{path} is compressed by a method that NIST does not use; use NIST's gzip.zip.")
-            return read(chosen)
+            return read(paths)
     except UserError:
         raise
     # zipfile may raise anything on a broken archive.

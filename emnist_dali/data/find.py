@@ -1,6 +1,7 @@
 """Which data lie at a path: contents tell the kind of a file, names its part and what belongs together."""
 
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,9 +113,8 @@ def _file(path: Path) -> Found:
     if kind and kind.endswith("idx"):
         raise UserError(f"{path} is one idx file; give the folder that holds it and the other three.")
     if kind is None:
-        with path.open("rb") as file:
-            if file.read(2) not in (b"PK", b""):
-                raise UserError(f"{path} is of no kind that is read here; give {READ}, or a folder of images.")
+        if not zipfile.is_zipfile(path) and not path.name.endswith(".zip"):
+            raise UserError(f"{path} is of no kind that is read here; give {READ}, or a folder of images.")
         kind = "zip"
     return Found(kind, {"train": [path]}, _set_words(Path(path.name)))
 
@@ -204,12 +204,12 @@ def _images_and_labels(part: str, folder: Path, files: list[Path]) -> list[Path]
 
 
 def _part_folders(path: Path) -> dict[str, list[Path]]:
-    """train, test and validation; test even where it is missing, so that the message says so."""
-    folders = {"train": [path / "train"], "test": [path / "test"]}
+    """The folder of each part that there is."""
     validation = [path / name for name in ("val", "valid", "validation") if (path / name).is_dir()]
     if len(validation) > 1:
         raise UserError(f"{path} holds {validation[0].name} and {validation[1].name}; keep one.")
-    return folders | ({"validation": validation} if validation else {})
+    folders = {"train": [path / "train"], "test": [path / "test"], "validation": validation}
+    return {part: paths for part, paths in folders.items() if paths and paths[0].is_dir()}
 
 
 def _holds_class_folders(path: Path) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..core.errors import UserError
 from ..core.files import printable, reason
+from ..core.progress import say
 from .idx import MAX_IMAGES
 from .stored import PARTS, Stored, check_size, part_of, to_grey
 
@@ -62,18 +63,21 @@ def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.nda
         version = np.lib.format.read_magic(stream)
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, _, dtype = header[version](stream)
-    at = f"{path}, {printable(member.filename.removesuffix('.npy'))[:100]},"
+    at = f"{path}, {printable(member.filename.removesuffix('.npy'))[:100]}"
     if len(shape) in (3, 4):
         if dtype != np.uint8 or (len(shape) == 4 and shape[3] not in (1, 3)):
             raise UserError(f"{at} has images of type {dtype} and shape {shape}: {_ADVICE}.")
-        check_size(shape[:3], at.rstrip(","))
+        check_size(shape[:3], at)
         channels = shape[3] if len(shape) == 4 else 1
         if channels == 3:
-            check_size((3 * shape[0], *shape[1:3]), at.rstrip(","))
+            check_size((3 * shape[0], *shape[1:3]), at)
     elif dtype.kind not in "bui" or len(shape) not in (1, 2) or not 1 <= shape[0] <= MAX_IMAGES or shape[1:] > (1,):
         raise UserError(f"{at} has labels of type {dtype} and shape {shape}, not one integer an image: {_ADVICE}.")
     with file.open(member) as stream:
         array = np.lib.format.read_array(stream, allow_pickle=False)
+    if array.ndim == 4 and array.shape[3] == 3:
+        say(f"{at} has three channels, which are converted to grey.")
+        return to_grey(array)
     if array.ndim == 4:
-        return to_grey(array) if array.shape[3] == 3 else array[..., 0]
+        return array[..., 0]
     return array if array.ndim == 3 else array.reshape(-1)

@@ -24,7 +24,6 @@ def by_strokes(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...])
     present = [label for label in np.unique(labels).tolist() if len(classes[label]) == 1]
     if len(present) < len(classes) or images.shape[1] != images.shape[2] or not set(classes) <= set(CHARACTERS):
         return None
-    # A shuffle, which numpy keeps the same, is not needed: files are in no order within a class.
     means = np.stack([_small(images[np.flatnonzero(labels == label)[:IMAGES]].mean(0)) for label in present])
     drawn = np.stack([_drawn(classes[label]) for label in present])
     upright, transposed = (_correlation(means.transpose(axes), drawn) for axes in ((0, 1, 2), (0, 2, 1)))

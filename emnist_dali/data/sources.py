@@ -3,7 +3,7 @@
 import hashlib
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,11 @@ def check_split(split: str) -> None:
 
 def _with_members(split: str, found: Found, read: Callable[[Found], Any]) -> Any:
     """Calls `read` with what one of NIST's archives holds of `split`."""
-    check_split(split)
+    if split not in SPLITS:
+        raise UserError(
+            f"{found.paths[0]} is read as an archive of NIST's, which has no split {split!r}; unzip it if it is "
+            f"not, or choose one of {', '.join(SPLITS)}."
+        )
     idx_files = [f"{ARCHIVE_FOLDER}/{path.name}" for path in download.split_paths(split, Path())]
 
     def as_found(members: list[zipfile.Path]) -> Any:
@@ -163,8 +167,6 @@ def _with_members(split: str, found: Found, read: Callable[[Found], Any]) -> Any
 def _load(
     split: str, origin: str, found: Found, size: int, orientation: str | None, test_fraction: float | None
 ) -> Source:
-    if found.kind == "images" and test_fraction and "test" in found.parts and not found.parts["test"][0].is_dir():
-        found = replace(found, parts={part: paths for part, paths in found.parts.items() if part != "test"})
     if found.kind not in ("npz", "mat"):  # which tell their parts only when they are read
         _check_test(origin, found.parts, test_fraction)
     stored, classes, files = _read(split, found, size)
@@ -185,7 +187,10 @@ def _load(
         parts = _draw_test(parts, test_fraction, origin)
     official = all(file.official for file in files)
     if split in SPLITS:
-        official &= (len(labels["train"]), len(labels["test"])) == (SPLITS[split].train, SPLITS[split].test)
+        official &= [len(parts[part].labels) for part in ("train", "test")] == [
+            SPLITS[split].train,
+            SPLITS[split].test,
+        ]
     return Source(origin, classes, parts, files, official, orientation)
 
 
@@ -281,6 +286,12 @@ def _labels(
                 f"{stored['train'].labels_at} has {len(distinct):,} classes, but {name} has {len(classes)}; choose "
                 "another --split."
             )
+        characters = _characters(stored["train"], distinct) if name in SETS and not known else None
+        if characters and characters != classes:
+            raise UserError(
+                f"{stored['train'].images_at} holds the characters {''.join(characters)}, by their strokes, and not "
+                f"{name}; choose another --split."
+            )
     if len(classes) > MAX_CLASSES or len(set(classes)) != len(classes) or not all(map(is_plain, classes)):
         raise UserError(
             f"{origin} has {len(classes)} classes, but up to {MAX_CLASSES} with different printable names are "
@@ -309,12 +320,19 @@ def _numbered(
                 f"{of.labels_at}: label {of.labels[outside.argmax()]} is not a class of the train images; remove its "
                 "images, or add some to train."
             )
-    for info in SPLITS.values():
-        characters = tuple(info.classes)
-        if len(characters) == len(distinct) and by_strokes(stored["train"].images, labels["train"], characters):
-            say(f"The labels of {origin} are the characters {info.classes}, by their strokes.")
-            return characters, labels
+    if characters := _characters(stored["train"], distinct):
+        say(f"The labels of {origin} are the characters {''.join(characters)}, by their strokes.")
+        return characters, labels
     return tuple(f"label {number}" for number in distinct.tolist()), labels
+
+
+def _characters(train: Stored, distinct: np.ndarray) -> tuple[str, ...] | None:
+    """The classes of the EMNIST split whose characters the images with `distinct` labels are, by their strokes."""
+    for classes in dict.fromkeys(tuple(info.classes) for info in SPLITS.values()):
+        same = len(classes) == len(distinct)
+        if same and by_strokes(train.images, np.searchsorted(distinct, train.labels), classes):
+            return classes
+    return None
 
 
 def _orientation(

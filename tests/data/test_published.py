@@ -209,6 +209,14 @@ def test_test_images_are_drawn_by_class(digits, tmp_path):
         prepare("none", str(source), tmp_path / "data", test_fraction=0.01)
 
 
+def test_drawn_test_images_beside_a_validation_part(three, tmp_path):
+    parts = {part: three[part] for part in ("train", "validation")}
+    source = published.image_folder(tmp_path / "source", parts, list(DIGITS))
+    _, found = packed("mnist", source, tmp_path / "data", test_fraction=0.1)
+    assert {part: len(labels) for part, (_, labels) in found.items()} == {"train": 180, "validation": 30, "test": 20}
+    prepare("mnist", str(source), tmp_path / "data")
+
+
 def test_a_source_with_test_images_keeps_them(digits, tmp_path):
     (tmp_path / "source").mkdir()
     source = published.mnist(tmp_path / "source", digits)
@@ -324,3 +332,5 @@ def test_several_sets_and_none(digits, tmp_path):
         prepare("own", str(tmp_path / "none" / "notes.txt"), tmp_path / "data")
     with pytest.raises(UserError, match="has 10 classes, but byclass has 62; choose another --split"):
         prepare("byclass", str(tmp_path / "both" / "two"), tmp_path / "data")
+    with pytest.raises(UserError, match="holds the characters 0123456789, by their strokes, and not fashion"):
+        prepare("fashion", str(tmp_path / "both" / "two"), tmp_path / "data")

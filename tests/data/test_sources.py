@@ -310,7 +310,7 @@ def test_invalid_folders_of_images(folder):
     refused(folder, f"{folder / 'test'} contains no images")
     (folder / "test/a").rmdir()
     (folder / "test").rmdir()
-    refused(folder, f"{folder / 'test'} cannot be listed")
+    refused(folder, f"{folder} has no test images", "--test-fraction")
 
 
 def test_more_classes_than_a_byte_holds(folder):
