@@ -21,9 +21,7 @@ def _database(folder: Path) -> str:
     folder.mkdir(exist_ok=True)
     file = folder / "mlflow.db"
     if not file.exists():
-        with TemporaryDirectory(
-            ignore_cleanup_errors=True
-        ) as place:  # MLflow keeps it open
+        with TemporaryDirectory(ignore_cleanup_errors=True) as place:  # MLflow keeps it open
             new = Path(place, file.name)
             MlflowClient(f"sqlite:///{new}").search_experiments()
             write_atomic(file, new.read_bytes())
