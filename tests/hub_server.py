@@ -26,6 +26,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.asked.append(f"{self.command} {self.path}")
         if self.path == "/":
             return self._answer(200, b"")
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/main)?", self.path.partition("?")[0]):
+            known = match[1] in self.server.repos
+            return self._json({"id": match[1], "xetEnabled": False} if known else {}, 200 if known else 404)
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path.partition("?")[0])
         if not match:
             return self._json({"error": self.path}, 404)

@@ -72,10 +72,10 @@ class Tracking:
     As a context manager it closes them.
     """
 
-    def __init__(self, trackers: Mapping[str, Tracker]) -> None:
+    def __init__(self, trackers: Mapping[str, Tracker], ids: Mapping[str, str]) -> None:
         self._trackers = dict(trackers)
-        # Also of one that fails: a resumed run goes on with it.
-        self.ids = {name: tracker.id for name, tracker in trackers.items() if tracker.id}
+        # Also of those that fail, and of those that only an earlier part of the run had: it may go on with them.
+        self.ids = {**ids, **{name: tracker.id for name, tracker in trackers.items() if tracker.id}}
 
     def log(self, entry: Mapping[str, float], step: int) -> None:
         """The entry of an epoch, which ended at `step`."""
@@ -130,4 +130,4 @@ def start(config: Config, run: RunFolder, data: str, ids: Mapping[str, str], ste
                 raise UserError(
                     f"The tracker {name} could not start ({reason(error)}); mend that, or leave it out of run.track."
                 ) from error
-    return Tracking(trackers)
+    return Tracking(trackers, ids)

@@ -128,13 +128,13 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(capsys):
         name: SimpleNamespace(id=name, log=log, finish=None, close=lambda completed: closed.append(completed))
         for name, log in (("mlflow", full), ("csv", note))
     }
-    with tracking.Tracking(trackers) as tracker:
+    with tracking.Tracking(trackers, {"wandb": "earlier"}) as tracker:
         for step in (1, 2):
             tracker.log({"loss": 1.0}, step)
     told = capsys.readouterr().out
     assert told.count("\n") == told.count("The tracker mlflow failed and is left out from here on (") == 1
     assert (logged, closed) == ([1, 2], [True])
-    assert tracker.ids == {"mlflow": "mlflow", "csv": "csv"}
+    assert tracker.ids == {"wandb": "earlier", "mlflow": "mlflow", "csv": "csv"}
 
 
 def test_a_tracker_that_cannot_start_is_one_sentence(data_dir, tmp_path, monkeypatch):

@@ -4,11 +4,28 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from ...core.files import write_atomic
 from ...runs.file_names import MLFLOW
 from .tracker import Outcome, Start
 
 _EXPERIMENT = "emnist-dali"
+
+
+def _database(folder: Path) -> str:
+    """The URI of the SQLite file in `folder`, which is whole or not there: making its tables takes over a second."""
+    from mlflow import MlflowClient
+
+    folder.mkdir(exist_ok=True)
+    file = folder / "mlflow.db"
+    if not file.exists():
+        with TemporaryDirectory(ignore_cleanup_errors=True) as place:  # MLflow keeps it open
+            new = Path(place, file.name)
+            MlflowClient(f"sqlite:///{new}").search_experiments()
+            write_atomic(file, new.read_bytes())
+    return f"sqlite:///{file}"
 
 
 class MlflowTracker:
@@ -23,9 +40,7 @@ class MlflowTracker:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         folder = start.run.path.absolute() / MLFLOW
         local = "MLFLOW_TRACKING_URI" not in os.environ
-        if local:
-            folder.mkdir(exist_ok=True)
-        self._client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}" if local else None)
+        self._client = MlflowClient(_database(folder) if local else None)
         self.id = start.id
         self._last = -1
         if self.id:
