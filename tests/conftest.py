@@ -53,6 +53,19 @@ def trained_run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
+def trained_group(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a complete group of two seeds on «small»; not to be written to."""
+    from emnist_dali.training.group import group_of, train_group
+
+    from .training_runs import quick
+
+    config = quick(data_dir, tmp_path_factory.mktemp("trained") / "group", epochs=1)
+    group = group_of(config, "seeds", 2)
+    train_group(group)
+    return group.path
+
+
+@pytest.fixture(scope="session")
 def onnxruntime_web() -> None:
     """Skips without the package that `export --format web` downloads."""
     from emnist_dali.deploy.onnxruntime_web import cached_package

@@ -51,7 +51,8 @@ def evaluate(
         for path, (other_classes, predictions) in zip(paths, all_predictions, strict=True):
             same = part in predictions and predictions[part].images.same(first[part].images)
             if other_classes != classes or not same:
-                raise UserError(f"{path} has other {part} images than {paths[0]}; name one split with --split.")
+                advice = "evaluate them one by one" if validation else "name one split with --split"
+                raise UserError(f"{path} has other {part} images than {paths[0]}; {advice}.")
         each = torch.stack([predictions[part].probabilities for _, predictions in all_predictions])
         if len(paths) > 1:
             accuracies = 100 * (each.argmax(-1) == first[part].labels).double().mean(1)

@@ -31,7 +31,7 @@ def check_can_create(out: str | None) -> None:
     if is_run(path):
         raise UserError(_exists(path))
     if is_group(path):
-        raise UserError(f"{path} is a group of runs; choose another run.out.")
+        raise UserError(f"{path} is a group of runs; go on with --resume {path}, or choose another run.out.")
     parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not os.access(parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"{path} could not be created ({os.strerror(errno.EACCES)}); choose another run.out.")

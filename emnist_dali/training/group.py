@@ -63,7 +63,8 @@ def train_group(group: Group, force: bool = False) -> None:
             if distributed.is_main() and not group.begun:  # settings that cannot be trained leave no group
                 with suppress(OSError):
                     (group.path / GROUP).unlink()
-    say(summary(group))
+    if distributed.is_main():
+        say(summary(group))
 
 
 def _begin(group: Group, stack: ExitStack) -> None:

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from scipy.stats import chi2
+from scipy.stats import chi2, t, ttest_ind
 
+from emnist_dali import recipes
 from emnist_dali.core.errors import UserError
-from emnist_dali.evaluation.significance import compare, table
+from emnist_dali.evaluation.significance import compare, holm, mean, table, wilson
 from emnist_dali.runs.folder import RunFolder
+from emnist_dali.runs.group import Group
 from emnist_dali.runs.predictions import Predictions
 
 CLASSES = 4
@@ -145,3 +147,104 @@ def test_foreign_files_are_one_sentence(tensors, save, tmp_path):
     else:
         save_file(tensors, path)
     assert f"{path} does not hold predictions" in refused(save("a", [0, 1, 2], [0, 1, 2]), path.parent)
+
+
+@pytest.fixture
+def save_group(tmp_path, save):
+    """A group's folder by its name, with runs that are right on so many of 4,000 images, at random."""
+
+    def save_group(name: str, rights, kind: str = "seeds"):
+        config = recipes.cpu("small").override({"seed": 0})
+        group = Group(tmp_path / name, kind, len(rights), config)
+        group.path.mkdir()
+        group.write()
+        generator = np.random.default_rng(len(name))
+        labels = np.arange(4000) % CLASSES
+        for folder, right in zip(group.members, rights, strict=True):
+            wrong = generator.permutation(4000) >= right
+            save(f"{name}/{folder.name}", ((labels + wrong) % CLASSES).tolist(), labels.tolist())
+        return group.path
+
+    return save_group
+
+
+def test_groups_are_compared_by_welchs_t_test(save_group):
+    rights = [3000, 3400, 3200, 3100], [3500, 3550, 3520]
+    result = compare(*map(save_group, ("first", "other"), rights))
+    (pair,) = result["pairs"]
+    expected = ttest_ind(np.divide(rights[1], 4000), np.divide(rights[0], 4000), equal_var=False)
+    # Of so many images the seeds are nearly all of the variance: a larger error, more degrees of freedom.
+    assert pair["p"] == pytest.approx(expected.pvalue, rel=0.1)
+    assert pair["difference"] == pytest.approx(np.mean(rights[1]) / 4000 - np.mean(rights[0]) / 4000)
+    assert pair["second_is_better"] == pytest.approx(1 - pair["p"] / 2)
+    low, high = expected.confidence_interval(0.95)
+    assert pair["difference_interval"] == pytest.approx((low, high), abs=0.005)
+    assert result["members"] == [4, 3]
+    assert result["sd"] == pytest.approx([np.std(right, ddof=1) / 4000 for right in rights])
+
+
+def test_seeds_that_agree_leave_the_variance_of_the_images(save_group):
+    first, second = save_group("first", [3000] * 3), save_group("second", [3100] * 3)
+    (pair,) = compare(first, second)["pairs"]
+    low, high = pair["difference_interval"]
+    # Six independent draws of 4,000 images.
+    variance = (0.75 * 0.25 + 0.775 * 0.225) / 3 / 4000
+    assert (high - low) / 2 == pytest.approx(1.959964 * sqrt(variance), rel=0.05)
+
+
+def test_the_interval_of_a_group_holds_its_seeds_and_its_images():
+    accuracies = [0.90, 0.92, 0.91]
+    found = mean(accuracies, 10**9, "seeds")
+    half = t.ppf(0.975, 2) * 0.01 / sqrt(3)
+    assert found["mean"] == pytest.approx(0.91)
+    assert found["sd"] == pytest.approx(0.01)
+    assert found["interval"] == pytest.approx((0.91 - half, 0.91 + half), abs=1e-6)
+    few = mean(accuracies, 100, "seeds")["interval"]
+    assert few[1] - few[0] > wilson(91, 100)[1] - wilson(91, 100)[0]
+    # Folds share their training images: 1/k + 1/(k − 1) in the place of 1/k.
+    half *= sqrt((1 / 3 + 1 / 2) / (1 / 3))
+    assert mean(accuracies, 10**9, "folds")["interval"] == pytest.approx((0.91 - half, 0.91 + half), abs=1e-6)
+    assert mean([0.5], 100) == {"mean": 0.5, "sd": None, "interval": wilson(50, 100)}
+
+
+def test_holm_raises_the_smallest_most_and_keeps_the_order():
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([0.03]) == [0.03]
+
+
+def test_all_pairs_of_several_runs_are_corrected(pair, save):
+    labels = [k % CLASSES for k in range(40)]
+    result = compare(*pair, save("c", labels, labels))
+    names = [(found["first"], found["second"]) for found in result["pairs"]]
+    a, b, c = result["runs"]
+    assert names == [(a, b), (a, c), (b, c)]
+    assert [found["holm_p"] for found in result["pairs"]] == holm([found["p"] for found in result["pairs"]])
+    lines = table(result).splitlines()
+    assert lines[3].startswith(f"{b} minus {a}: +20.00 points")
+    assert lines[3].endswith("p = 0.057, corrected 0.057, may be chance")
+    assert lines[-1] == "McNemar's exact test on 40 images, at the 5 % level, corrected for 3 pairs (Holm)."
+
+
+def test_a_group_that_is_not_finished_is_one_sentence(save_group):
+    path = save_group("group", [3000, 3000])
+    (path / "seed-1" / "predictions-test.safetensors").unlink()
+    advice = f"`emnist-dali train --resume {path}` finishes it."
+    assert refused(path, path) == f"{path}/seed-1 has not been tested; {advice}"
+
+
+def test_images_of_the_same_labels_at_other_places_are_told_apart(tmp_path):
+    def save(name, indices, fingerprint):
+        (tmp_path / name).mkdir()
+        of_two = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        predictions = Predictions(of_two, torch.tensor([0, 1]), indices, fingerprint)
+        RunFolder(tmp_path / name).save_predictions("test", predictions)
+        return tmp_path / name
+
+    run, same = (save(name, torch.tensor([0, 1]), "a" * 64) for name in ("run", "same"))
+    elsewhere = save("elsewhere", torch.tensor([0, 7]), "a" * 64)
+    other_data = save("other", torch.tensor([0, 1]), "b" * 64)
+    older = save("older", None, None)
+    assert compare(run, same)["images"] == compare(run, older)["images"] == 2
+    for path in (elsewhere, other_data):
+        assert "tested on different images" in refused(run, path)
