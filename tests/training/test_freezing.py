@@ -57,7 +57,7 @@ def test_a_frozen_backbone_keeps_every_bit(data_dir, tmp_path, pretrained):
 
 
 def test_what_thaws_is_trained_from_then_on_also_when_resumed(data_dir, tmp_path, pretrained, monkeypatch):
-    config = tuned(data_dir, tmp_path / "whole", pretrained, freeze="backbone", freeze_epochs=1)
+    config = tuned(data_dir, tmp_path / "whole", pretrained, freeze="backbone", freeze_epochs=1, val_fraction=0.0)
     frozen = []
     whole = train(config, after_step=lambda t: frozen.append(not t.model.conv_stem.weight.requires_grad))
     half = len(frozen) // 2
