@@ -22,6 +22,7 @@ Compile = Literal["off", "on", "graph"]
 Optimizer = Literal["lion", "adamw", "adam", "sgd", "muon"]
 Schedule = Literal["cosine", "restarts"]
 Tracker = Literal["csv", "tensorboard", "wandb", "mlflow", "trackio"]
+Freeze = Literal["none", "stem", "backbone"]
 Wandb = Literal["disabled", "offline", "online"]
 
 MAX_FOLDS = 20
@@ -31,8 +32,16 @@ _BOUNDS = {"ge": (ge, "at least"), "gt": (gt, "above"), "le": (le, "at most"), "
 _REMOVED = {"erasing": 0, "elastic": 0}
 # Fields that were added, by one of those beside them, and the value that runs before had.
 _ADDED: dict[str, dict[str, Any]] = {
-    "label_smoothing": {"momentum": 0.95, "logit_adjustment": 0.0, "balanced_sampling": False},
+    "label_smoothing": {
+        "momentum": 0.95,
+        "logit_adjustment": 0.0,
+        "balanced_sampling": False,
+        "freeze": "none",
+        "freeze_epochs": None,
+        "layer_decay": None,
+    },
     "equalize": {"shuffle_window": None, "folds": None, "fold": None},
+    "stem_stride": {"head": "kept"},
 }
 RENAMED_RECIPES = {"seed": "published", "best": "improved"}
 
@@ -117,11 +126,13 @@ class Model(_Part, path="model"):
     model: str = setting("efficientnet_b2", "Name of any timm model, or your own network as package.module:factory.")
     pretrained: bool = setting(True, "Start from timm's pretrained weights.")
     weights: str | None = setting(
-        None, "Local file of pretrained weights, or builtin for those in the package, used instead of the hub's."
+        None, "Local file or run with pretrained weights, or builtin for those in the package, instead of the hub's."
     )
     # `folded` sums the pretrained RGB stem to one channel; `new` initializes it at random.
     stem: Literal["folded", "new"] = setting("folded")
     stem_stride: int | None = setting(None, ge=1, le=8)  # None keeps the model's own
+    # `kept` is that of the pretrained weights where it has as many classes; `new` initializes it at random.
+    head: Literal["kept", "new"] = setting("kept")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,6 +162,13 @@ class Training(_Part, path="training"):
     lr: float = setting(2e-4, "Peak learning rate.", gt=0)
     momentum: float = setting(0.95, ge=0, lt=1)  # Muon's; SGD's is 0.9
     weight_decay: float = setting(0.01, "Weight decay; norms and biases have none.", ge=0)
+    freeze: Freeze = setting(
+        "none", "Weights of a pretrained model to keep: of its first layer, or all but the head."
+    )
+    freeze_epochs: int | None = setting(None, "Epochs for which these are kept.  [default: all]", ge=1)
+    layer_decay: float | None = setting(
+        None, "Factor on the rate from each layer of the model to the one before it, for fine-tuning.", gt=0, le=1
+    )
     schedule: Schedule = setting(
         "cosine",
         "cosine: warm-up, then to zero, updated every step; restarts: warm restarts, updated every epoch.",
@@ -178,6 +196,13 @@ class Training(_Part, path="training"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.freeze_epochs and self.freeze == "none":
+            raise UserError("training.freeze_epochs needs training.freeze, stem or backbone; drop one of the two.")
+        if self.layer_decay and self.optimizer == "muon":
+            raise UserError(
+                "training.layer_decay needs an optimizer other than muon, which has one rate; set training.optimizer "
+                "adamw and its training.lr."
+            )
         corrections = ("class_weights", "logit_adjustment", "balanced_sampling")
         if len(used := [f"training.{name}" for name in corrections if getattr(self, name)]) > 1:
             raise UserError(

@@ -330,7 +330,9 @@ def test_configs_and_identities_of_older_versions_are_read():
 def test_an_identity_from_before_a_field_was_added_is_that_of_its_value_then():
     config = cpu("byclass")
     before = config.identity()
-    added = {"momentum": 0.95, "logit_adjustment": 0.0, "balanced_sampling": False}
+    added = {"momentum": 0.95, "logit_adjustment": 0.0, "balanced_sampling": False, "freeze": "none"}
+    added |= {"freeze_epochs": None, "layer_decay": None}
+    assert before["model"].pop("head") == "kept"
     assert {name: before["training"].pop(name) for name in added} == added
     assert current(before) == config.identity()
     flat = {name: value for part in before.values() for name, value in part.items()}

@@ -1,7 +1,9 @@
 """timm models with a 1-channel stem, and networks of the user's own."""
 
 import inspect
+from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from ..config import Model
 from ..core.errors import UserError
 from ..core.files import is_uncompressed_zip
 from ..core.machine import reachable
-from ..weights import FILE, located
+from ..weights import FILE, FOLDER, located
 from .import_path import factory, is_import_path
 
 
@@ -34,6 +36,11 @@ def build_model(model: Model, classes: int, image_size: int | None = None) -> to
                 stem.reset_parameters()
             if model.stem_stride:
                 stem.stride = (model.stem_stride, model.stem_stride)
+    if model.head == "new":
+        if not heads(net):
+            raise UserError(f"{model.model} does not name its classifier; leave model.head unset.")
+        for name in heads(net):
+            net.get_submodule(name).reset_parameters()
     return net.to(memory_format=torch.channels_last)
 
 
@@ -49,8 +56,16 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
 
 def first_layers(net: torch.nn.Module) -> tuple[str, ...]:
     """The names of the layers that take the images, as timm's config has them; of an ensemble one a member."""
-    names = getattr(net, "pretrained_cfg", {}).get("first_conv") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
+    return _names(getattr(net, "pretrained_cfg", {}).get("first_conv"))
+
+
+def heads(net: torch.nn.Module) -> tuple[str, ...]:
+    """The names of the layers that give the logits, likewise."""
+    return _names(getattr(net, "pretrained_cfg", {}).get("classifier"))
+
+
+def _names(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def _own(model: Model, classes: int, image_size: int | None) -> torch.nn.Module:
@@ -127,16 +142,31 @@ def _check_patches(net: torch.nn.Module, name: str, image_size: int | None) -> N
 
 def _from_file(model: Model, options: dict[str, Any]) -> torch.nn.Module:
     path = located(model.weights, FILE)
+    if path.is_dir():
+        path /= FILE.relative_to(FOLDER)  # of a run
     if not path.is_file():
-        raise UserError(f"{path} is not a file; set model.weights to a file with weights of {model.model}.")
+        raise UserError(f"{path} is not a file; set model.weights to a file with weights of {model.model}, or a run.")
     try:
         is_uncompressed_zip(path)  # only for its error: legacy pickles are accepted too
         # Only through the overlay does timm fold the RGB stem of a local file and drop its classifier.
-        return _created(model.model, options, pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+        overlay = {"file": str(path), **_classes_in(path, model.model)}
+        return _created(model.model, options, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:
         raise UserError(
             f"{path} does not hold weights of {model.model} ({_reason(error)}); set model.weights to another file."
         ) from error
+
+
+def _classes_in(path: Path, name: str) -> dict[str, int]:
+    """As timm's config has it, so that it keeps the file's classifier where it fits, and only there."""
+    import timm
+
+    cfg = timm.models.get_pretrained_cfg(name)
+    if cfg is None or cfg.custom_load:
+        return {}
+    weights = timm.models.load_state_dict(str(path))
+    rows = {len(weights[key]) for head in _names(cfg.classifier) if (key := f"{head}.weight") in weights}
+    return {"num_classes": rows.pop()} if len(rows) == 1 else {}
 
 
 def _from_hub(model: Model, options: dict[str, Any]) -> torch.nn.Module:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import log
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,14 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
         self.num_classes = members[0].num_classes
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, list[tuple[str, Any]]]:
+        """timm's description of the layers: those of the members side by side."""
+        of_member = self.members[0].group_matcher(coarse)
+        return {
+            kind: [(pattern.replace("^", r"^members\.\d+\."), place) for pattern, place in patterns]
+            for kind, patterns in of_member.items()
+        }
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.training:

@@ -14,6 +14,11 @@ from torch.nn import functional
 from .ensemble import Ensemble
 
 
+def _layers(coarse: bool = False) -> dict[str, list[tuple[str, Any]]]:
+    """timm's description of the layers, from the stem to the head, for layer-wise rates."""
+    return {"stem": [("^stem", None)], "groups": [(r"^groups\.(\d+)", None), ("^hidden", (99,))]}
+
+
 class FastNet(nn.Module):
     """(N, in_chans, S, S) → (N, num_classes) logits.
 
@@ -29,6 +34,8 @@ class FastNet(nn.Module):
         self.stem = _stem(in_chans, stem)
         self.groups = nn.Sequential(*map(_group, (stem, *widths), widths, widths))
         self.head = nn.Linear(widths[-1], num_classes)
+
+    group_matcher = staticmethod(_layers)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.groups(self.stem(images)).mean((2, 3)))
@@ -69,6 +76,8 @@ class FlatNet(nn.Module):
             nn.Linear(self.side**2 * third, hidden, bias=False), _BatchNorm(hidden), nn.ReLU(inplace=True)
         )
         self.head = nn.Linear(hidden, num_classes)
+
+    group_matcher = staticmethod(_layers)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         positions = self.groups(self.stem(images))

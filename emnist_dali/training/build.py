@@ -17,7 +17,8 @@ from ..loading.loader import Loader, with_backend
 from ..loading.validation import validation_images
 from ..models.import_path import is_import_path, trust
 from ..runtime import resolve, use_device
-from .trainer import Trainer
+from .optim import MakeOptimizer
+from .trainer import Augment, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +58,27 @@ def build_training(
     from_checkpoint: bool = False,
     threads: int | None = None,
     stats: Stats | None = None,
+    augment: Augment | None = None,
+    optimizer: MakeOptimizer | None = None,
 ) -> Training:
     """The training that `config` describes, at its first step, on this rank.
 
     `shards` default to the config's split, prepared where it is missing, and `stats` to theirs. `indices` (n,) are
     the samples to train on; without them the split's validation part is used, or else `data.val_fraction` of the
     part, or a fold, is held out for validation. With `from_checkpoint` the model starts from random weights, which
-    the checkpoint replaces. Raises UserError for data, device, weights and settings that do not fit.
+    the checkpoint replaces. `augment` and `optimizer` are those of `Trainer`. Raises UserError for data, device,
+    weights and settings that do not fit.
     """
     config = resolve(config)
     if is_import_path(config.model.model):
         trust(config.model.model)  # its user has asked for a training of it
+    elif config.training.freeze != "none" and not config.model.pretrained:
+        raise UserError(
+            f"training.freeze keeps pretrained weights, and {config.model.model} starts from random ones; name some "
+            "with model.weights, or turn on model.pretrained."
+        )
+    if config.run.compile == "graph" and (optimizer or config.training.freeze_epochs):
+        config = replace(config, run=replace(config.run, compile="off"))  # a graph holds one step of our optimizers
     _tune_device(config)
     shards = shards or training_shards(config)
     # The first rank's, because their GPUs may differ.
@@ -86,7 +97,9 @@ def build_training(
     counts = np.bincount(labels[indices], minlength=len(classes)).tolist()
     model = replace(config.model, pretrained=False, weights=None) if from_checkpoint else config.model
     steps_per_epoch = len(loader) // config.training.accumulation
-    trainer = Trainer(replace(config, model=model), classes, counts, steps_per_epoch)
+    trainer = Trainer(
+        replace(config, model=model), classes, counts, steps_per_epoch, augment=augment, optimizer=optimizer
+    )
     return Training(config=config, shards=shards, stats=stats, loader=loader, validation=validation, trainer=trainer)
 
 

@@ -1,26 +1,45 @@
 """Optimizers and learning-rate schedules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil, cos, pi
+from typing import Any
 
 import torch
 from lion_pytorch.foreach import Lion as PlainLion
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from ..config import Training
+from ..core.errors import UserError
 from .muon import Muon
 
+# From parameter groups, with `params` and `weight_decay`, and the learning rate.
+MakeOptimizer = Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]
 
-def build_optimizer(model: torch.nn.Module, training: Training) -> torch.optim.Optimizer:
+
+def build_optimizer(
+    model: torch.nn.Module, training: Training, make: MakeOptimizer | None = None
+) -> torch.optim.Optimizer:
     """Applies weight decay to matrices and kernels only, as timm does: not to norms and biases.
 
     Every update is fused or foreach: a few kernels for all tensors, of which the host reads none, so that a CUDA
-    graph can hold it. On a GPU the learning rate is therefore a tensor, the same in all groups.
+    graph can hold it. On a GPU the learning rate is therefore a tensor, with `layer_decay` one a group. `make` is the
+    user's own optimizer in the place of these, with a float for a rate. Raises UserError if it returns anything else.
     """
-    groups = param_groups_weight_decay(model, training.weight_decay)
+    if training.layer_decay:
+        groups = param_groups_layer_decay(model, training.weight_decay, layer_decay=training.layer_decay)
+    else:
+        groups = param_groups_weight_decay(model, training.weight_decay)
+    if make:
+        optimizer = make(groups, training.lr)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise UserError(f"optimizer returned {type(optimizer).__name__}; it must return a torch.optim.Optimizer.")
+        return optimizer
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     lr = torch.tensor(training.lr, device=device) if on_gpu else training.lr
+    if on_gpu and training.layer_decay:
+        for group in groups:
+            group["lr"] = lr.clone()
     match training.optimizer:
         case "lion":
             return Lion(groups, lr=lr)
@@ -37,13 +56,14 @@ def build_optimizer(model: torch.nn.Module, training: Training) -> torch.optim.O
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Of all groups; on a GPU they share one tensor."""
-    shared = optimizer.param_groups[0]["lr"]
-    if isinstance(shared, torch.Tensor):
-        shared.fill_(rate)
-        return
+    """Of all groups, times the `lr_scale` of each; on a GPU groups without one share a tensor."""
+    filled = None
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        scaled = rate * group.get("lr_scale", 1)
+        if not isinstance(group["lr"], torch.Tensor):
+            group["lr"] = scaled
+        elif group["lr"] is not filled:  # a kernel a tensor
+            filled = group["lr"].fill_(scaled)
 
 
 class Lion(PlainLion):

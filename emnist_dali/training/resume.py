@@ -1,6 +1,6 @@
 """Resuming a run: from which checkpoint, with which settings, and whether the result stays the same."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,17 @@ def facts(training: Training) -> dict[str, Any]:
         "slices of a batch": training.trainer.slices,
         "ranks": distributed.world_size(),
         "code of the network": code_digest(config.model.model),
+        "augment": _name(training.trainer.augment),
+        "own optimizer": _name(training.trainer.make_optimizer),
     }
+
+
+def _name(hook: Callable | None) -> str | None:
+    """`module:function` of a function or class, and that of the class of any other callable."""
+    if hook is None:
+        return None
+    named = hook if hasattr(hook, "__qualname__") else type(hook)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 def check(state: dict[str, Any], config: Config, now: dict[str, Any], force: bool) -> None:
@@ -102,8 +112,9 @@ def check(state: dict[str, Any], config: Config, now: dict[str, Any], force: boo
     ):
         if value != was:
             raise UserError(f"The checkpoint's {name} is {was}, not {value}; start a new run for that.")
-    # Versions without slices trained on whole batches; all networks were timm's.
-    facts_before = {"slices of a batch": 1, "code of the network": None, **state["facts"]}
+    # Versions without slices trained on whole batches; there was nothing of the user's own.
+    own = dict.fromkeys(("code of the network", "augment", "own optimizer"))
+    facts_before = {"slices of a batch": 1, **own, **state["facts"]}
     facts_before["pipeline"] = recorded_engine(state["facts"]["pipeline"])
     changed = "; ".join(sorted([*_changed_settings(config, before), *_changed_facts(now, facts_before)]))
     if not changed:

@@ -28,7 +28,8 @@ from ..runs.predictions import Predictions
 from ..runtime import autocast, resolve
 from . import profiling, resume, tracking
 from .build import Training, build_training
-from .trainer import TIMING, DivergedError
+from .optim import MakeOptimizer
+from .trainer import TIMING, Augment, DivergedError, Trainer
 
 # The share of the CPUs from which a training on them says that other work slows it down.
 OTHER_WORK = 0.25
@@ -43,13 +44,22 @@ def train(
     force: bool = False,
     *,
     test: bool = True,
-    after_epoch: Callable[[int, float], None] = lambda epochs_done, accuracy: None,
+    augment: Augment | None = None,
+    optimizer: MakeOptimizer | None = None,
+    log: Callable[[dict[str, Any]], None] = lambda entry: None,
+    after_step: Callable[[Trainer], None] = lambda trainer: None,
+    after_epoch: Callable[[int, float], bool | None] = lambda epochs_done, accuracy: None,
 ) -> RunFolder:
     """Trains as `config` says and returns the run folder; with `test` the test split is read once, at the end.
 
     `state` is a checkpoint of the run in `config.run.out` to resume from, with `force` even if the result will
-    differ. `after_epoch` gets the number of epochs done and the last one's validation accuracy once its checkpoint is
-    written; what it raises ends the run.
+    differ.
+
+    What is your own (docs/extend.md): `augment` gets the images of each batch, (N, 1, S, S), normalized and on the
+    device, and returns others; `optimizer` gets parameter groups and the rate, and returns a torch optimizer; `log`
+    gets each entry of metrics.jsonl, on the first rank. `after_step` gets the trainer after each step. `after_epoch`
+    gets the number of epochs done and the last one's validation accuracy once its checkpoint is written; with True it
+    ends the training, which is then tested. What these raise ends the run.
 
     Raises UserError for what a user can cause (data, device, weights, folders, a loss that is not finite, a run that
     another process trains), and SystemExit after SIGTERM, SIGINT or SIGHUP.
@@ -69,7 +79,9 @@ def train(
             resume.check_unchanged(state)
         else:
             distributed.broadcast_from_main(lambda: check_can_create(config.run.out))
-        training = stack.enter_context(build_training(config, from_checkpoint=state is not None))
+        training = stack.enter_context(
+            build_training(config, from_checkpoint=state is not None, augment=augment, optimizer=optimizer)
+        )
         config, facts = training.config, resume.facts(training)
         if state:
             _restore(training, state, facts, force)
@@ -77,7 +89,10 @@ def train(
                 say(f"{run.path} is complete.")
                 return run
         if requested.run.compile == "graph" and config.run.compile == "off":
-            say("A step is not captured as a CUDA graph: that takes one GPU, one micro-batch a step, and no fp16.")
+            say(
+                "A step is not captured as a CUDA graph: that takes one GPU, one micro-batch a step, one "
+                "of our optimizers, no fp16, and no freezing for a time."
+            )
         training.prefetch()
         compile_seconds = training.trainer.warm_up()
         best = -math.inf
@@ -91,7 +106,8 @@ def train(
         ids, step = (state["trackers"], state["step"]) if state else ({}, 0)
         tracker = stack.enter_context(tracking.start(config, run, str(training.shards.manifest), ids, step))
         constants = {"facts": facts, "config": config.to_dict(), "asked": requested.to_dict()}
-        session = Session(training, run, tracker, constants, best=best, test=test, after_epoch=after_epoch)
+        hooks = {"log": log, "after_step": after_step, "after_epoch": after_epoch}
+        session = Session(training, run, tracker, constants, best=best, test=test, **hooks)
         if not state:
             run.begin(config, session.state())
         if config.run.compile == "on":
@@ -128,11 +144,14 @@ class Session:
         *,
         best: float,
         test: bool,
-        after_epoch: Callable[[int, float], None],
+        log: Callable[[dict[str, Any]], None],
+        after_step: Callable[[Trainer], None],
+        after_epoch: Callable[[int, float], bool | None],
     ) -> None:
         self.config, self.training, self.trainer = training.config, training, training.trainer
         self.run, self.tracker, self.constants = run, tracker, constants
-        self.best, self.test, self.after_epoch = best, test, after_epoch
+        self.best, self.test = best, test
+        self.log, self.after_step, self.after_epoch = log, after_step, after_epoch
         self.classes = training.shards.manifest.classes
         self._interrupt = Interrupt()
         self._saved = monotonic()
@@ -152,8 +171,8 @@ class Session:
 
     def _train(self) -> None:
         try:
-            while not self.trainer.done:
-                self._epoch()
+            while not self.trainer.done and not self._epoch():
+                pass
             if self.test:
                 self._test()
         except Stop:
@@ -168,8 +187,11 @@ class Session:
         )
         sys.exit(128 + signum)
 
-    def _epoch(self) -> None:
-        """The rest of the trainer's epoch, its validation, and a checkpoint at the start of the next."""
+    def _epoch(self) -> bool | None:
+        """The rest of the trainer's epoch, its validation, and a checkpoint at the start of the next.
+
+        Returns whether `after_epoch` ends the training.
+        """
         trainer, busy, own, started = self.trainer, busy_seconds(), process_time(), monotonic()
         entry = trainer.train_epoch(self.training.loader, self._after_step)
         if busy is not None:
@@ -182,7 +204,7 @@ class Session:
             result = score(predictions, self.classes)
             entry |= {f"val_{name}": result[name] for name in VALIDATION_METRICS}
             accuracy = result["accuracy"]
-        self.run.log({"kind": "epoch", **entry})
+        self._record({"kind": "epoch", **entry})
         self.tracker.log(entry, trainer.step)
         say(_epoch_line(self.config, entry))
         if accuracy > self.best:
@@ -191,7 +213,13 @@ class Session:
         trainer.begin(trainer.epoch + 1)
         self._save()
         self._stop_if_signalled()  # without a test nothing else would notice it after the last epoch
-        self.after_epoch(entry["epochs_done"], accuracy)
+        return self.after_epoch(entry["epochs_done"], accuracy)
+
+    def _record(self, *entries: dict[str, Any]) -> None:
+        self.run.log(*entries)
+        if distributed.is_main():
+            for entry in entries:
+                self.log(entry)
 
     def _tell_of_other_work(self, cpu_seconds: float, seconds: float) -> None:
         """Once, where other processes took so much of the CPUs in the last `seconds`."""
@@ -219,7 +247,7 @@ class Session:
         results = {part: score(predicted, classes) for part, predicted in predictions.items()}
         for part, predicted in predictions.items():
             self.run.save_predictions(part, predicted)
-        self.run.log(*({"kind": part, **result} for part, result in results.items()))
+        self._record(*({"kind": part, **result} for part, result in results.items()))
         for part, result in results.items():
             say(summary(part, result))
         self._save()  # marks the run as complete
@@ -230,6 +258,7 @@ class Session:
     def _after_step(self) -> None:
         if self._profiler:
             self._profiler.step()
+        self.after_step(self.trainer)
         signalled = self._interrupt.signum is not None
         stop, due = distributed.all_reduce_any(signalled, distributed.is_main() and self._checkpoint_is_due())
         if stop:

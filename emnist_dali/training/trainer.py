@@ -25,8 +25,9 @@ from ..loading.loader import Loader
 from ..models.build import build_model, channels_last
 from ..runtime import autocast, compiled, half_images
 from . import mixing
+from .freezing import freeze, keep_statistics
 from .loss import class_weights, kl_divergence, log_frequencies
-from .optim import build_optimizer, learning_rate, set_learning_rate
+from .optim import MakeOptimizer, build_optimizer, learning_rate, set_learning_rate
 from .slices import Slices, slices_of
 from .step_graph import StepGraph
 
@@ -36,6 +37,8 @@ LOG_EVERY = 50
 TIMING = ("images_per_second", "data_wait", "seconds")
 # Steps after which a CPU run estimates how long it will take.
 ESTIMATE_AFTER = 3
+# From the images (N, 1, S, S) of a batch, normalized and on the device, to others of the same shape and dtype.
+Augment = Callable[[torch.Tensor], torch.Tensor]
 
 
 @contextmanager
@@ -55,29 +58,36 @@ class DivergedError(UserError):
 class Trainer:
     """What training changes, and the step that changes it.
 
-    `config` is resolved; `counts` are the training images of each class. The trainer is at optimizer step `step` of
-    the run: in `epoch`, after `micro` of its micro-batches. With several ranks each calls everything here.
+    `config` is resolved; `counts` are the training images of each class. `augment` changes the images of a batch
+    before they are mixed, and `optimizer` makes one from parameter groups and a rate. The trainer is at optimizer
+    step `step` of the run: in `epoch`, after `micro` of its micro-batches. With several ranks each calls everything
+    here.
     """
 
-    def __init__(self, config: Config, classes: Sequence[str], counts: Sequence[int], steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        classes: Sequence[str],
+        counts: Sequence[int],
+        steps_per_epoch: int,
+        *,
+        augment: Augment | None = None,
+        optimizer: MakeOptimizer | None = None,
+    ) -> None:
         training = config.training
         self.config, self.classes, self.steps_per_epoch = config, len(classes), steps_per_epoch
+        self.augment, self.make_optimizer = augment, optimizer
         self.device = torch.device(config.run.device)
         self.autocast = autocast(config)
         torch.manual_seed(training.seed)
         self.model = build_model(config.model, self.classes, config.data.image_size).to(self.device)
         if training.sync_bn:
             self.model = convert_sync_batchnorm(self.model)
-        self.parallel = self.model
-        if distributed.world_size() > 1:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # torch will rename the argument
-                # Each rank keeps its own statistics until the epoch ends: broadcasting them costs a message a step.
-                self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False)
-        self.loss = compiled(self._loss, config)
+        if training.freeze != "none":
+            freeze(self.model, training.freeze)
+        self._build_step()
         self.ema = ModelEmaV3(self.model, decay=training.ema, use_warmup=True) if training.ema else None
         self._averages = _pairs_by_dtype(self.ema.module, self.model) if self.ema else []
-        self.optimizer = build_optimizer(self.model, training)
         # Only fp16 scales its gradients; for Lion and Muon the host waits for the check for infinities at each step.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.run.amp == "fp16")
         self.weights = class_weights(counts, classes).to(self.device) if training.class_weights else None
@@ -86,9 +96,33 @@ class Trainer:
             self.adjustment = training.logit_adjustment * log_frequencies(counts, classes).to(self.device)
         self.loss_sum = torch.zeros((), device=self.device)
         self._graph: StepGraph | None = None
-        self._slices = Slices(self.model, slices) if (slices := self._count_slices()) > 1 else None
         self.step = 0
         self.begin(0)
+
+    def _build_step(self) -> None:
+        """What a step needs that depends on which weights it trains."""
+        self._train_mode()
+        self.parallel = self.model
+        if distributed.world_size() > 1:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch will rename the argument
+                # Each rank keeps its own statistics until the epoch ends: broadcasting them costs a message a step.
+                self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False)
+        self.loss = compiled(self._loss, self.config)
+        self.optimizer = build_optimizer(self.model, self.config.training, self.make_optimizer)
+        self._slices = Slices(self.model, slices) if (slices := self._count_slices()) > 1 else None
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        if self.config.training.freeze != "none":
+            keep_statistics(self.model)
+
+    def _thaw(self) -> None:
+        """After `training.freeze_epochs` all weights are trained, by an optimizer that begins anew."""
+        after = self.config.training.freeze_epochs
+        if after and self.epoch >= after and not all(p.requires_grad for p in self.model.parameters()):
+            self.model.requires_grad_(True)
+            self._build_step()
 
     @property
     def slices(self) -> int:
@@ -118,12 +152,13 @@ class Trainer:
         Raises UserError if the model cannot take these images, or cannot be compiled or captured here.
         """
         started = time.perf_counter()
+        self._check_augment()
         size, n = self.config.data.image_size, self.config.data.batch_size // distributed.world_size()
         shape, dtype = (n, 1, size, size), torch.float16 if half_images(self.config) else torch.float32
         try:
             images = torch.zeros(shape, dtype=dtype, device=self.device)
             targets = torch.full((n, self.classes), 1 / self.classes, device=self.device)
-            self.model.train()
+            self._train_mode()
             gc.collect()
             with _without_garbage_collection(), self._unchanged():  # it would free memory in a capture
                 if self.config.run.compile == "graph":
@@ -146,6 +181,23 @@ class Trainer:
             ) from error
         return time.perf_counter() - started
 
+    def _check_augment(self) -> None:
+        """Raises UserError if `augment` does not return images like those that it gets."""
+        if self.augment is None:
+            return
+        shape, dtype = (
+            (2, 1, *2 * [self.config.data.image_size]),
+            torch.float16 if half_images(self.config) else torch.float32,
+        )
+        images = self.augment(torch.zeros(shape, dtype=dtype, device=self.device))
+        made = (
+            (tuple(images.shape), images.dtype, images.device.type)
+            if isinstance(images, torch.Tensor)
+            else type(images)
+        )
+        if made != (shape, dtype, self.device.type):
+            raise UserError(f"augment got {shape} {dtype} and returned {made}; it must return images like those.")
+
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
         """Undoes what the block trains, in place; an optimizer's state that it creates becomes zeros."""
@@ -167,6 +219,7 @@ class Trainer:
     def begin(self, epoch: int) -> None:
         """Moves to the start of `epoch`."""
         self.epoch, self.micro = epoch, 0
+        self._thaw()
         self.seconds = self.waited = 0.0
         self.loss_sum.zero_()  # in place: a graph holds its address
 
@@ -184,7 +237,7 @@ class Trainer:
         left = min(self.steps_per_epoch - done, (training.steps or math.inf) - self.step)
         loader.start(self.epoch, done)
         batches = iter(loader)
-        self.parallel.train()
+        self._train_mode()
         self._last = time.perf_counter()
         batch = self._fetch(batches) if left else None
         bar = progress(range(left), description=f"epoch {self.epoch + 1}", unit=" steps")
@@ -273,7 +326,8 @@ class Trainer:
         if training.mixing and self.step < training.mixing.until * training.epochs * self.steps_per_epoch:
             generator = sampling.generator(training.seed, sampling.Stream.MIXING, self.epoch, self.micro)
             how = mixing.draw(training.mixing, self.config.data.image_size, generator)
-        return mixing.mix(batch.images, batch.labels, how, self.classes, training.label_smoothing)
+        images = self.augment(batch.images) if self.augment else batch.images
+        return mixing.mix(images, batch.labels, how, self.classes, training.label_smoothing)
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -336,6 +390,9 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
+        for name in _POSITION:
+            setattr(self, name, state[name])
+        self._thaw()  # before the optimizer's state, which is that of the weights that it trains
         groups = [{**group} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, configured in zip(self.optimizer.param_groups, groups, strict=True):
@@ -349,8 +406,6 @@ class Trainer:
                 if isinstance(tensor, torch.Tensor):  # step counters: earlier versions had them on the host
                     state_of_parameter[name] = tensor.to(parameter.device)
         self.scaler.load_state_dict(state["scaler"])
-        for name in _POSITION:
-            setattr(self, name, state[name])
         saved = state["ranks"]
         local = saved[distributed.rank()] if len(saved) == distributed.world_size() else _mean(saved)
         self.loss_sum.copy_(local["loss_sum"])

@@ -192,3 +192,27 @@ def test_a_size_that_is_cut_off_is_refused(size, fits):
     """timm would leave out the border of 28×28 in patches of 16×16."""
     with pytest.raises(UserError, match=rf"multiple of 16; set data\.image_size {fits}\."):
         build_model(Model(model="test_vit", pretrained=False), 10, size)
+
+
+def head_after(file: str, classes: int, **options) -> torch.Tensor:
+    torch.manual_seed(1)
+    return build_model(Model(model=NAME, weights=file, **options), classes).classifier.weight
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory) -> tuple[str, torch.Tensor]:
+    """Weights for 12 classes, in the form of a run folder."""
+    torch.manual_seed(0)
+    net, folder = untrained(12), tmp_path_factory.mktemp("run")
+    (folder / "checkpoints").mkdir()
+    save_file(net.state_dict(), folder / "checkpoints" / "best.safetensors")
+    return str(folder), net.classifier.weight
+
+
+def test_a_head_is_kept_where_it_fits(twelve):
+    file, theirs = twelve
+    assert torch.equal(head_after(file, 12), theirs)
+    assert head_after(file, 11).shape == (11, theirs.shape[1])
+    new = head_after(file, 12, head="new")
+    assert new.shape == theirs.shape
+    assert not torch.equal(new, theirs)

@@ -1,0 +1,77 @@
+"""What a user's own augmentation, optimizer, logger and callbacks get and change, alone and when a run is resumed."""
+
+import pytest
+import torch
+
+from emnist_dali.core.errors import UserError
+from emnist_dali.training.resume import find, load
+from emnist_dali.training.session import train
+from tests.training_runs import assert_same, at_step, go_on, lines, quick, stopped
+
+
+def noise(images: torch.Tensor) -> torch.Tensor:
+    return images + 0.1 * torch.randn_like(images)
+
+
+def sgd(groups: list[dict], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=lr, momentum=0.5)
+
+
+def resumed(path, **hooks):
+    return train(*load(find(str(path), None), None, {}), **hooks)
+
+
+def test_hooks_change_the_training_and_a_resumed_run_has_the_same(data_dir, tmp_path, monkeypatch):
+    """One run to its end, and one that is stopped in its first epoch and resumed with the same hooks."""
+    whole = train(quick(data_dir, tmp_path / "whole", val_fraction=0.0), augment=noise, optimizer=sgd)
+    plain = train(quick(data_dir, tmp_path / "plain", val_fraction=0.0))
+    assert lines(whole)[0]["loss"] != lines(plain)[0]["loss"]
+
+    config = quick(data_dir, tmp_path / "stopped", val_fraction=0.0)
+    hooked = lambda config: train(config, augment=noise, optimizer=sgd)  # noqa: E731
+    monkeypatch.setattr("tests.training_runs.train", hooked)
+    path = stopped(monkeypatch, config, *at_step(4))
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"augment is None and was tests\.training\.test_hooks:noise"):
+        go_on(path)
+    with pytest.raises(UserError, match=r"own optimizer is None and was tests\.training\.test_hooks:sgd"):
+        resumed(path, augment=noise)
+    assert_same(resumed(path, augment=noise, optimizer=sgd).path, whole.path)
+
+
+def test_what_callbacks_get(data_dir, tmp_path):
+    entries, steps, epochs = [], [], []
+    run = train(
+        quick(data_dir, tmp_path / "run", epochs=5),
+        log=entries.append,
+        after_step=lambda trainer: steps.append((trainer.step, trainer.model.training)),
+        after_epoch=lambda done, accuracy: epochs.append((done, accuracy)) or done == 2,
+    )
+    assert entries == lines(run)
+    assert [entry["kind"] for entry in entries] == ["epoch", "epoch", "test", "unseen"]  # ended after two of five
+    assert epochs == [(entry["epochs_done"], entry["val_accuracy"]) for entry in entries[:2]]
+    assert steps == [(step, True) for step in range(1, entries[1]["step"] + 1)]
+    assert lines(go_on(run.path, epochs=5))[-3]["epochs_done"] == 5  # such a run can go on
+
+
+@pytest.mark.parametrize(
+    ("hooks", "why"),
+    [
+        ({"augment": lambda images: images[:, :, 1:]}, r"augment got \(2, 1, 16, 16\) torch.float32 and returned"),
+        ({"augment": lambda images: images.double()}, "torch.float64"),
+        ({"augment": lambda images: None}, "NoneType"),
+        ({"optimizer": lambda groups, lr: None}, "optimizer returned NoneType"),
+    ],
+)
+def test_a_hook_that_returns_something_else_leaves_no_folder(data_dir, tmp_path, hooks, why):
+    with pytest.raises(UserError, match=why):
+        train(quick(data_dir, tmp_path / "run"), **hooks)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_callback_raises_ends_the_run(data_dir, tmp_path):
+    def fail(trainer):
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        train(quick(data_dir, tmp_path / "run"), after_step=fail)
