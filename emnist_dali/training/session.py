@@ -15,7 +15,7 @@ from ..core import distributed
 from ..core.errors import UserError
 from ..core.files import reason
 from ..core.machine import available_cpus, busy_seconds
-from ..core.progress import say
+from ..core.progress import detail, say
 from ..core.signals import Interrupt, Stop
 from ..evaluation.evaluate import predict_run, summary
 from ..evaluation.inference import predict
@@ -76,6 +76,7 @@ def train(
                 return run
         if requested.run.compile == "graph" and config.run.compile == "off":
             say("A step is not captured as a CUDA graph: that takes one GPU, one micro-batch a step, and no fp16.")
+        detail(f"On this machine: {_resolved(requested, config)}.")
         training.prefetch()
         compile_seconds = training.trainer.warm_up()
         best = -math.inf
@@ -98,6 +99,19 @@ def train(
         session.train(resumed=state is not None)
         say(f"Run folder: {run.path}")
         return run
+
+
+def _resolved(requested: Config, config: Config) -> str:
+    """What became of the settings that depend on the machine, such as each `auto`."""
+    before, after = requested.to_dict(), config.to_dict()
+    changed = [
+        f"{part}.{name} {value} → {after[part][name]}"
+        for part, settings in before.items()
+        if isinstance(settings, dict)
+        for name, value in settings.items()
+        if value != after[part][name]
+    ]
+    return ", ".join(changed) or "as in the config"
 
 
 def _restore(training: Training, state: dict[str, Any], facts: dict[str, Any], force: bool) -> None:
