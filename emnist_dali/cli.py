@@ -2,8 +2,10 @@
 
 import errno
 import json
+import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +27,27 @@ _RUN_OR_BUILTIN = ModelPath(exists=True, file_okay=False, path_type=Path)
 _MODEL = ModelPath(exists=True, path_type=Path)
 _FILE = PlainPath(dir_okay=False, path_type=Path)
 _FOLDER = PlainPath(path_type=Path)
+_LOGGER = logging.getLogger("emnist_dali")  # of core.progress, which would import tqdm
+
+
+def _set_level(ctx: click.Context, param: click.Parameter, given: bool) -> None:
+    """For the rest of this command, whose lines, bars and errors the level decides."""
+    if given:
+        before = _LOGGER.level or logging.INFO
+        _LOGGER.setLevel(logging.WARNING if param.name == "quiet" else logging.DEBUG)
+        ctx.find_root().call_on_close(lambda: _LOGGER.setLevel(before))
+
+
+def _is_quiet() -> bool:
+    return _LOGGER.level > logging.INFO
+
+
+def _verbosity() -> list[click.Option]:
+    shared = {"is_flag": True, "expose_value": False, "callback": _set_level}
+    return [
+        click.Option(["-q", "--quiet"], help="Print only results and errors.", **shared),
+        click.Option(["-v", "--verbose"], help="Print also what auto became, and an error's traceback.", **shared),
+    ]
 
 
 def _trust(ctx: click.Context, param: click.Parameter, paths: tuple[str, ...]) -> None:
@@ -45,6 +68,10 @@ _trust_option = click.option(
 
 
 class _Group(click.Group):
+    def add_command(self, command: click.Command, name: str | None = None) -> None:
+        command.params += _verbosity()  # before or after the command's name
+        super().add_command(command, name)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order of a project's work, not alphabetical
 
@@ -94,11 +121,19 @@ def _sentences() -> Iterator[None]:
         error.message = _line(error.message)
         raise
     except UserError as error:
+        _trace()
         raise click.ClickException(_line(with_flags(str(error)))) from error
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
         if sentence := _system_error(error):
+            _trace()
             raise click.ClickException(_line(sentence)) from error
         raise
+
+
+def _trace() -> None:
+    """Prints where the error that is being handled comes from, for --verbose."""
+    if _LOGGER.isEnabledFor(logging.DEBUG):
+        click.echo("\n".join(map(_line, traceback.format_exc().rstrip().split("\n"))), err=True)
 
 
 def _system_error(error: Exception) -> str | None:
@@ -129,7 +164,11 @@ def _print(text: Any) -> None:
     click.echo("\n".join(map(printable, str(text).split("\n"))))
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=_Group,
+    params=_verbosity(),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(__version__)
 def main() -> None:
     """Train on EMNIST, fast: packed shards, a DALI pipeline on the GPU, EfficientNet."""
@@ -283,6 +322,8 @@ def train(
                 say(f"Report: {write_report([path], None)}")
             except UserError as error:  # the run itself is complete
                 say(f"No report: {error}")
+            if _is_quiet():
+                _print(run.path)
 
 
 @main.command(short_help="List the runs in a folder: accuracy, time, what is unfinished.")
@@ -485,7 +526,7 @@ def predict(
     if several and (given := [option for option, value in of_one.items() if value is not None]):
         raise click.UsageError(f"{given[0]} is for images of one character; leave out --text, --boxes and --pattern.")
     model, pictures = model_and_images(images)
-    if pictures == images:
+    if pictures == images and not _is_quiet():
         click.echo(f"Reading with {model}, the model in the package.", err=True)
     if several:
         answers, errors = predict_text(model, pictures, allow, pattern, boxes)
@@ -638,7 +679,7 @@ def sweep(
     config = config.override(values)
     name = name or f"{config.data.split}-{config.recipe}"
     fixed = {path.split(".")[1] for path in values}
-    say(sweep(config, trials, space, storage, name, out or Path("runs") / f"sweep-{name}", fixed))
+    _print(sweep(config, trials, space, storage, name, out or Path("runs") / f"sweep-{name}", fixed))
 
 
 @main.command(short_help="List training images whose labels look wrong.")
@@ -668,8 +709,8 @@ def audit(split: str, recipe: str, folds: int, out: Path | None, **options: Any)
     config, why = chosen(recipe, split, options["device"])
     say(why)
     out = out or Path("runs") / f"audit-{split}"
-    say(describe(audit(config.override(options), folds, out)))
-    say(f"{out / 'gallery.html'} shows them, {out / 'issues.csv'} lists them.")
+    _print(describe(audit(config.override(options), folds, out)))
+    _print(f"{out / 'gallery.html'} shows them, {out / 'issues.csv'} lists them.")
 
 
 @main.command(short_help="Check what this machine can do and what is missing.")

@@ -12,6 +12,7 @@ from emnist_dali.cli import main
 from emnist_dali.config import Mixing
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json, write_json
+from emnist_dali.core.progress import say
 from emnist_dali.data.pack import pack
 from emnist_dali.data.sources import Part
 from emnist_dali.evaluation.evaluate import DETAILS, predict_run
@@ -119,6 +120,7 @@ def test_evaluate_tells_the_most_frequent_confusions(run, data_dir):
     output = invoke("evaluate", out, "--data-dir", data_dir).output
     for words in ("top-2 accuracy ", "calibration error ", "true  predicted  images  of the class"):
         assert output.count(words) == 2  # test and unseen
+    assert "as one" not in output  # no two of these classes are alike
     first = output.split("of the class\n")[1].splitlines()[0].split()
     assert first[0] in CLASSES
     assert first[1] in CLASSES
@@ -273,6 +275,37 @@ def test_wrong_usage_says_what_to_do(command, arguments, message):
     result = invoke(command, *arguments)
     assert result.exit_code == 2
     assert message in result.output
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the command", "after it"])
+def test_quiet_and_verbose_are_for_one_command(before, data_dir):
+    def prepare(*given):
+        words = ["prepare", "--split", "small", "--source", "glyphs", "--data-dir", data_dir]
+        return invoke(*given, *words) if before else invoke(*words, *given)
+
+    assert prepare("--quiet").output == ""
+    assert "already prepared" in prepare().output
+    assert "already prepared" in prepare("--verbose").output
+
+
+def test_an_error_is_one_line_and_with_verbose_it_has_a_traceback():
+    words = ("prepare", "--split", "nowhere")
+    plain, quiet, verbose = (invoke(*words, *given) for given in ((), ("-q",), ("-v",)))
+    assert plain.output == quiet.output
+    assert plain.output.startswith("Error: EMNIST has no split 'nowhere'")
+    assert verbose.output.startswith("Traceback (most recent call last):")
+    assert verbose.output.endswith(plain.output)
+    assert {result.exit_code for result in (plain, quiet, verbose)} == {1}
+
+
+def test_a_quiet_training_prints_where_its_run_is(trained_run, monkeypatch):
+    def train(*arguments):
+        say("epoch 1/1")
+        return RunFolder(trained_run)
+
+    monkeypatch.setattr("emnist_dali.training.session.train", train)
+    monkeypatch.setattr("emnist_dali.reports.run_report.write_report", lambda runs, out: out)
+    assert invoke("train", "-q", "--recipe", "cpu").output == f"{trained_run}\n"
 
 
 SETTINGS = [

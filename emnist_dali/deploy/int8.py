@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.errors import UserError
+from ..core.progress import progress
 from ..data.prepare import split_folder
 from ..data.shards import Shards
 from ..loading import sampling
@@ -96,15 +97,15 @@ class _Reader:
     """The images for calibration, in batches, as onnxruntime asks for them."""
 
     def __init__(self, sample: Sample) -> None:
-        self._batches: Iterator[np.ndarray] = _batches(sample.shards, sample.calibration)
+        self._batches: Iterator[np.ndarray] = _batches(sample.shards, sample.calibration, "calibrating")
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         images = next(self._batches, None)
         return None if images is None else {"images": images}
 
 
-def _batches(shards: Shards, indices: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(indices), _BATCH):
+def _batches(shards: Shards, indices: np.ndarray, description: str) -> Iterator[np.ndarray]:
+    for start in progress(range(0, len(indices), _BATCH), description=description, unit=" batches"):
         yield shards.images(indices[start : start + _BATCH])
 
 
@@ -118,7 +119,9 @@ def compare(
     """
     labels = sample.shards.labels(sample.comparison)
     expected, actual = (
-        np.concatenate([classify(images).argmax(1) for images in _batches(sample.shards, sample.comparison)])
+        np.concatenate(
+            [classify(images).argmax(1) for images in _batches(sample.shards, sample.comparison, "comparing")]
+        )
         for classify in (trained.in_float32().probabilities, probabilities)
     )
     before, after = float((expected == labels).mean()), float((actual == labels).mean())

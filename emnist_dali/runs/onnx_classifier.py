@@ -9,6 +9,7 @@ import numpy as np
 
 from ..core.errors import UserError
 from ..core.files import is_plain, parse_json, read_bytes, reason
+from ..core.progress import progress
 from ..data.idx import MAX_SIDE
 from ..data.sources import MAX_CLASSES
 from .onnx_checks import MAX_BYTES, check_bytes, check_digest, check_graph
@@ -109,7 +110,7 @@ class OnnxClassifier:
         Raises UserError if the model fails, takes more than TIMEOUT for a batch, or returns anything else.
         """
         batches = [np.empty((0, len(self.classes)), np.float32)]
-        for start in range(0, len(images), _BATCH):
+        for start in progress(range(0, len(images), _BATCH), description="recognizing", unit=" batches"):
             batch = images[start : start + _BATCH]
             probabilities = self._run(batch)
             if (

@@ -10,7 +10,7 @@ import torch
 from ..core import distributed
 from ..core.errors import UserError
 from ..core.files import reason
-from ..core.progress import say
+from ..core.progress import progress, say
 from ..data.stats import Stats
 from ..models.build import build_model, channels_last
 from ..pipelines.fused import Preprocess, Records
@@ -77,7 +77,7 @@ class TrainedClassifier:
         """(N, H, W) uint8 → (N, classes) float32."""
         context, batches = autocast(self.config), [np.empty((0, len(self.classes)), np.float32)]
         with torch.inference_mode(), context():
-            for start in range(0, len(images), _BATCH):
+            for start in progress(range(0, len(images), _BATCH), description="recognizing", unit=" batches"):
                 inputs = self.preprocess(images[start : start + _BATCH]).to(self.config.run.device)
                 batches.append(self.calibration(self.model(channels_last(inputs)).float()).cpu().numpy())
         return np.concatenate(batches)

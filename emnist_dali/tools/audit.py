@@ -18,7 +18,7 @@ from ..core import tensor_files
 from ..core.errors import UserError
 from ..core.files import parse_json, remove_temporaries, write_atomic, write_json
 from ..core.locks import LOCK, Lock
-from ..core.progress import say
+from ..core.progress import progress, say
 from ..data.emnist import CASE_ALIKE, SHAPE_ALIKE
 from ..data.prepare import prepare
 from ..data.shards import Shards
@@ -135,7 +135,7 @@ def _probabilities(config: Config, shards: Shards, folds: int, out: Path) -> np.
     fold_of = sampling.folds(labels, folds, config.training.seed)
     identity = {"fingerprint": shards.manifest.fingerprint, "folds": folds, **config.identity()}
     probabilities = np.empty((len(labels), len(shards.manifest.classes)), np.float32)
-    for fold in range(folds):
+    for fold in progress(range(folds), description="audit", unit=" folds"):
         held_out = np.flatnonzero(fold_of == fold)
         path = out / f"fold-{fold}-of-{folds}.safetensors"
         if not path.exists():

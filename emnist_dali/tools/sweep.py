@@ -34,7 +34,7 @@ from ..core.files import (
     write_output,
 )
 from ..core.locks import LOCK, Lock
-from ..core.progress import say
+from ..core.progress import progress, say
 from ..data.prepare import prepare
 from ..data.shards import Shards
 from ..loading.validation import validation_images
@@ -225,23 +225,30 @@ def _locked(out: Path) -> Lock:
 
 def _run_trials(search: _Sweep) -> None:
     """Until all trials count, or the last of them are running in other processes."""
-    waited = 0
-    while True:
-        search.database.requeue_lost()
-        states = Counter(trial.state.name for trial in search.database.trials())
-        done = states["COMPLETE"] + states["PRUNED"]
-        if done >= search.trials:
-            return
-        if done + states["RUNNING"] < search.trials:
-            _run_trial(search)
-            waited = 0
-        elif waited <= GRACE:
-            if not waited:
-                say(f"Waiting up to {GRACE} s for the last trials: other processes run them, or have died.")
-            sleep(1)
-            waited += 1
-        else:
-            return
+    waited, done = 0, _count(search)[0]
+    with progress(description="sweep", total=search.trials, initial=done, unit=" trials") as bar:
+        while True:
+            search.database.requeue_lost()
+            before, (done, running) = done, _count(search)
+            bar.update(done - before)
+            if done >= search.trials:
+                return
+            if done + running < search.trials:
+                _run_trial(search)
+                waited = 0
+            elif waited <= GRACE:
+                if not waited:
+                    say(f"Waiting up to {GRACE} s for the last trials: other processes run them, or have died.")
+                sleep(1)
+                waited += 1
+            else:
+                return
+
+
+def _count(search: _Sweep) -> tuple[int, int]:
+    """Trials that count, of all processes, and those that run."""
+    states = Counter(trial.state.name for trial in search.database.trials())
+    return states["COMPLETE"] + states["PRUNED"], states["RUNNING"]
 
 
 def _run_trial(search: _Sweep) -> None:

@@ -16,7 +16,7 @@ from ..core import distributed
 from ..core.errors import UserError
 from ..core.files import reason
 from ..core.machine import available_cpus, busy_seconds
-from ..core.progress import say
+from ..core.progress import detail, say
 from ..core.signals import Interrupt, Stop
 from ..evaluation.evaluate import predict_run, summary
 from ..evaluation.inference import predict
@@ -93,6 +93,7 @@ def train(
                 "A step is not captured as a CUDA graph: that takes one GPU, one micro-batch a step, one "
                 "of our optimizers, no fp16, and no freezing for a time."
             )
+        detail(f"On this machine: {_resolved(requested, config)}.")
         training.prefetch()
         compile_seconds = training.trainer.warm_up()
         best = -math.inf
@@ -117,6 +118,19 @@ def train(
         session.train(resumed=state is not None)
         say(f"Run folder: {run.path}")
         return run
+
+
+def _resolved(requested: Config, config: Config) -> str:
+    """What became of the settings that depend on the machine, such as each `auto`."""
+    before, after = requested.to_dict(), config.to_dict()
+    changed = [
+        f"{part}.{name} {value} → {after[part][name]}"
+        for part, settings in before.items()
+        if isinstance(settings, dict)
+        for name, value in settings.items()
+        if value != after[part][name]
+    ]
+    return ", ".join(changed) or "as in the config"
 
 
 def _restore(training: Training, state: dict[str, Any], facts: dict[str, Any], force: bool) -> None:

@@ -240,7 +240,13 @@ class Trainer:
         self._train_mode()
         self._last = time.perf_counter()
         batch = self._fetch(batches) if left else None
-        bar = progress(range(left), description=f"epoch {self.epoch + 1}", unit=" steps")
+        bar = progress(
+            range(left),
+            description=f"epoch {self.epoch + 1}/{training.epochs}",
+            total=self._total_steps,
+            initial=self.step,
+            unit=" steps",
+        )
         for i in bar:
             _seed_torch(self.device, training.seed, self.step, distributed.rank())
             set_learning_rate(self.optimizer, learning_rate(training, self.step, self.steps_per_epoch))
@@ -355,9 +361,13 @@ class Trainer:
             )
         return loss
 
+    @property
+    def _total_steps(self) -> int:
+        training = self.config.training
+        return min(training.steps or math.inf, training.epochs * self.steps_per_epoch)
+
     def _estimate(self, seconds: float) -> None:
-        steps = self.config.training.steps or self.config.training.epochs * self.steps_per_epoch
-        hours = seconds * steps / 3600
+        hours = seconds * self._total_steps / 3600
         if self.device.type == "cpu" and hours > 1:
             say(f"At this pace the training takes {hours:,.0f} hours on this CPU; --recipe cpu takes minutes.")
 

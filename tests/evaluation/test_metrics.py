@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from emnist_dali.core import distributed
+from emnist_dali.data.emnist import SPLITS
 from emnist_dali.evaluation.inference import predict
-from emnist_dali.evaluation.metrics import confusions, score
+from emnist_dali.evaluation.metrics import confusions, merged, score
 from emnist_dali.runs.predictions import Predictions
 
 CLASSES = "pqrst"
@@ -179,6 +180,23 @@ def test_characters_that_look_alike_count_as_one(classes, confused, case, shape)
     result = score(predictions(np.eye(len(classes))[list(taken)], true), classes)
     assert (result["accuracy"], result["case_merged"]) == (0, pytest.approx(case))
     assert result["shape_merged"] == pytest.approx(shape)
+
+
+@pytest.mark.parametrize(
+    ("classes", "named"),
+    [
+        (SPLITS["byclass"].classes, {"case_merged": "C/c", "shape_merged": "C/c"}),
+        (SPLITS["balanced"].classes, {"shape_merged": "0/O"}),
+        (SPLITS["digits"].classes, {}),
+        ("AaBb", {}),
+        (["C", "c", "cat"], {}),
+        ([f"{k}" for k in range(8, 12)], {}),
+    ],
+)
+def test_merged_characters_are_told_of_where_the_classes_are_such_characters(classes, named):
+    told = merged(list(classes))
+    assert told.keys() == named.keys()
+    assert all(told[name].startswith(start) for name, start in named.items())
 
 
 def test_the_mean_of_the_classes_is_of_those_that_are_there():

@@ -277,7 +277,7 @@ def test_another_order_of_the_matrix_keeps_every_count_with_its_classes(misread,
 
 def labels_in_order(form, axis):
     """The labels of an axis as they stand on the page."""
-    labels = form.locator(f".{axis}.classes span")
+    labels = form.locator(f".{axis}.labels span")
     side = {"x": "left", "y": "top"}[axis]
     places = labels.evaluate_all(f"all => all.map(label => label.getBoundingClientRect().{side})")
     return [label for _, label in sorted(zip(places, labels.all_text_contents(), strict=True))]

@@ -18,8 +18,9 @@ from emnist_dali.core.tensor_files import decode
 from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.sources import Part
+from emnist_dali.reports.html import render
 from emnist_dali.tools import audit as auditing
-from emnist_dali.tools.audit import audit, describe, with_steps
+from emnist_dali.tools.audit import audit, describe, warning, with_steps
 
 pytest.importorskip("cleanlab", reason="cleanlab is missing: pip install -e '.[audit]'")
 
@@ -98,8 +99,24 @@ def test_its_files_are_written(audited):
     assert 0.05 <= summary["out_of_fold_error"] < 0.5
     assert 0 < summary["errors_that_are_issues"] <= 1
     # Of the 12 classes none is like another: A and a differ.
-    assert summary["issues_apart"] == summary["issues"]
+    assert summary["issues_apart"] is summary["issues_apart_share"] is None
+    assert "mix-ups" not in describe(summary)
+    assert "told apart" not in (out / "gallery.html").read_text()
     assert describe(summary).startswith(f"{len(listed(out))} of 600 labels ({100 * summary['issues_share']:.2f} %)")
+
+
+def test_mix_ups_are_told_of_where_characters_are_alike(audited):
+    alike = {**audited[1], "issues_apart": 7, "issues_apart_share": 7 / 600}
+    told = "7 (1.17 %) are not mix-ups of 0 and O, of 1, I and L, or of upper and lower case."
+    assert describe(alike).endswith(told)
+
+
+@pytest.mark.parametrize(("error", "warned"), [(0.5, False), (0.51, True)])
+def test_findings_of_models_that_contradict_most_labels_come_with_a_warning(error, warned, audited):
+    summary = {**audited[1], "out_of_fold_error": error}
+    assert ("These findings mean little: the models contradict 51 % of the labels." in describe(summary)) == warned
+    page = render("audit.html", title="", items=[], warning=warning(summary), **summary).decode()
+    assert ("These findings mean little" in page) == warned
 
 
 def test_every_image_is_looked_at_by_a_model_that_has_not_seen_it(audited, noisy, monkeypatch):

@@ -8,6 +8,6 @@ document.addEventListener("change", event => {
     mark.setAttribute("x", places[mark.classes[0]])
     if (mark.localName === "rect") mark.setAttribute("y", places[mark.classes[1]])
   }
-  for (const labels of form.querySelectorAll(".classes"))
+  for (const labels of form.querySelectorAll(".labels"))
     [...labels.children].forEach((label, i) => label.style.setProperty("--place", places[i]))
 })
