@@ -323,7 +323,7 @@ def train(
             except UserError as error:  # the run itself is complete
                 say(f"No report: {error}")
             if _is_quiet():
-                _print(run.path)
+                _print(path)
 
 
 @main.command(short_help="List the runs in a folder: accuracy, time, what is unfinished.")
