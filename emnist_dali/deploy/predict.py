@@ -13,7 +13,7 @@ from ..core.errors import UserError
 from ..core.files import MARK, check_output, is_plain, write_output
 from ..core.progress import progress
 from ..data.image_files import image_errors, open_image, read_image_file
-from ..data.sources import IGNORED
+from ..data.image_folder import IGNORED
 from ..runs.classifier import Classifier, load_classifier
 from ..runs.file_names import FILES, is_run
 from ..weights import NAME as BUILTIN
