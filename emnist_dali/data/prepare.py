@@ -79,13 +79,7 @@ def prepare(
         check_replaceable(folder)
         listing = listing_digest(split, source)  # before reading: a file that changes meanwhile is noticed next time
         cache = Path(data_dir) / "source"
-        loaded = load(split, source, cache, size or 28, orientation, test_fraction)
-        shape = loaded.parts["train"].images.shape[1:]
-        if size and shape != (size, size):
-            raise UserError(
-                f"The images of {source} have {shape[0]} × {shape[1]} pixels; --size is for a folder of images and "
-                "for parquet files."
-            )
+        loaded = load(split, source, cache, size, orientation, test_fraction)
         manifest = pack(loaded, split, folder, listing=listing)
     say(f"{_describe(folder, manifest)} (packed).")
     return folder

@@ -20,6 +20,7 @@ from .named_sets import DIGESTS, SETS
 from .orientation import by_strokes
 from .stored import MAX_CLASSES, Stored
 
+SIZE = 28  # of pictures, if none is asked for
 # A draw of test images is the same on every machine and in every version.
 DRAW_KEY = 18
 
@@ -103,14 +104,14 @@ def load(
     split: str,
     source: str,
     cache: Path,
-    size: int = 28,
+    size: int | None = None,
     orientation: str | None = None,
     test_fraction: float | None = None,
 ) -> Source:
     """Images and labels of `split` from `source`: official (downloaded into `cache`), glyphs, or a path.
 
     A path is of one of the kinds in docs/data.md. Pictures in folders and in parquet files are resized to
-    `size` × `size`, and of an animation the first frame is taken. `orientation`, "upright" or "transposed", states
+    `size` × `size`, by default 28, and of an animation the first frame is taken. `orientation`, "upright" or "transposed", states
     how the images are stored; without it that is known by the files' hashes, found by the strokes of characters or
     assumed, and a line says which. `test_fraction` of the train images, of each class, become the test images of a
     source that has none. Raises UserError if anything is missing, damaged, inconsistent or beyond the limits.
@@ -165,13 +166,13 @@ def _with_members(split: str, found: Found, read: Callable[[Found], Any]) -> Any
 
 
 def _load(
-    split: str, origin: str, found: Found, size: int, orientation: str | None, test_fraction: float | None
+    split: str, origin: str, found: Found, size: int | None, orientation: str | None, test_fraction: float | None
 ) -> Source:
     if found.kind not in ("npz", "mat"):  # which tell their parts only when they are read
         _check_test(origin, found.parts, test_fraction)
-    stored, classes, files = _read(split, found, size)
+    stored, classes, files = _read(split, found, size or SIZE)
     _check_test(origin, stored, test_fraction)
-    _check_shapes(stored)
+    _check_shapes(origin, stored, size)
     known = _known_set(found, files)
     if known and known != split and split in {*SPLITS, *SETS} and (known, split in SPLITS) != ("mnist", True):
         raise UserError(f"{origin} holds the files of {known}, not of {split}; choose --split {known}.")
@@ -249,8 +250,14 @@ def _check_test(origin: str, parts: Collection[str], test_fraction: float | None
         raise UserError(f"{origin} has test images of its own; leave out --test-fraction.")
 
 
-def _check_shapes(stored: Mapping[str, Stored]) -> None:
+def _check_shapes(origin: str, stored: Mapping[str, Stored], size: int | None) -> None:
     train = stored["train"]
+    if size and train.images.shape[1:] != (size, size):
+        height, width = train.images.shape[1:]
+        raise UserError(
+            f"The images of {origin} have {height} × {width} pixels; --size is for a folder of images and for parquet "
+            "files."
+        )
     for part in stored.values():
         if part.images.shape[1:] != train.images.shape[1:]:
             sizes = [" × ".join(map(str, of.images.shape[1:])) for of in (train, part)]

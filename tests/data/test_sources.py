@@ -38,7 +38,7 @@ def pack(archive: Path, folder: Path, method: int = zipfile.ZIP_DEFLATED) -> Pat
     return archive
 
 
-def load(path: Path, split: str = "letters", size: int = 28) -> sources.Source:
+def load(path: Path, split: str = "letters", size: int | None = None) -> sources.Source:
     return sources.load(split, str(path), path / "no cache is needed", size)
 
 
