@@ -51,7 +51,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path == "/api/validate-yaml":
             return self._json({"errors": [], "warnings": []})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            return self._json({"error": "Invalid credentials"}, 401)
+            return self._answer(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
         if path == "/api/repos/create":
             asked = json.loads(body)
             repo = f"{asked['organization']}/{asked['name']}"

@@ -145,7 +145,7 @@ def test_pushing_again_replaces_the_card_unless_it_was_edited(pushed, at_hub, ru
 )
 def test_a_push_that_is_refused_is_one_sentence(repo, token, message, at_hub, trained_run, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setattr(push_module, "_files", lambda *_: ({}, []))
+    monkeypatch.setattr(push_module, "_files", lambda *_: ({"README.md": b"A card."}, []))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
     with pytest.raises(UserError, match=message) as caught:
         push(trained_run, repo)
