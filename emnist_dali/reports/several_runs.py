@@ -12,12 +12,7 @@ from ..core.files import printable
 from ..evaluation.significance import compare, method, verdict
 from .run_data import RunData
 
-_METRICS = {
-    "Test accuracy": ("test", "accuracy"),
-    "Unseen fonts": ("unseen", "accuracy"),
-    "Weighted F1": ("test", "weighted_f1"),
-    "Macro F1": ("test", "macro_f1"),
-}
+_PERCENT = "Test accuracy", "Unseen fonts", "Best validation accuracy"
 
 
 def means(runs: Sequence[RunData]) -> dict[str, Any] | None:
@@ -26,13 +21,24 @@ def means(runs: Sequence[RunData]) -> dict[str, Any] | None:
     for run in runs:
         sets.setdefault(_without_seed(run), []).append(run)
     several = [members for members in sets.values() if len(members) > 1]
-    columns = {
-        **{title: [_mean(_results(runs, *where)) for runs in several] for title, where in _METRICS.items()},
-        "Best validation accuracy": [_mean([run.best_epoch.get("val_accuracy") for run in runs]) for runs in several],
+    figures = [list(map(_figures, members)) for members in several]
+    titles = [title for title in _figures(runs[0]) if any(one[title] is not None for each in figures for one in each)]
+    rows = [
+        (", ".join(run.name for run in members), *(_mean(title, [one[title] for one in each]) for title in titles))
+        for members, each in zip(several, figures, strict=True)
+    ]
+    return {"header": ["", *titles], "rows": rows} if rows else None
+
+
+def _figures(run: RunData) -> dict[str, float | None]:
+    test, unseen = (run.results.get(part, {}) for part in ("test", "unseen"))
+    return {
+        "Test accuracy": test.get("accuracy"),
+        "Unseen fonts": unseen.get("accuracy"),
+        "Weighted F1": test.get("weighted_f1"),
+        "Macro F1": test.get("macro_f1"),
+        "Best validation accuracy": run.best_epoch.get("val_accuracy"),
     }
-    columns = {title: cells for title, cells in columns.items() if any(cells)}
-    rows = zip([", ".join(run.name for run in runs) for runs in several], *columns.values(), strict=True)
-    return {"header": ["", *columns], "rows": list(rows)} if several else None
 
 
 def _without_seed(run: RunData) -> str:
@@ -40,15 +46,14 @@ def _without_seed(run: RunData) -> str:
     return json.dumps([config.recipe, run.dataset, config.identity()])
 
 
-def _results(runs: Sequence[RunData], part: str, metric: str) -> list[float | None]:
-    return [run.results.get(part, {}).get(metric) for run in runs]
-
-
-def _mean(values: Sequence[float | None]) -> str:
-    """`90.28 ± 0.05 %`; empty where a run has no value."""
+def _mean(title: str, values: Sequence[float | None]) -> str:
+    """`90.28 ± 0.05 %` or `0.9028 ± 0.0005`; empty where a run has no value."""
     if None in values:
         return ""
-    return f"{100 * np.mean(values):.2f} ± {100 * np.std(values, ddof=1):.2f}\N{NO-BREAK SPACE}%"
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
+    if title in _PERCENT:
+        return f"{100 * mean:.2f} ± {100 * sd:.2f}\N{NO-BREAK SPACE}%"
+    return f"{mean:.4f} ± {sd:.4f}"
 
 
 def differences(runs: Sequence[Path]) -> dict[str, Any] | None:

@@ -344,7 +344,8 @@ def test_runs_side_by_side(misread, trained_run, tmp_path, opened):
     epochs = [line for line in lines(other) if line["kind"] == "epoch"]
     write_lines(other, [*({**line, "val_accuracy": 0.4321} for line in epochs[:3]), of_the_test(other)])
     page = write_report([trained_run, other], tmp_path / "report.html")
-    assert headings(page)[:3] == ["Settings that differ", "Training", "run"]
+    assert headings(page)[:4] == ["Differences in test accuracy", "Settings that differ", "Training", "run"]
+    assert "McNemar's exact test on 108 images" in text(page)
     told = " ".join(text(page).split())
     first = max(line["val_accuracy"] for line in lines(trained_run) if line["kind"] == "epoch")
     assert re.search(rf"Validation accuracy {100 * first:.2f} %.*? 43.21 %", told)
@@ -360,6 +361,31 @@ def test_runs_side_by_side(misread, trained_run, tmp_path, opened):
     assert folded.locator(".chart svg[role=img]").count() == 4
     assert shown.evaluate("document.documentElement.scrollWidth") <= 390
     assert (shown.wrong, shown.asked) == ([], [])
+
+
+def test_a_group_is_its_runs_with_their_mean(trained_group, tmp_path):
+    group = copy(trained_group, tmp_path / "group")
+    page = write_report([group])
+    assert page == group / "report.html"
+    assert headings(page)[:2] == ["Mean ± standard deviation", "Each run"]
+    tests = [entry for name in ("seed-0", "seed-1") for entry in lines(group / name) if entry["kind"] == "test"]
+    accuracies, f1 = ([entry[name] for entry in tests] for name in ("accuracy", "macro_f1"))
+    told = " ".join(text(page).split())
+    mean = f"{100 * np.mean(accuracies):.2f} ± {100 * np.std(accuracies, ddof=1):.2f} %"
+    assert f"seed-0, seed-1 {mean}" in told
+    assert f"{np.mean(f1):.4f} ± {np.std(f1, ddof=1):.4f}" in told
+    assert "Differences" not in told
+    with_itself = text(write_report([group, group / "seed-0"], tmp_path / "both.html"))
+    assert "Welch's t-test on 108 images, at the 5 % level." in with_itself
+
+
+def test_runs_that_cannot_be_compared_are_shown_with_the_reason(trained_group, tmp_path):
+    untested = copy(trained_group / "seed-0", tmp_path / "untested")
+    (untested / "predictions-test.safetensors").unlink()
+    told = text(write_report([trained_group / "seed-1", untested], tmp_path / "report.html"))
+    assert (
+        f"Not compared: {untested}/predictions-test.safetensors is missing; name a run that has been tested." in told
+    )
 
 
 def test_runs_of_the_same_name_are_told_apart_by_their_paths(trained_run, misread, tmp_path):
