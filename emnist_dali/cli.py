@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from . import __version__
-from .core.errors import UserError, is_out_of_memory
+from .core.errors import FileError, UserError, is_out_of_memory
 from .core.files import masked, printable
 from .data.emnist import SPLITS
 from .options import ConfigCommand, ModelPath, PlainPath, RecipeName, chosen, config_options, uses_gpu, with_flags
@@ -91,7 +91,8 @@ def _sentences() -> Iterator[None]:
         error.message = _line(error.message)
         raise
     except UserError as error:
-        raise click.ClickException(_line(with_flags(str(error)))) from error
+        text = str(error) if isinstance(error, FileError) else with_flags(str(error))
+        raise click.ClickException(_line(text)) from error
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
         if sentence := _system_error(error):
             raise click.ClickException(_line(sentence)) from error
