@@ -15,7 +15,7 @@ import click
 
 from . import __version__
 from .config import MAX_FOLDS
-from .core.errors import UserError, is_out_of_memory
+from .core.errors import FileError, UserError, is_out_of_memory
 from .core.files import masked, printable
 from .data.emnist import ORIENTATIONS, SPLITS
 from .data.named_sets import SETS
@@ -122,7 +122,8 @@ def _sentences() -> Iterator[None]:
         raise
     except UserError as error:
         _trace()
-        raise click.ClickException(_line(with_flags(str(error)))) from error
+        text = str(error) if isinstance(error, FileError) else with_flags(str(error))
+        raise click.ClickException(_line(text)) from error
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
         if sentence := _system_error(error):
             _trace()

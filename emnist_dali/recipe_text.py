@@ -93,8 +93,10 @@ def _set_by(recipe: Callable[[str], Config]) -> dict[str, str]:
             del found[below]
         # The comment above or beside a line is of the outermost setting there: it is taken.
         reason = _taken(comments, first, value.end_lineno)
-        if not reason and isinstance(value, ast.Name):
-            reason = _of_constant(value.id)
+        if isinstance(value, ast.Name):
+            names, of_constant = _constant(value.id)
+            reason = reason or of_constant
+            found |= {paths[name]: recipe.__name__ for name in names}
         found[path] = f"{recipe.__name__}: {reason}" if reason else recipe.__name__
     return found
 
@@ -118,13 +120,13 @@ def _assigned(tree: ast.AST) -> Iterator[tuple[str, int, ast.expr]]:
                     yield key.value, key.lineno, value
 
 
-def _of_constant(name: str) -> str:
-    """The comment on `WARPS = …` at the top of recipes.py."""
+def _constant(name: str) -> tuple[list[str], str]:
+    """The settings in `WARPS = Affine(…)` at the top of recipes.py, and the comment on it."""
     text = inspect.getsource(recipes)
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
-            return _taken(_comments(text), node.lineno, node.end_lineno)
-    return ""
+            return [word.arg for word in node.value.keywords], _taken(_comments(text), node.lineno, node.end_lineno)
+    return [], ""
 
 
 def _comments(text: str) -> dict[int, tuple[bool, str]]:

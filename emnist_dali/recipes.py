@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .config import RENAMED_RECIPES, Affine, Config, Data, Mixing, Model, Run, Training, flattened, from_dict, missing
 from .core.documents import is_document, read_document
-from .core.errors import UserError
+from .core.errors import FileError, UserError
 
 # Radians; ±2 of 28 pixels.
 WARPS = Affine(rotation=(0.2,), scale=0.12, shear=0.15, translation=2 / 28)
@@ -223,9 +223,12 @@ def _read(path: Path, split: str | None, gpu: bool) -> Config:
     content = read_document(path)
     content.pop("sha256", None)  # of the files that this project writes
     if "base" not in content:
-        config = from_dict({"recipe": "custom", **content}, str(path))
+        try:
+            config = from_dict({"recipe": "custom", **content}, str(path))
+        except UserError as error:
+            raise FileError(str(error)) from error
         if lacking := missing(content):
-            raise UserError(
+            raise FileError(
                 f"{path} has no {lacking[0]}, and no base to take it from; add a base: {', '.join(RECIPES)} or auto."
             )
         config = replace(config, run=replace(config.run, out=None))  # another run's folder
@@ -239,4 +242,4 @@ def _read(path: Path, split: str | None, gpu: bool) -> Config:
         config = replace(config, recipe=name) if name is not None else config
         return config.override({**changes, "split": split})
     except (UserError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path} is not a valid config ({str(error).rstrip('.')[:200]}).") from error
+        raise FileError(f"{path} is not a valid config ({str(error).rstrip('.')[:200]}).") from error

@@ -308,6 +308,12 @@ def test_a_quiet_training_prints_where_its_run_is(trained_run, monkeypatch):
     assert invoke("train", "-q", "--recipe", "cpu").output == f"{trained_run}\n"
 
 
+def test_the_names_in_a_file_are_not_flags(tmp_path):
+    (tmp_path / "mine.json").write_text('{"base": "cpu", "training": {"epoch": 8}}')
+    result = invoke("train", "--recipe", tmp_path / "mine.json")
+    assert (result.exit_code, "did you mean training.epochs?)." in result.output) == (1, True)
+
+
 SETTINGS = [
     "training.ema=none", "data.affine.rotation=0.2,0.1", "training.mixing.mixup_alpha=0.2", "training.lr=0.001",
     "training.mixing.cutmix_alpha=1", "training.mixing.probability=0.5", "training.mixing.switch=0.5",

@@ -5,6 +5,10 @@ class UserError(Exception):
     """One sentence: what is wrong, where, and what to do. The command line prints it and exits with code 1."""
 
 
+class FileError(UserError):
+    """About the content of a file, whose names it has: not flags of the command line."""
+
+
 class InUseError(UserError):
     """Another process is working in the folder."""
 

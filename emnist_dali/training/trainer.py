@@ -152,9 +152,10 @@ class Trainer:
         Raises UserError if the model cannot take these images, or cannot be compiled or captured here.
         """
         started = time.perf_counter()
-        self._check_augment()
         size, n = self.config.data.image_size, self.config.data.batch_size // distributed.world_size()
         shape, dtype = (n, 1, size, size), torch.float16 if half_images(self.config) else torch.float32
+        if self.augment:
+            _check_augment(self.augment, torch.zeros((2, 1, size, size), dtype=dtype, device=self.device))
         try:
             images = torch.zeros(shape, dtype=dtype, device=self.device)
             targets = torch.full((n, self.classes), 1 / self.classes, device=self.device)
@@ -180,23 +181,6 @@ class Trainer:
                 f"change model.model or data.image_size{', or set run.compile off' if how else ''}."
             ) from error
         return time.perf_counter() - started
-
-    def _check_augment(self) -> None:
-        """Raises UserError if `augment` does not return images like those that it gets."""
-        if self.augment is None:
-            return
-        shape, dtype = (
-            (2, 1, *2 * [self.config.data.image_size]),
-            torch.float16 if half_images(self.config) else torch.float32,
-        )
-        images = self.augment(torch.zeros(shape, dtype=dtype, device=self.device))
-        made = (
-            (tuple(images.shape), images.dtype, images.device.type)
-            if isinstance(images, torch.Tensor)
-            else type(images)
-        )
-        if made != (shape, dtype, self.device.type):
-            raise UserError(f"augment got {shape} {dtype} and returned {made}; it must return images like those.")
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
@@ -421,6 +405,17 @@ class Trainer:
         self.loss_sum.copy_(local["loss_sum"])
         for name, model in (("model", self.model), ("trained", self.trained)):
             model.load_state_dict(local[name], strict=False)
+
+
+def _check_augment(augment: Augment, images: torch.Tensor) -> None:
+    """Raises UserError if it does not return images like those that it gets."""
+    made = augment(images)
+    is_tensor = isinstance(made, torch.Tensor)
+    if not is_tensor or (made.shape, made.dtype, made.device) != (images.shape, images.dtype, images.device):
+        what = f"{tuple(made.shape)} {made.dtype}" if is_tensor else type(made).__name__
+        raise UserError(
+            f"augment got {tuple(images.shape)} {images.dtype} and returned {what}; it must return images like those."
+        )
 
 
 _POSITION = ("epoch", "micro", "step", "seconds", "waited")
