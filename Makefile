@@ -44,7 +44,7 @@ test-docs: .venv/installed  ## every command and every piece of Python that READ
 	$(BIN)/python -m pytest docs
 
 site: .venv/installed  ## the pages as a site with search and a reference, in build/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: .venv/installed
 	$(BIN)/ruff check .

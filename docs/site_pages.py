@@ -52,7 +52,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         target, mark, anchor = link.partition("#")
         name = posixpath.normpath(posixpath.join(posixpath.dirname(_in_repository(uri)), target))
-        if not (PROJECT / name).is_file():  # a folder
+        if (PROJECT / name).is_dir():  # the site has no pages of folders
             return text
         there = posixpath.relpath(_on_site(name), posixpath.dirname(uri) or ".")
         return f"{image}[{text}]({there}{mark}{anchor})"
