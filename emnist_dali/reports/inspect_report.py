@@ -100,7 +100,7 @@ def _counts(manifest: Manifest) -> BarChart:
         "\n".join([name, *(f"{part}: {images[i]:,} images" for part, images in counts.items())])
         for i, name in enumerate(manifest.classes)
     ]
-    return bar_chart(manifest.classes, counts, tips, Axis(title="images"))
+    return bar_chart(manifest.classes, counts, tips, Axis())
 
 
 def _training_images(shards: Shards, label: int | None) -> list[dict[str, Any]]:

@@ -147,13 +147,15 @@ def _per_class(run: RunData) -> dict[str, Any]:
     counts, shares = counts_and_shares(run)
     recall = shares.diagonal()
     f1 = 2 * counts.diagonal() / np.maximum(counts.sum(0) + counts.sum(1), 1)
-    tips = [
-        f"{name}: {n:,} images\naccuracy (recall): {percent(a)}\nF1: {percent(b)}"
+    rows = [
+        (name, f"{n:,}", percent(a), percent(b))
         for name, n, a, b in zip(run.classes, counts.sum(1), recall, f1, strict=True)
     ]
+    tips = [f"{name}: {n} images\naccuracy (recall): {a}\nF1: {b}" for name, n, a, b in rows]
     series = {"accuracy (recall)": recall.tolist(), "F1": f1.tolist()}
     chart = bar_chart(run.classes, series, tips, Axis(format=share, high=1))
-    return _ordered(chart, {"class": np.arange(len(counts)), "accuracy": np.argsort(recall, kind="stable")})
+    orders = {"class": np.arange(len(counts)), "accuracy": np.argsort(recall, kind="stable")}
+    return {**_ordered(chart, orders), "rows": rows}
 
 
 def _calibration(run: RunData) -> dict[str, Any] | None:

@@ -189,6 +189,15 @@ def test_confusions_are_those_of_the_metrics_with_their_images(misread, page, fo
     assert np.array_equal(pictures(rows[0][3]), most_confident_first)
 
 
+def test_the_table_of_the_classes_is_that_of_the_metrics(misread, page):
+    test = of_the_test(misread[0])
+    table = text(page).split("As a table")[1].split("Calibration")[0].split("F1", 1)[1].split()
+    rows = [table[i : i + 6] for i in range(0, len(table), 6)]  # each % is a word
+    assert [row[:3] for row in rows] == [
+        [name, "9", f"{100 * recall:.2f}"] for name, recall in test["per_class"].items()
+    ]
+
+
 def test_mistakes_are_the_misread_images_the_most_confident_first(misread, page, folder):
     _, wrong = misread
     gallery = markup(page).split("Most confident mistakes")[1].split("<h2>")[0]
