@@ -50,8 +50,10 @@ class Axis:
 
         low = min(values) if self.low is None else self.low
         high = max(values) if self.high is None else self.high
-        if low == high:
-            low, high = (low / 2, high * 2) if self.log else (low - 0.5, high + 0.5)
+        largest = max(abs(low), abs(high))
+        if high - low <= 5e-4 * largest:  # ticks would have the same four digits
+            margin = 0.05 * largest or 0.5
+            low, high = (low / 2, high * 2) if self.log else (low - margin, high + margin)
         few_decades = self.log and high / low < 1000
         locator = (
             LogLocator(subs=(1, 2, 5) if few_decades else (1,))
