@@ -36,8 +36,12 @@ EXTRAS = {
     "audit": ("cleanlab",),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "heic": ("pillow_heif",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+    "parquet": ("pyarrow",),
     "serve": ("flask", "waitress", "segno"),
     "sweep": ("optuna",),
+    "tensorboard": ("tensorboard",),
+    "trackio": ("trackio",),
 }
 # Packed data, a run's checkpoints and DALI's own files fit several times.
 FREE_GB = 2
