@@ -111,10 +111,11 @@ def load(
     """Images and labels of `split` from `source`: official (downloaded into `cache`), glyphs, or a path.
 
     A path is of one of the kinds in docs/data.md. Pictures in folders and in parquet files are resized to
-    `size` × `size`, by default 28, and of an animation the first frame is taken. `orientation`, "upright" or "transposed", states
-    how the images are stored; without it that is known by the files' hashes, found by the strokes of characters or
-    assumed, and a line says which. `test_fraction` of the train images, of each class, become the test images of a
-    source that has none. Raises UserError if anything is missing, damaged, inconsistent or beyond the limits.
+    `size` × `size`, by default 28, and of an animation the first frame is taken. `orientation`, "upright" or
+    "transposed", states how the images are stored; without it that is known by the files' hashes, found by the
+    strokes of characters or assumed, and a line says which. `test_fraction` of the train images, of each class,
+    become the test images of a source that has none. Raises UserError if anything is missing, damaged, inconsistent
+    or beyond the limits.
     """
     if source == "glyphs":
         check_split(split)
@@ -255,8 +256,8 @@ def _check_shapes(origin: str, stored: Mapping[str, Stored], size: int | None) -
     if size and train.images.shape[1:] != (size, size):
         height, width = train.images.shape[1:]
         raise UserError(
-            f"The images of {origin} have {height} × {width} pixels; --size is for a folder of images and for parquet "
-            "files."
+            f"The images of {origin} have {height} × {width} pixels; --size is for a folder of images and for "
+            "parquet files."
         )
     for part in stored.values():
         if part.images.shape[1:] != train.images.shape[1:]:
