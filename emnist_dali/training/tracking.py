@@ -1,6 +1,7 @@
 """The trackers that a run's settings name; without any, a null object."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,12 @@ def start(config: Config, run: RunFolder, data: str, ids: Mapping[str, str], ste
         for name in names(config):
             try:
                 trackers[name] = _TRACKERS[name](Start(config, run, settings, ids.get(name), step))
-            except UserError:
-                raise
             except Exception as error:  # as in `Tracking._each`
+                for started in trackers.values():
+                    with suppress(Exception):
+                        started.close(completed=False)
+                if isinstance(error, UserError):
+                    raise
                 raise UserError(
                     f"The tracker {name} could not start ({reason(error)}); mend that, or leave it out of run.track."
                 ) from error
