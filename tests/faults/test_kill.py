@@ -9,8 +9,8 @@ from emnist_dali.runs.checkpoint import load_state, load_weights
 from emnist_dali.runs.file_names import is_run
 from emnist_dali.runs.folder import RunFolder
 
-from ..training_runs import assert_same
-from .processes import ended, start, training
+from ..training_runs import assert_same, kept
+from .processes import SECONDS, ended, start, training
 
 KILLS = int(os.environ.get("EMNIST_DALI_KILLS", 5))
 SEED = int(os.environ.get("EMNIST_DALI_KILL_SEED", random.randrange(2**32)))
@@ -62,3 +62,18 @@ def test_a_training_killed_again_and_again_ends_as_if_it_had_not_been(data_dir, 
     assert_same(tmp_path / "killed", tmp_path / "whole")
     left = {path.name for path in (tmp_path / "killed").rglob("*") if path.is_file()}
     assert not [name for name in left if name.endswith(".tmp")]
+
+
+def test_a_group_killed_in_its_second_run_keeps_the_first(data_dir, tmp_path):
+    group, log = tmp_path / "group", tmp_path / "log"
+    command = training(data_dir, "--epochs", 1, "--seeds", 2, "--out", group)
+    process, began = start(log, *command), perf_counter()
+    while not is_run(group / "seed-1") and process.is_alive() and perf_counter() - began < SECONDS:
+        process.join(0.02)
+    process.kill()
+    process.join()
+    assert is_run(group / "seed-1"), log.read_text()[-2000:]
+    first = kept(group / "seed-0")
+    assert ended(start(log, *command)) == 0
+    assert kept(group / "seed-0") == first
+    assert [entry["kind"] for entry in RunFolder(group / "seed-1").entries()] == ["epoch", "test", "unseen"]
