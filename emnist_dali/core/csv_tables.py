@@ -3,13 +3,24 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from .files import write_atomic
 
-def encode_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """A header of all names in the order in which they appear, and a line for each row; what a row lacks is empty."""
+
+def replace_table(path: Path, column: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `rows`, or removes the file if there are none; a file whose first column is not `column` stays.
+
+    The header has all names in the order in which they appear; what a row lacks is empty.
+    """
+    if path.exists() and not path.read_bytes().startswith(f"{column},".encode()):
+        return  # a user's own
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode()
+    write_atomic(path, text.getvalue().encode())

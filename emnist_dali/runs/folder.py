@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import Config, from_dict
 from ..core import distributed
-from ..core.csv_tables import encode_csv
+from ..core.csv_tables import replace_table
 from ..core.errors import UserError
 from ..core.files import read_json, remove_temporaries, write_atomic, write_json
 from ..core.locks import LOCK, Lock
@@ -158,10 +158,7 @@ class RunFolder:
     def _write_table(self) -> None:
         epochs = [entry for entry in self._entries if entry["kind"] == "epoch"]
         rows = [{name: value for name, value in entry.items() if name != "kind"} for entry in epochs]
-        if rows:
-            write_atomic(self.path / METRICS_TABLE, encode_csv(rows))
-        else:
-            (self.path / METRICS_TABLE).unlink(missing_ok=True)
+        replace_table(self.path / METRICS_TABLE, "epochs_done", rows)
 
     def predictions_path(self, part: str) -> Path:
         """The predictions for `part`, test or unseen; see `read_predictions`."""

@@ -185,8 +185,9 @@ class Session:
 
     def _train(self) -> None:
         try:
-            while not self.trainer.done and not self._epoch():
-                pass
+            ended = False
+            while not (self.trainer.done or ended):
+                ended = self._epoch()
             if self.test:
                 self._test()
         except Stop:
