@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ def replace_table(path: Path, column: str, rows: Sequence[Mapping[str, Any]]) ->
 
     The header has all names in the order in which they appear; what a row lacks is empty.
     """
-    if path.exists() and not path.read_bytes().startswith(f"{column},".encode()):
+    if path.exists() and re.split(rb"[,\n]", path.read_bytes(), maxsplit=1)[0] != column.encode():
         return  # a user's own
     if not rows:
         path.unlink(missing_ok=True)
