@@ -23,11 +23,12 @@ def resumed(path, **hooks):
 
 def test_hooks_change_the_training_and_a_resumed_run_has_the_same(data_dir, tmp_path, monkeypatch):
     """One run to its end, and one that is stopped in its first epoch and resumed with the same hooks."""
-    whole = train(quick(data_dir, tmp_path / "whole", val_fraction=0.0), augment=noise, optimizer=sgd)
-    plain = train(quick(data_dir, tmp_path / "plain", val_fraction=0.0))
+    short = {"val_fraction": 0.0, "epochs": 1}
+    whole = train(quick(data_dir, tmp_path / "whole", **short), augment=noise, optimizer=sgd)
+    plain = train(quick(data_dir, tmp_path / "plain", **short), test=False)
     assert lines(whole)[0]["loss"] != lines(plain)[0]["loss"]
 
-    config = quick(data_dir, tmp_path / "stopped", val_fraction=0.0)
+    config = quick(data_dir, tmp_path / "stopped", **short)
     hooked = lambda config: train(config, augment=noise, optimizer=sgd)  # noqa: E731
     monkeypatch.setattr("tests.training_runs.train", hooked)
     path = stopped(monkeypatch, config, *at_step(4))
@@ -42,16 +43,16 @@ def test_hooks_change_the_training_and_a_resumed_run_has_the_same(data_dir, tmp_
 def test_what_callbacks_get(data_dir, tmp_path):
     entries, steps, epochs = [], [], []
     run = train(
-        quick(data_dir, tmp_path / "run", epochs=5),
+        quick(data_dir, tmp_path / "run", epochs=2),
         log=entries.append,
         after_step=lambda trainer: steps.append((trainer.step, trainer.model.training)),
-        after_epoch=lambda done, accuracy: epochs.append((done, accuracy)) or done == 2,
+        after_epoch=lambda done, accuracy: epochs.append((done, accuracy)) or done == 1,
     )
     assert entries == lines(run)
-    assert [entry["kind"] for entry in entries] == ["epoch", "epoch", "test", "unseen"]  # ended after two of five
-    assert epochs == [(entry["epochs_done"], entry["val_accuracy"]) for entry in entries[:2]]
-    assert steps == [(step, True) for step in range(1, entries[1]["step"] + 1)]
-    assert lines(go_on(run.path, epochs=5))[-3]["epochs_done"] == 5  # such a run can go on
+    assert [entry["kind"] for entry in entries] == ["epoch", "test", "unseen"]  # ended after one of two
+    assert epochs == [(entry["epochs_done"], entry["val_accuracy"]) for entry in entries[:1]]
+    assert steps == [(step, True) for step in range(1, entries[0]["step"] + 1)]
+    assert lines(go_on(run.path))[-3]["epochs_done"] == 2  # such a run can go on
 
 
 @pytest.mark.parametrize(
