@@ -6,6 +6,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from ..config import Config
+from ..core import text
 from ..core.errors import UserError
 from ..core.files import printable
 from .file_names import is_run
@@ -135,13 +136,9 @@ def table(rows: Sequence[Row], folder: Path) -> str:
                 row["unfinished"],
             )
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [str.ljust, str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.ljust, str.ljust]
-    shown = (
-        "  ".join(align(cell, width) for align, cell, width in zip(aligned, line, widths, strict=True)).rstrip()
-        for line in lines
+    return "\n".join(
+        [*text.table(lines, right=(3, 4, 5)), *(printable(row["problem"]) for row in rows if row["problem"])]
     )
-    return "\n".join([*shown, *(printable(row["problem"]) for row in rows if row["problem"])])
 
 
 def _below(path: Path, folder: Path) -> str:

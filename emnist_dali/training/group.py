@@ -16,6 +16,7 @@ from ..core.errors import UserError
 from ..core.files import remove_temporaries
 from ..core.locks import LOCK, Lock
 from ..core.progress import say
+from ..core.text import table
 from ..evaluation.significance import mean
 from ..runs.file_names import GROUP, is_run
 from ..runs.folder import RunFolder
@@ -122,12 +123,10 @@ def summary(group: Group) -> str:
         validation = [100 * entry["val_accuracy"] for entry in entries if "val_accuracy" in entry]
         rows.append([100 * test["accuracy"], 100 * test["macro_f1"], max(validation, default=nan)])
         images = test["images"]
-    width = max(map(len, [*names, "mean ± sd"]))
-    lines = [f"{'':<{width}}  test accuracy, %  macro F1, %  best validation accuracy, %"]
-    for name, row in zip(names, rows, strict=True):
-        lines.append(f"{name:<{width}}  {row[0]:>16.2f}  {row[1]:>11.2f}  {row[2]:>27.2f}")
-    cells = [f"{np.mean(column):.2f} ± {np.std(column, ddof=1):.2f}" for column in zip(*rows, strict=True)]
-    lines.append(f"{'mean ± sd':<{width}}  {cells[0]:>16}  {cells[1]:>11}  {cells[2]:>27}")
+    means = [f"{np.mean(column):.2f} ± {np.std(column, ddof=1):.2f}" for column in zip(*rows, strict=True)]
+    cells = [["", "test accuracy, %", "macro F1, %", "best validation accuracy, %"]]
+    cells += [[name, *(f"{value:.2f}" for value in row)] for name, row in zip(names, rows, strict=True)]
+    lines = table([*cells, ["mean ± sd", *means]], right=(1, 2, 3))
     low, high = mean([row[0] / 100 for row in rows], images, group.kind)["interval"]
     lines.append(
         f"95 % interval of the mean test accuracy, over {group.kind} and {images:,} test images: "
