@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from emnist_dali.cli import main
 from emnist_dali.config import Mixing
+from emnist_dali.core import tensor_files
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json, write_json
 from emnist_dali.core.progress import say
@@ -173,7 +174,8 @@ def run_on_other_images(run, drawn, tmp_path_factory):
     config["data"]["data_dir"] = str(folder)
     write_json(folder / "run/config.json", config)
     kept = folder / "run/predictions-test.safetensors"
-    save_file({name: tensor.flip(0).contiguous() for name, tensor in load_file(kept).items()}, kept)
+    tensors, metadata = tensor_files.decode(kept, "predictions")
+    kept.write_bytes(tensor_files.encode({name: tensor.flip(0) for name, tensor in tensors.items()}, metadata))
     return folder / "run"
 
 
@@ -356,3 +358,17 @@ def test_messages_name_flags_and_keep_file_names():
         "my-model.weights", "training.lrs", "data.source_dir", "xdata.source", "emnist_dali.config",
     ):  # fmt: skip
         assert with_flags(text) == text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--seeds", "1"),
+        ("train", "--seeds", "2", "--folds", "2"),
+        ("train", "--folds", "2", "--resume", "run"),
+        ("compare", "."),
+        ("runs", "--sort", "size"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(arguments):
+    assert invoke(*arguments).exit_code == 2

@@ -10,7 +10,9 @@ import pytest
 from emnist_dali.core.errors import InUseError, UserError
 from emnist_dali.core.files import read_json
 from emnist_dali.core.locks import LOCK, Lock
+from emnist_dali.deploy.predict import model_and_images
 from emnist_dali.loading import sampling
+from emnist_dali.runs.classifier import load_classifier
 from emnist_dali.runs.folder import RunFolder
 from emnist_dali.runs.group import read_group
 from emnist_dali.training import group as group_module
@@ -157,3 +159,10 @@ def test_a_damaged_group_is_one_sentence(copied, data_dir):
     (copied / "group.json").write_text("{")
     with pytest.raises(UserError, match="could not be read as JSON"):
         read_group(copied)
+
+
+@pytest.mark.parametrize("read", [load_classifier, lambda path: model_and_images([str(path), "a.png"])[0]])
+def test_a_group_is_no_model(read, trained_group):
+    with pytest.raises(UserError) as caught:
+        load_classifier(read(trained_group))
+    assert str(caught.value) == f"{trained_group} is a group of runs; name one of them: {trained_group}/seed-0."
