@@ -296,7 +296,7 @@ def train(
     from .training.session import train
 
     with distributed.process_group():
-        checkpoint, group = None, None
+        checkpoint, group, why = None, None, ""
         if resume is not None:
             group = distributed.broadcast_from_main(lambda: find_group(resume, recipe, values))
         if resume is not None and not group:
@@ -308,12 +308,14 @@ def train(
         else:
             config, why = chosen(recipe or "auto", values.get("data.split"), values.get("run.device"))
             config, state = config.override(values), None
-            say(f"# {why}" if dry_run else why)  # what a dry run prints can be a recipe
+            if not dry_run:
+                say(why)
             if seeds or folds:
                 group = group_of(config, "seeds" if seeds else "folds", seeds or folds)
         if dry_run:
             settings, about = describe(config, state["step"] if state else 0)
-            say(f"{settings}\n\n{with_flags(about)}")
+            if distributed.is_main():  # what is printed can be a recipe
+                _print("\n".join([*([f"# {why}"] if why else []), settings, "", with_flags(about)]))
             return
         if group:
             train_group(group, resume_force)
