@@ -13,7 +13,7 @@ from ..core.text import table
 from ..data.prepare import split_folder
 from ..data.shards import Shards
 from ..loading.validation import validation_images
-from ..runs.group import runs_of
+from ..runs.group import tested_runs
 from ..runs.predictions import Predictions
 from ..runs.trained_classifier import TrainedClassifier
 from ..runtime import autocast
@@ -35,15 +35,14 @@ def evaluate(
 
     `builtin` is the model in the package. Of several runs, such as a group's, the mean of their probabilities is
     evaluated, after a line on their accuracies alone. `split` and `data_dir` default to the run's own. The metrics
-    are those of `metrics.score`. Raises UserError as `predict_run`, and if the runs' images differ.
+    are those of `metrics.score`. Raises UserError as `predict_run` and `run_folders`, and if the runs' images differ.
 
     >>> from emnist_dali import evaluate
     >>> results = evaluate("runs/first")
     >>> 0 <= results["test"]["accuracy"] <= 1
     True
     """
-    paths = [located(runs)] if isinstance(runs, str | Path) else list(map(located, runs))
-    paths = [folder for path in paths for folder in runs_of(path)]
+    paths = run_folders(runs)
     all_predictions = [predict_run(path, split, data_dir, validation=validation) for path in paths]
     classes, first = all_predictions[0]
     results = {}
@@ -60,6 +59,12 @@ def evaluate(
         mean = each.mean(0)
         results[part] = score(first[part]._replace(probabilities=mean), classes)
     return results
+
+
+def run_folders(runs: str | Path | Sequence[Path]) -> list[Path]:
+    """The folders of the runs, those of groups included; raises UserError for a group that is not tested whole."""
+    paths = [located(runs)] if isinstance(runs, str | Path) else map(located, runs)
+    return [folder for path in paths for folder in tested_runs(path)]
 
 
 def predict_run(

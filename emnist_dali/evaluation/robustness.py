@@ -13,13 +13,11 @@ from ..core.files import MARK, check_output, sha256, write_json
 from ..core.progress import progress, say
 from ..data.shards import Shards
 from ..runs.folder import RunFolder
-from ..runs.group import runs_of
 from ..runs.predictions import Images
 from ..runs.trained_classifier import TrainedClassifier
 from ..weights import FOLDER as BUILTIN
-from ..weights import located
 from .corruptions import CONDITIONS, SEVERITIES, SIDE, corrupted
-from .evaluate import open_run
+from .evaluate import open_run, run_folders
 from .inference import evaluated_indices
 from .significance import wilson
 
@@ -51,8 +49,7 @@ def measure_robustness(
 
     Raises UserError as `evaluate`, and if a file of somebody else's has the table's name.
     """
-    paths = [located(runs)] if isinstance(runs, str | Path) else list(map(located, runs))
-    paths = [folder for path in paths for folder in runs_of(path)]
+    paths = run_folders(runs)
     run = RunFolder(paths[0]) if len(paths) == 1 and paths[0].resolve() != BUILTIN.resolve() else None
     if run:
         check_output(run.robustness)

@@ -17,7 +17,7 @@ from scipy.stats import binomtest, t
 from ..core.errors import UserError
 from ..core.files import printable
 from ..runs.folder import RunFolder
-from ..runs.group import is_group, read_group
+from ..runs.group import is_group, read_group, tested_runs
 from ..runs.predictions import Images, read_images, read_predictions
 
 
@@ -75,13 +75,8 @@ def compare(*runs: Path) -> dict[str, Any]:
 
 
 def _side(path: Path) -> _Side:
-    kind, folders = None, [path]
-    if is_group(path):
-        group = read_group(path)
-        kind, folders = group.kind, list(group.members)
-        for folder in folders:
-            if not RunFolder(folder).predictions_path("test").is_file():
-                raise UserError(f"{folder} has not been tested; `emnist-dali train --resume {path}` finishes it.")
+    folders = tested_runs(path)
+    kind = read_group(path).kind if is_group(path) else None
     rights, images = zip(*map(_right, folders), strict=True)
     for folder, others in zip(folders, images, strict=True):
         if not others.same(images[0]):

@@ -3,10 +3,16 @@
 import numpy as np
 
 from ..config import Data
+from ..data.manifest import Manifest
 from ..data.shards import Shards
 from .sampling import folds, holdout
 
 PART = "validation"
+
+
+def own_validation(manifest: Manifest, data: Data) -> bool:
+    """Whether the split's own validation part validates."""
+    return data.folds is None and PART in manifest.shards
 
 
 def validation_images(train: Shards, data: Data, seed: int) -> tuple[np.ndarray, Shards, np.ndarray]:
@@ -18,7 +24,7 @@ def validation_images(train: Shards, data: Data, seed: int) -> tuple[np.ndarray,
     if data.folds is not None:
         held_out = folds(train.labels(), data.folds, seed) == data.fold - 1
         return np.flatnonzero(~held_out), train, np.flatnonzero(held_out)
-    if PART in train.manifest.shards:
+    if own_validation(train.manifest, data):
         shards = Shards(train.folder, PART)
         return np.arange(len(train)), shards, np.arange(len(shards))
     training, held_out = holdout(train.labels(), data.val_fraction, seed)

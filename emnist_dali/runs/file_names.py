@@ -4,6 +4,7 @@ from pathlib import Path
 
 CONFIG, ENVIRONMENT, METRICS, LAST = "config.json", "env.json", "metrics.jsonl", "checkpoints/last.pt"
 BEST = "checkpoints/best.safetensors"
+TEST_PREDICTIONS = "predictions-test.safetensors"
 REPORT, TRACE, ROBUSTNESS = "report.html", "trace.json.gz", "robustness.json"
 METRICS_TABLE, SETTINGS_TABLE, RESULTS_TABLE = "metrics.csv", "settings.csv", "results.csv"
 TENSORBOARD, MLFLOW, WANDB = "tensorboard", "mlflow", "wandb"
@@ -11,7 +12,7 @@ TENSORBOARD, MLFLOW, WANDB = "tensorboard", "mlflow", "wandb"
 GROUP = "group.json"
 # All that a run writes into its folder: a new run never overwrites files with these names.
 FILES = (
-    CONFIG, ENVIRONMENT, METRICS, "checkpoints", "predictions-test.safetensors", "predictions-unseen.safetensors",
+    CONFIG, ENVIRONMENT, METRICS, "checkpoints", TEST_PREDICTIONS, "predictions-unseen.safetensors",
     REPORT, TRACE, ROBUSTNESS, METRICS_TABLE, SETTINGS_TABLE, RESULTS_TABLE, TENSORBOARD, MLFLOW, WANDB,
 )  # fmt: skip
 

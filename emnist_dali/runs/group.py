@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from ..config import MAX_FOLDS, Config, from_dict
 from ..core.errors import UserError
 from ..core.files import read_json, write_json
-from .file_names import GROUP, is_run
+from .file_names import GROUP, TEST_PREDICTIONS, is_run
 
 Kind = Literal["seeds", "folds"]
 MAX_SEEDS = 1000
@@ -66,6 +66,17 @@ def read_group(path: Path) -> Group:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} does not describe a group of runs; choose another folder.") from error
     return Group(path, kind, number, from_dict(config, str(file)))
+
+
+def tested_runs(path: Path) -> list[Path]:
+    """The runs of a group, or `path` itself if it is no group; raises UserError if one of a group is not tested."""
+    if not is_group(path):
+        return [path]
+    folders = list(read_group(path).members)
+    for folder in folders:
+        if not (folder / TEST_PREDICTIONS).is_file():
+            raise UserError(f"{folder} has not been tested; `emnist-dali train --resume {path}` finishes it.")
+    return folders
 
 
 def runs_of(path: Path) -> list[Path]:

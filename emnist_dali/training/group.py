@@ -29,6 +29,8 @@ def group_of(config: Config, kind: Kind, number: int) -> Group:
     """The group in `run.out`, or runs/<split>-<recipe>-seeds, where the same command finds it again."""
     name = "seeds" if kind == "seeds" else f"{number}-folds"
     path = Path(config.run.out or Path("runs") / f"{config.data.split}-{config.recipe}-{name}")
+    if kind == "folds" and config.data.folds:
+        raise UserError("data.folds and data.fold are for a run of its own; leave them out with --folds.")
     config = config.override({"run.out": None, "wandb_group": config.run.wandb_group or path.name})
     return Group(path, kind, number, config)
 
@@ -82,7 +84,9 @@ def _begin(group: Group, stack: ExitStack) -> None:
     stack.enter_context(Lock(path / LOCK, path))
     remove_temporaries(path)
     if is_group(path) and (before := read_group(path)).begun:
-        if before.kind != group.kind or before.number > group.number:
+        # Seeds can be added; each fold is another when there are more.
+        fits = before.number <= group.number if group.kind == "seeds" else before.number == group.number
+        if before.kind != group.kind or not fits:
             raise UserError(
                 f"{path} is a group of {before.number} {before.kind}, not of {group.number} {group.kind}; {advice}."
             )

@@ -21,6 +21,7 @@ from ..core.signals import Interrupt, Stop
 from ..evaluation.evaluate import predict_run, summary
 from ..evaluation.inference import predict
 from ..evaluation.metrics import score
+from ..loading.validation import own_validation
 from ..runs.calibration import to_metadata
 from ..runs.checkpoint import save_weights
 from ..runs.folder import RunFolder, check_can_create
@@ -309,7 +310,7 @@ class Session:
             "shape": manifest.shape,
             "converted": manifest.converted,
             "fingerprint": manifest.fingerprint,
-            **({"own_validation": True} if "validation" in manifest.shards else {}),
+            **({"own_validation": True} if own_validation(manifest, self.config.data) else {}),
             **{name: value for name, value in entry.items() if name not in TIMING},
         }
         if predictions:
@@ -327,7 +328,7 @@ class Session:
 def _announcement(training: Training, resumed: bool) -> str:
     config, ranks = training.config, distributed.world_size()
     held_out = training.validation.plan.samples if training.validation else 0
-    has_own = "validation" in training.shards.manifest.shards
+    has_own = own_validation(training.shards.manifest, config.data)
     own = " (the split's own, so --val-fraction is not used)" if has_own else ""
     where = config.run.device if ranks == 1 else f"{ranks} ranks, the first on {config.run.device}"
     return (

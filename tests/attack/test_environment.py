@@ -66,7 +66,7 @@ def test_a_model_takes_the_images_or_leaves_no_folder(name, data_dir, tmp_path, 
         assert len(list(tmp_path.glob("runs/*/report.html"))) == 1
     else:
         assert name in result.stderr
-        assert "--model" in result.stderr
+        assert "--model" in result.stderr or "--image-size" in result.stderr
         assert not (tmp_path / "runs").exists()
 
 

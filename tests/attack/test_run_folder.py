@@ -107,8 +107,9 @@ def write(run: Path, name: str, content: Any) -> None:
         (run / BEST).write_bytes(tensor_files.encode(tensors, {"about": json.dumps(content)}))
     elif name == PREDICTIONS:
         tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
-        tensors = {key: tensor for key, tensor in tensors.items() if tensor.numel() < 10**6}
-        (run / name).write_bytes(tensor_files.encode({key: tensor.to_dense() for key, tensor in tensors.items()}, {}))
+        tensors = {key: tensor.to_dense() for key, tensor in tensors.items() if tensor.numel() < 10**6}
+        _, metadata = tensor_files.decode(run / name, "predictions")
+        (run / name).write_bytes(tensor_files.encode(tensors, metadata))
     elif name == LAST:
         save_state(run / LAST, content)
     else:

@@ -11,10 +11,10 @@ from emnist_dali.core.errors import InUseError, UserError
 from emnist_dali.core.files import read_json
 from emnist_dali.core.locks import LOCK, Lock
 from emnist_dali.deploy.predict import model_and_images
-from emnist_dali.loading import sampling
 from emnist_dali.runs.classifier import load_classifier
 from emnist_dali.runs.folder import RunFolder
 from emnist_dali.runs.group import read_group
+from emnist_dali.training import build
 from emnist_dali.training import group as group_module
 from emnist_dali.training.group import find_group, group_of, train_group
 from emnist_dali.training.session import train
@@ -129,14 +129,14 @@ def test_what_cannot_be_trained_leaves_no_group(data_dir, tmp_path):
 
 
 def test_each_image_is_validated_on_in_one_fold(data_dir, tmp_path, monkeypatch):
-    seen, real = [], sampling.training_and_validation
+    seen, real = [], build.validation_images
 
     def spy(*arguments):
         found = real(*arguments)
-        seen.append(found[1])
+        seen.append(found[2])
         return found
 
-    monkeypatch.setattr(sampling, "training_and_validation", spy)
+    monkeypatch.setattr(build, "validation_images", spy)
     group = group_of(quick(data_dir, tmp_path / "folds", steps=1, seed=3), "folds", 3)
     train_group(group)
     assert sorted(np.concatenate(seen).tolist()) == list(range(600))
@@ -144,6 +144,14 @@ def test_each_image_is_validated_on_in_one_fold(data_dir, tmp_path, monkeypatch)
         "fold-1": 1, "fold-2": 2, "fold-3": 3,
     }  # fmt: skip
     assert {RunFolder(folder).config().training.seed for folder in group.members} == {3}
+    before = (group.path / "group.json").read_bytes()
+    assert "is a group of 3 folds, not of 4 folds" in refused(replace(group, number=4))
+    assert (group.path / "group.json").read_bytes() == before
+
+
+def test_a_group_of_folds_has_its_own(data_dir):
+    with pytest.raises(UserError, match=r"leave them out with --folds"):
+        group_of(quick(data_dir, None, folds=3, fold=1), "folds", 3)
 
 
 @pytest.mark.parametrize("values", [{"folds": 5}, {"fold": 1}, {"folds": 3, "fold": 4}])
