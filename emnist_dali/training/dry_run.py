@@ -15,6 +15,8 @@ from ..data.manifest import MANIFEST
 from ..data.prepare import split_folder
 from ..data.shards import Shards
 from ..data.stats import Stats
+from ..loading.loader import Loader
+from ..loading.validation import validation_images
 from ..recipe_text import to_toml
 from ..runtime import resolve
 from . import memory
@@ -52,6 +54,8 @@ def _measured(config: Config, shards: Shards, done: int) -> list[str]:
     training = config.training
     few = replace(config, training=replace(training, accumulation=1, steps=TIMED))
     stats = Stats(0.5, 0.5, config.data.equalize)  # the time does not depend on them, and nothing is written
+    indices, *_ = validation_images(shards, config.data, training.seed)
+    steps_per_epoch = len(Loader.from_config(shards, config, indices=indices, stats=stats)) // training.accumulation
     times: list[float] = []
 
     def after_step() -> None:
@@ -65,7 +69,6 @@ def _measured(config: Config, shards: Shards, done: int) -> list[str]:
         prepared = timed.trainer.warm_up()
         with suppress(_EnoughError):
             timed.trainer.train_epoch(timed.loader, after_step)
-        steps_per_epoch = len(timed.loader) // training.accumulation
     steps = min(training.steps or training.epochs * steps_per_epoch, training.epochs * steps_per_epoch)
     left = max(steps - done, 0)
     gaps = [after - before for before, after in pairwise(times)]

@@ -6,9 +6,11 @@ import pytest
 from click.testing import CliRunner
 
 from emnist_dali.cli import main
+from emnist_dali.core.errors import UserError
 from emnist_dali.recipes import choose
 from emnist_dali.runtime import resolve
 from emnist_dali.training import dry_run
+from emnist_dali.training.session import train
 from tests.training_runs import TINY, flags, small
 
 
@@ -45,6 +47,13 @@ def test_steps_and_those_that_are_left(data_dir, monkeypatch):
     _, about = dry_run.describe(config, done=15)
     assert "20 steps of 64 images: 10 epochs of 9; 5 are left." in about
     assert "in 2 micro-batches timed" in about  # it does not take all of TIMED where these take long
+
+
+def test_too_few_images_for_a_step_are_refused_as_in_training(data_dir, tmp_path):
+    config = small(data_dir, tmp_path / "run", image_size=16, accumulation=12)
+    for begin in (dry_run.describe, train):
+        with pytest.raises(UserError, match="gives 576 train images, fewer than the 768 of one step"):
+            begin(config)
 
 
 def test_data_that_are_not_prepared_are_named(tmp_path):
