@@ -290,7 +290,7 @@ def train(
     from .core import distributed
     from .core.progress import say
     from .reports.run_report import write_report
-    from .training.dry_run import describe
+    from .training.dry_run import describe, describe_group
     from .training.group import find_group, group_of, train_group
     from .training.resume import find, load
     from .training.session import train
@@ -313,7 +313,8 @@ def train(
             if seeds or folds:
                 group = group_of(config, "seeds" if seeds else "folds", seeds or folds)
         if dry_run:
-            settings, about = describe(config, state["step"] if state else 0)
+            done = state["step"] if state else None
+            settings, about = describe_group(group) if group else describe(config, done)
             if distributed.is_main():  # what is printed can be a recipe
                 _print("\n".join([*([f"# {why}"] if why else []), settings, "", with_flags(about)]))
             return

@@ -210,7 +210,7 @@ def _is_log(value: Any) -> bool:
 STATE: Fields = {
     "model": _is_state_dict, "ema": _optional(_is_state_dict), "optimizer": _is_optimizer_state,
     "scaler": _dict_of(_NUMBER), "ranks": _list_of(_is_rank_state, 1, 2**16), "epoch": _COUNT, "micro": _COUNT,
-    "step": _COUNT, "seconds": _NONNEGATIVE, "waited": _NONNEGATIVE,
+    "step": _COUNT, "seconds": _NONNEGATIVE, "waited": _NONNEGATIVE, "ended": _is_bool,
     "best": lambda value: type(value) in (int, float) and value <= 1e12, "log": _is_log, "config": _is_dict,
     "asked": _is_dict, "facts": _dict_of(_is_displayable), "trackers": _dict_of(is_plain),
 }  # fmt: skip
@@ -245,9 +245,10 @@ def rename_old_fields(content: Any) -> Any:
 
 
 def rename_old_state(state: Any) -> Any:
-    """A checkpoint with the current names of its fields; older versions had one tracker, W&B."""
+    """A checkpoint with the current fields; older versions had one tracker, W&B, and not whether training `ended`."""
     if not isinstance(state, dict):
         return state
+    state = {"ended": False, **state}
     if isinstance(state.get("log"), list):
         state = {**state, "log": [rename_old_fields(entry) for entry in state["log"]]}
     if "wandb" in state:

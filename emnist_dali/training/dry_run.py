@@ -15,10 +15,16 @@ from ..data.manifest import MANIFEST
 from ..data.prepare import split_folder
 from ..data.shards import Shards
 from ..data.stats import Stats
+from ..loading.loader import Loader
+from ..loading.validation import validation_images
 from ..recipe_text import to_toml
+from ..runs.file_names import is_run
+from ..runs.folder import check_can_create
+from ..runs.group import Group
 from ..runtime import resolve
-from . import memory
+from . import memory, tracking
 from .build import build_training
+from .group import check_can_train
 
 # Micro-batches that are timed; fewer where these take longer than SECONDS.
 TIMED = 12
@@ -29,13 +35,17 @@ class _EnoughError(Exception):
     """The timing has taken SECONDS."""
 
 
-def describe(config: Config, done: int = 0) -> tuple[str, str]:
-    """The resolved settings as TOML, and comments on steps, time and memory of a training; `done` steps are past.
+def describe(config: Config, done: int | None = None) -> tuple[str, str]:
+    """The resolved settings as TOML, and comments on steps, time and memory of a training.
 
-    The time is that of a few steps on this machine now, without validation and test; it takes data that have been
-    prepared. Raises UserError as `train` does.
+    `done` steps are past, None for a run that has not begun. The time is that of a few steps on this machine now,
+    without validation and test; it takes data that have been prepared. Raises UserError as `train` does, except for
+    weights that it would download, and for what would change the result of a run that has begun.
     """
     resolved = resolve(config)
+    tracking.check_installed(resolved)
+    if done is None:
+        distributed.broadcast_from_main(lambda: check_can_create(resolved.run.out))
     about = []
     folder = split_folder(config.data.data_dir, config.data.split, config.data.source)
     if os.path.exists(folder / MANIFEST):
@@ -47,11 +57,21 @@ def describe(config: Config, done: int = 0) -> tuple[str, str]:
     return to_toml(resolved), "\n".join(f"# {line}" for line in about)
 
 
-def _measured(config: Config, shards: Shards, done: int) -> list[str]:
+def describe_group(group: Group) -> tuple[str, str]:
+    """The same of the first of a group's runs, whose settings differ only in the seed or the fold."""
+    distributed.broadcast_from_main(lambda: check_can_train(group))
+    folder, config = next(iter(group.members.items()))
+    settings, about = describe(config, 0 if is_run(folder) else None)
+    return f"# {group.number} runs, each as follows.\n{settings}", about
+
+
+def _measured(config: Config, shards: Shards, done: int | None) -> list[str]:
     """Lines on steps, time and memory, from a few micro-batches."""
     training = config.training
     few = replace(config, training=replace(training, accumulation=1, steps=TIMED))
     stats = Stats(0.5, 0.5, config.data.equalize)  # the time does not depend on them, and nothing is written
+    indices, *_ = validation_images(shards, config.data, training.seed)
+    steps_per_epoch = len(Loader.from_config(shards, config, indices=indices, stats=stats)) // training.accumulation
     times: list[float] = []
 
     def after_step() -> None:
@@ -61,13 +81,13 @@ def _measured(config: Config, shards: Shards, done: int) -> list[str]:
         if len(times) > 2 and times[-1] - times[0] > SECONDS and distributed.world_size() == 1:
             raise _EnoughError
 
-    with build_training(few, shards, from_checkpoint=True, stats=stats) as timed:
+    from_file = done is None and config.model.weights is not None  # the hub's are not downloaded
+    with build_training(few, shards, from_checkpoint=not from_file, stats=stats) as timed:
         prepared = timed.trainer.warm_up()
         with suppress(_EnoughError):
             timed.trainer.train_epoch(timed.loader, after_step)
-        steps_per_epoch = len(timed.loader) // training.accumulation
     steps = min(training.steps or training.epochs * steps_per_epoch, training.epochs * steps_per_epoch)
-    left = max(steps - done, 0)
+    left = max(steps - (done or 0), 0)
     gaps = [after - before for before, after in pairwise(times)]
     lines = [
         f"{steps:,} steps of {config.data.batch_size * training.accumulation:,} images: {training.epochs} epochs of "

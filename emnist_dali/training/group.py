@@ -70,19 +70,13 @@ def train_group(group: Group, force: bool = False) -> None:
         say(summary(group))
 
 
-def _begin(group: Group, stack: ExitStack) -> None:
-    """Creates and locks the folder, and writes what it is, unless that is there."""
+def check_can_train(group: Group) -> None:
+    """Raises UserError for a folder with a run or another group, or inside of a group."""
     path, advice = group.path, "choose another run.out"
     if is_run(path):
         raise UserError(f"{path} already contains a run; {advice}.")
     if outer := next(filter(is_group, path.absolute().parents), None):
         raise UserError(f"{outer} is a group itself; {advice}, outside of it.")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} could not be created ({error.strerror}); {advice}.") from error
-    stack.enter_context(Lock(path / LOCK, path))
-    remove_temporaries(path)
     if is_group(path) and (before := read_group(path)).begun:
         # Seeds can be added; each fold is another when there are more.
         fits = before.number <= group.number if group.kind == "seeds" else before.number == group.number
@@ -91,6 +85,19 @@ def _begin(group: Group, stack: ExitStack) -> None:
                 f"{path} is a group of {before.number} {before.kind}, not of {group.number} {group.kind}; {advice}."
             )
         _refuse_changes(path, group.config, before.config, advice)
+
+
+def _begin(group: Group, stack: ExitStack) -> None:
+    """Creates and locks the folder, and writes what it is, unless that is there."""
+    check_can_train(group)
+    path = group.path
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} could not be created ({error.strerror}); choose another run.out.") from error
+    stack.enter_context(Lock(path / LOCK, path))
+    remove_temporaries(path)
+    check_can_train(group)  # here, where no other process begins one
     group.write()
 
 

@@ -60,7 +60,7 @@ def train(
     device, and returns others; `optimizer` gets parameter groups and the rate, and returns a torch optimizer; `log`
     gets each entry of metrics.jsonl, on the first rank. `after_step` gets the trainer after each step. `after_epoch`
     gets the number of epochs done and the last one's validation accuracy once its checkpoint is written; with True it
-    ends the training, which is then tested. What these raise ends the run.
+    ends the training for good, which is then tested. What these raise ends the run.
 
     Raises UserError for what a user can cause (data, device, weights, folders, a loss that is not finite, a run that
     another process trains), and SystemExit after SIGTERM, SIGINT or SIGHUP.
@@ -186,9 +186,8 @@ class Session:
 
     def _train(self) -> None:
         try:
-            ended = False
-            while not (self.trainer.done or ended):
-                ended = self._epoch()
+            while not self.trainer.done:
+                self._epoch()
             if self.test:
                 self._test()
         except Stop:
@@ -203,11 +202,8 @@ class Session:
         )
         sys.exit(128 + signum)
 
-    def _epoch(self) -> bool | None:
-        """The rest of the trainer's epoch, its validation, and a checkpoint at the start of the next.
-
-        Returns whether `after_epoch` ends the training.
-        """
+    def _epoch(self) -> None:
+        """The rest of the trainer's epoch, its validation, and a checkpoint at the start of the next."""
         trainer, busy, own, started = self.trainer, busy_seconds(), process_time(), monotonic()
         entry = trainer.train_epoch(self.training.loader, self._after_step)
         if busy is not None:
@@ -229,7 +225,9 @@ class Session:
         trainer.begin(trainer.epoch + 1)
         self._save()
         self._stop_if_signalled()  # without a test nothing else would notice it after the last epoch
-        return self.after_epoch(entry["epochs_done"], accuracy)
+        if self.after_epoch(entry["epochs_done"], accuracy):
+            trainer.ended = True
+            self._save()  # resumed, it does not train on
 
     def _record(self, *entries: dict[str, Any]) -> None:
         self.run.log(*entries)

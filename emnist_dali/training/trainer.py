@@ -97,6 +97,7 @@ class Trainer:
         self.loss_sum = torch.zeros((), device=self.device)
         self._graph: StepGraph | None = None
         self.step = 0
+        self.ended = False  # True ends the training before its last epoch
         self.begin(0)
 
     def _build_step(self) -> None:
@@ -139,7 +140,8 @@ class Trainer:
     def done(self) -> bool:
         """Whether nothing is left to train; after the last of `training.steps` its epoch is still to be validated."""
         training = self.config.training
-        return self.epoch >= training.epochs or (self.step >= (training.steps or math.inf) and not self.micro)
+        last = self.epoch >= training.epochs or (self.step >= (training.steps or math.inf) and not self.micro)
+        return self.ended or last
 
     @property
     def trained(self) -> torch.nn.Module:
@@ -418,7 +420,7 @@ def _check_augment(augment: Augment, images: torch.Tensor) -> None:
         )
 
 
-_POSITION = ("epoch", "micro", "step", "seconds", "waited")
+_POSITION = ("epoch", "micro", "step", "seconds", "waited", "ended")
 
 
 def _buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:

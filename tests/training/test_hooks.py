@@ -6,7 +6,7 @@ import torch
 from emnist_dali.core.errors import UserError
 from emnist_dali.training.resume import find, load
 from emnist_dali.training.session import train
-from tests.training_runs import assert_same, at_step, go_on, lines, quick, stopped
+from tests.training_runs import assert_same, at_step, go_on, kept, lines, quick, stopped
 
 
 def noise(images: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,14 @@ def test_what_callbacks_get(data_dir, tmp_path):
     assert [entry["kind"] for entry in entries] == ["epoch", "test", "unseen"]  # ended after one of two
     assert epochs == [(entry["epochs_done"], entry["val_accuracy"]) for entry in entries[:1]]
     assert steps == [(step, True) for step in range(1, entries[0]["step"] + 1)]
-    assert lines(go_on(run.path))[-3]["epochs_done"] == 2  # such a run can go on
+    before = kept(run.path)
+    go_on(run.path)
+    assert kept(run.path) == before  # such a run is complete
+
+
+def test_a_run_that_a_callback_ended_is_only_tested_when_it_is_resumed(data_dir, tmp_path):
+    run = train(quick(data_dir, tmp_path / "run", epochs=2), test=False, after_epoch=lambda done, accuracy: True)
+    assert [entry["kind"] for entry in lines(go_on(run.path))] == ["epoch", "test", "unseen"]
 
 
 @pytest.mark.parametrize(

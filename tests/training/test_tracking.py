@@ -184,4 +184,4 @@ def test_track_on_the_command_line(tmp_path, monkeypatch):
 def test_a_checkpoint_of_a_version_that_had_only_wandb(tmp_path):
     for before, now in (("abc", {"wandb": "abc"}), (None, {})):
         save_state(tmp_path / "last.pt", {"step": 1, "wandb": before})
-        assert load_state(tmp_path / "last.pt") == {"step": 1, "trackers": now}
+        assert load_state(tmp_path / "last.pt") == {"step": 1, "trackers": now, "ended": False}
