@@ -595,6 +595,7 @@ def export(run: Path, kind: str, int8: bool, output: Path | None) -> None:
 @click.argument("run", type=_RUN_OR_BUILTIN)
 @click.argument("repo", metavar="USER/NAME")
 @click.option("--private", is_flag=True, help="If the repository is missing, create it as a private one.")
+@_trust_option
 def push(run: Path, repo: str, private: bool) -> None:
     """Push a run's best weights, settings, metrics and model card to the repository USER/NAME of the Hugging Face
     Hub, which is created if it is missing; with pip install 'emnist-dali[export]' also an ONNX file. RUN is a run

@@ -137,19 +137,27 @@ def test_a_run_of_an_own_network(module, data_dir, monkeypatch):
         go_on(Path("run"), steps=3)
 
 
-def test_the_run_of_a_stranger_imports_nothing(module, data_dir):
+def test_the_run_of_a_stranger_imports_nothing(module, data_dir, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_none")
+    monkeypatch.setattr("emnist_dali.runs.hub.is_online", lambda: True)
     run = train(quick(data_dir, "run", steps=2)).path
     config = read_json(run / "config.json")
     config["model"]["model"] = f"{module}:Net"
     write_json(run / "config.json", config)
-    for arguments in (["predict", "run", "none.png"], ["evaluate", "run"], ["export", "run"], ["serve", "run"]):
+    commands = [
+        ["predict", "run", "none.png"],
+        *([name, "run"] for name in ("evaluate", "export", "serve")),
+        ["push", "run", "a/b"],
+    ]
+    for arguments in commands:
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 1, result.output
         assert f"add --trust {module}:Net" in result.output
         assert "Traceback" not in result.output
     assert CliRunner().invoke(main, ["report", "run"]).exit_code == 0
     assert not is_imported(module)
-    result = CliRunner().invoke(main, ["evaluate", "run", "--trust", f"{module}:Net"])
-    assert "does not fit the model" in result.output
+    for arguments in commands[1:]:
+        result = CliRunner().invoke(main, [*arguments, "--trust", f"{module}:Net"])
+        assert "does not fit the model" in result.output, arguments
     assert is_imported(module)
     assert json.loads((run / "config.json").read_text())["model"]["model"] == f"{module}:Net"
