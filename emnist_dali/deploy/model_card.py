@@ -90,7 +90,7 @@ def model_card(
         converted=trained.converted,
         is_own=is_import_path(config.model.model),
         arguments=", ".join(f"{name}={value}" for name, value in given.items()),
-        first_layers=first_layers(trained.model),
+        first_layers=first_layers(trained.model) if config.model.stem_stride else (),
         files={name: f"{printable(output.stem)}.{name}" for name in formats} | in_repo,
         repo=repo,
         comparison=comparison,

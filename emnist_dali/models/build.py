@@ -40,7 +40,7 @@ def build_model(model: Model, classes: int, image_size: int | None = None) -> to
         if not heads(net):
             raise UserError(f"{model.model} does not name its classifier; leave model.head unset.")
         for name in heads(net):
-            net.get_submodule(name).reset_parameters()
+            _reset(net.get_submodule(name), f"{name} of {model.model}")
     return net.to(memory_format=torch.channels_last)
 
 
@@ -55,17 +55,42 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
 
 
 def first_layers(net: torch.nn.Module) -> tuple[str, ...]:
-    """The names of the layers that take the images, as timm's config has them; of an ensemble one a member."""
-    return _names(getattr(net, "pretrained_cfg", {}).get("first_conv"))
+    """The names of the layers that take the images, as timm's config has them; of an ensemble one a member.
+
+    Raises UserError if one of them is no layer of the net, or has no weights.
+    """
+    return _layers(net, "first_conv")
 
 
 def heads(net: torch.nn.Module) -> tuple[str, ...]:
     """The names of the layers that give the logits, likewise."""
-    return _names(getattr(net, "pretrained_cfg", {}).get("classifier"))
+    return _layers(net, "classifier")
+
+
+def _layers(net: torch.nn.Module, key: str) -> tuple[str, ...]:
+    names = _names((getattr(net, "pretrained_cfg", None) or {}).get(key))
+    layers = {name: layer for name, layer in net.named_modules() if name}
+    for name in names:
+        if name not in layers or not any(True for _ in layers[name].parameters()):
+            raise UserError(
+                f"The pretrained_cfg of {type(net).__name__} names {name!a:.80} as its {key}, and no layer of that "
+                "name has weights; correct it there."
+            )
+    return names
 
 
 def _names(names: str | Sequence[str] | None) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def _reset(head: torch.nn.Module, name: str) -> None:
+    """Gives every layer of a classifier new random weights."""
+    layers = [layer for layer in head.modules() if [*layer.parameters(recurse=False)]]
+    for layer in layers:
+        if not hasattr(layer, "reset_parameters"):
+            raise UserError(f"{name} has a {type(layer).__name__} without reset_parameters; leave model.head unset.")
+    for layer in layers:
+        layer.reset_parameters()
 
 
 def arguments(model: str, classes: int, image_size: int | None) -> dict[str, int]:
