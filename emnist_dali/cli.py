@@ -351,7 +351,7 @@ def runs(folder: Path, sort: str, as_json: bool) -> None:
     _print(json.dumps(rows) if as_json else table(rows, folder))
 
 
-@main.group(name="recipe", short_help="List the recipes, or show one and where its numbers come from.")
+@main.group(name="recipe", cls=_Group, short_help="List the recipes, or show one and where its numbers come from.")
 def recipe_group() -> None:
     """List the recipes, or show one and where its numbers come from."""
 
