@@ -353,7 +353,12 @@ def runs(folder: Path, sort: str, as_json: bool) -> None:
 
 @main.group(name="recipe", cls=_Group, short_help="List the recipes, or show one and where its numbers come from.")
 def recipe_group() -> None:
-    """List the recipes, or show one and where its numbers come from."""
+    """List the recipes, or show one and where its numbers come from.
+
+    \b
+    emnist-dali recipe list
+    emnist-dali recipe show cpu
+    """
 
 
 @recipe_group.command("list", short_help="A line on each recipe.")
@@ -599,7 +604,7 @@ def export(run: Path, kind: str, int8: bool, output: Path | None) -> None:
 def push(run: Path, repo: str, private: bool) -> None:
     """Push a run's best weights, settings, metrics and model card to the repository USER/NAME of the Hugging Face
     Hub, which is created if it is missing; with pip install 'emnist-dali[export]' also an ONNX file. RUN is a run
-    folder, or builtin for the model in the package. `predict hf://USER/NAME` reads with it.
+    folder, or builtin for the model in the package. `predict` and `serve hf://USER/NAME` read with it.
 
     \b
     emnist-dali push runs/balanced-cpu-20261122-160000 user/name
@@ -626,9 +631,9 @@ def push(run: Path, repo: str, private: bool) -> None:
     help="Another site whose pages can use it from a browser, such as https://example.org; repeatable.",
 )
 @_trust_option
-def serve(model: Path, port: int, host: str, allow_origin: tuple[str, ...]) -> None:
-    """Recognize characters drawn in the browser, or sent by POST: docs/serve.md. MODEL is a run folder or an exported
-    .onnx, or left out for the built-in model.
+def serve(model: Path | str, port: int, host: str, allow_origin: tuple[str, ...]) -> None:
+    """Recognize characters drawn in the browser, or sent by POST: docs/serve.md. MODEL is a run folder, an exported
+    .onnx or hf://USER/NAME, or left out for the built-in model.
 
     Needs pip install 'emnist-dali[serve]'.
 
