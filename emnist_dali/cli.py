@@ -352,9 +352,14 @@ def runs(folder: Path, sort: str, as_json: bool) -> None:
     _print(json.dumps(rows) if as_json else table(rows, folder))
 
 
-@main.group(name="recipe", short_help="List the recipes, or show one and where its numbers come from.")
+@main.group(name="recipe", cls=_Group, short_help="List the recipes, or show one and where its numbers come from.")
 def recipe_group() -> None:
-    """List the recipes, or show one and where its numbers come from."""
+    """List the recipes, or show one and where its numbers come from.
+
+    \b
+    emnist-dali recipe list
+    emnist-dali recipe show cpu
+    """
 
 
 @recipe_group.command("list", short_help="A line on each recipe.")
@@ -596,10 +601,11 @@ def export(run: Path, kind: str, int8: bool, output: Path | None) -> None:
 @click.argument("run", type=_RUN_OR_BUILTIN)
 @click.argument("repo", metavar="USER/NAME")
 @click.option("--private", is_flag=True, help="If the repository is missing, create it as a private one.")
+@_trust_option
 def push(run: Path, repo: str, private: bool) -> None:
     """Push a run's best weights, settings, metrics and model card to the repository USER/NAME of the Hugging Face
     Hub, which is created if it is missing; with pip install 'emnist-dali[export]' also an ONNX file. RUN is a run
-    folder, or builtin for the model in the package. `predict hf://USER/NAME` reads with it.
+    folder, or builtin for the model in the package. `predict` and `serve hf://USER/NAME` read with it.
 
     \b
     emnist-dali push runs/balanced-cpu-20261122-160000 user/name
@@ -626,9 +632,9 @@ def push(run: Path, repo: str, private: bool) -> None:
     help="Another site whose pages can use it from a browser, such as https://example.org; repeatable.",
 )
 @_trust_option
-def serve(model: Path, port: int, host: str, allow_origin: tuple[str, ...]) -> None:
-    """Recognize characters drawn in the browser, or sent by POST: docs/serve.md. MODEL is a run folder or an exported
-    .onnx, or left out for the built-in model.
+def serve(model: Path | str, port: int, host: str, allow_origin: tuple[str, ...]) -> None:
+    """Recognize characters drawn in the browser, or sent by POST: docs/serve.md. MODEL is a run folder, an exported
+    .onnx or hf://USER/NAME, or left out for the built-in model.
 
     Needs pip install 'emnist-dali[serve]'.
 

@@ -44,9 +44,24 @@ class PlainPath(click.Path):
 
 
 class ModelPath(PlainPath):
-    """A run folder or an exported file, or `builtin` for the model in the package."""
+    """A run folder or an exported file, or `builtin` for the model in the package.
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    Where a file will do, so does an `hf://user/name`, which stays a string, for `load_classifier`.
+    """
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        from .runs.hub import PREFIX, is_address  # imports numpy
+
+        if is_address(value):
+            if self.file_okay:
+                return value
+            repo = value.removeprefix(PREFIX)
+            self.fail(
+                f"{value} is read by predict, serve and load_classifier only; `hf download {repo} --local-dir "
+                "FOLDER` makes it a run folder.",
+                param,
+                ctx,
+            )
         return super().convert(located(value), param, ctx)
 
 

@@ -235,6 +235,8 @@ def _read(path: Path, split: str | None, gpu: bool) -> Config:
         return config.override({"split": split})
     base, name = content.pop("base"), content.pop("recipe", None)
     try:
+        if not isinstance(base, str):
+            raise UserError(f"base is {base!a:.80}, and must be the name of a recipe")
         if base not in ("auto", *RECIPES):
             raise UserError(unknown_recipe(base))
         changes = flattened(content, ("base", "recipe"))

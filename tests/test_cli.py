@@ -77,6 +77,16 @@ def test_the_defaults_of_a_file(tmp_path):
     assert "nowhere.json is missing" in invoke("train", "--recipe", "nowhere.json", "--help").output
 
 
+def test_what_is_on_the_hub_is_served_and_else_a_sentence(monkeypatch):
+    served = []
+    monkeypatch.setattr("emnist_dali.deploy.serve.serve", lambda model, *_: served.append(model))
+    assert invoke("serve", "hf://someone/net").exit_code == 0
+    assert served == ["hf://someone/net"]
+    for command in (["evaluate"], ["export"], ["push"]):
+        output = " ".join(invoke(*command, "hf://someone/net").output.split())
+        assert "`hf download someone/net --local-dir FOLDER` makes it a run folder" in output, command
+
+
 @pytest.fixture(scope="module")
 def run(data_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"

@@ -470,7 +470,7 @@ def test_a_tuple_a_group_and_none_in_a_file(tmp_path):
         ({"base": "cpu", "recipe": "a/b"}, "recipe is 'a/b'"),
         ({"base": "cpuu"}, "no recipe 'cpuu'; choose published"),
         ({"base": "best"}, "now called improved"),
-        ({"base": ["cpu"]}, "not a valid config"),
+        ({"base": ["cpu"]}, "base is ['cpu'], and must be the name of a recipe"),
         ({"bse": "cpu"}, "no setting bse; did you mean base?"),
         ({"training": {"epochs": 8}}, "has no data.split, and no base to take it from; add a base"),
         ({"recipe": "cpu", "training": {"epochs": 8}}, "has no data.split, and no base to take it from"),

@@ -70,6 +70,13 @@ def test_a_recipe_is_listed_in_a_line():
     assert all(line.endswith(".") for line in lines)
 
 
+@pytest.mark.parametrize("arguments", [["recipe", "list", "-q"], ["recipe", "-v", "show", "cpu"]])
+def test_its_commands_are_quiet_and_verbose_too(arguments):
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "cpu" in result.output
+
+
 def test_an_unknown_recipe_is_wrong_usage():
     result = CliRunner().invoke(main, ["recipe", "show", "cpuu"])
     assert result.exit_code == 2

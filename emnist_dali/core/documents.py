@@ -27,7 +27,8 @@ def read_document(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise UserError(f"{path} is missing; choose another file.")
-    kind = "YAML" if path.suffix in (".yaml", ".yml") else path.suffix[1:].upper()
+    ending = path.name.rpartition(".")[2].upper()  # a file can be named `.toml`, which is no suffix
+    kind = "YAML" if ending == "YML" else ending
     parse = {"JSON": _parse_json, "TOML": _parse_toml, "YAML": _parse_yaml}[kind]
     try:
         content = parse(read_bytes(path, MAX_BYTES).decode())
@@ -90,6 +91,10 @@ def _parse_yaml(text: str) -> Any:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
+    except (ValueError, RecursionError, MemoryError):
+        raise
+    except Exception as error:  # PyYAML's constructors raise anything, for `!!bool maybe` or `!!map [1]`
+        raise ValueError(f"a tag such as !!bool does not fit its value: {error!r}") from error
 
 
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:

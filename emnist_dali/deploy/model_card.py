@@ -15,7 +15,8 @@ from ..core.errors import UserError
 from ..core.files import printable
 from ..data.emnist import SPLITS
 from ..evaluation.metrics import confusions
-from ..models.build import first_layers
+from ..models.build import arguments, first_layers
+from ..models.import_path import is_import_path
 from ..reports.run_data import part_name
 from ..runs.calibration import UNCALIBRATED
 from ..runs.file_names import BEST
@@ -62,6 +63,7 @@ def model_card(
     )
     int8 = about.get("precision") == "int8"
     licence = "apache-2.0" if trained.path.resolve() == BUILTIN.resolve() else None
+    given = arguments(config.model.model, len(trained.classes), config.data.image_size)
     in_repo = {"safetensors": BEST} if repo else {}
     template = environment.from_string(Path(__file__).with_name("model_card.md").read_text("utf-8"))
     return template.render(
@@ -86,7 +88,9 @@ def model_card(
         size=config.data.image_size,
         stats=trained.stats,
         converted=trained.converted,
-        first_layers=first_layers(trained.model),
+        is_own=is_import_path(config.model.model),
+        arguments=", ".join(f"{name}={value}" for name, value in given.items()),
+        first_layers=first_layers(trained.model) if config.model.stem_stride else (),
         files={name: f"{printable(output.stem)}.{name}" for name in formats} | in_repo,
         repo=repo,
         comparison=comparison,

@@ -73,7 +73,7 @@ class _OneThread:
         return np.concatenate([self._thread.submit(call, batch).result() for batch in batches])
 
 
-def serve(model: Path, port: int, host: str = HOST, allow_origin: Sequence[str] = ()) -> None:
+def serve(model: Path | str, port: int, host: str = HOST, allow_origin: Sequence[str] = ()) -> None:
     """Serves `create_app` on the IP address `host` until Ctrl-C; port 0 takes a free one.
 
     Says where it can be reached, and who else can use it because of `host` and `allow_origin`, the origins of other

@@ -1,7 +1,7 @@
 """timm models with a 1-channel stem, and networks of the user's own."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def build_model(model: Model, classes: int, image_size: int | None = None) -> to
         if not heads(net):
             raise UserError(f"{model.model} does not name its classifier; leave model.head unset.")
         for name in heads(net):
-            net.get_submodule(name).reset_parameters()
+            _reset(net.get_submodule(name), f"{name} of {model.model}")
     return net.to(memory_format=torch.channels_last)
 
 
@@ -55,31 +55,74 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
 
 
 def first_layers(net: torch.nn.Module) -> tuple[str, ...]:
-    """The names of the layers that take the images, as timm's config has them; of an ensemble one a member."""
-    return _names(getattr(net, "pretrained_cfg", {}).get("first_conv"))
+    """The names of the layers that take the images, as timm's config has them; of an ensemble one a member.
+
+    Raises UserError if one of them is no layer of the net, or has no weights.
+    """
+    return _layers(net, "first_conv")
 
 
 def heads(net: torch.nn.Module) -> tuple[str, ...]:
     """The names of the layers that give the logits, likewise."""
-    return _names(getattr(net, "pretrained_cfg", {}).get("classifier"))
+    return _layers(net, "classifier")
+
+
+def _layers(net: torch.nn.Module, key: str) -> tuple[str, ...]:
+    names = _names((getattr(net, "pretrained_cfg", None) or {}).get(key))
+    layers = {name: layer for name, layer in net.named_modules() if name}
+    for name in names:
+        if name not in layers or not any(True for _ in layers[name].parameters()):
+            raise UserError(
+                f"The pretrained_cfg of {type(net).__name__} names {name!a:.80} as its {key}, and no layer of that "
+                "name has weights; correct it there."
+            )
+    return names
 
 
 def _names(names: str | Sequence[str] | None) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names or ())
 
 
+def _reset(head: torch.nn.Module, name: str) -> None:
+    """Gives every layer of a classifier new random weights."""
+    layers = [layer for layer in head.modules() if [*layer.parameters(recurse=False)]]
+    for layer in layers:
+        if not hasattr(layer, "reset_parameters"):
+            raise UserError(f"{name} has a {type(layer).__name__} without reset_parameters; leave model.head unset.")
+    for layer in layers:
+        layer.reset_parameters()
+
+
+def arguments(model: str, classes: int, image_size: int | None) -> dict[str, int]:
+    """What timm, or the user's own factory, is called with for the network `model`."""
+    sized = _is_sized(factory(model)) if is_import_path(model) else _is_made_for_one_size(model)
+    return {"num_classes": classes, "in_chans": 1} | ({"img_size": image_size} if image_size and sized else {})
+
+
+def _is_sized(make: Callable[..., Any]) -> bool:
+    try:
+        return "img_size" in inspect.signature(make).parameters
+    except (TypeError, ValueError):  # of a builtin
+        return False
+
+
+def _is_made_for_one_size(name: str) -> bool:
+    import timm
+
+    cfg = timm.models.get_pretrained_cfg(name)
+    return cfg is not None and cfg.fixed_input_size
+
+
 def _own(model: Model, classes: int, image_size: int | None) -> torch.nn.Module:
     make = factory(model.model)
     if model.weights:
         raise UserError(f"model.weights is for timm's models; load {model.weights} in {model.model}.")
-    options = {"num_classes": classes, "in_chans": 1}
-    if image_size and "img_size" in inspect.signature(make).parameters:
-        options["img_size"] = image_size
+    options = arguments(model.model, classes, image_size)
     try:
         net = make(**options)
     except Exception as error:  # it may raise anything
-        arguments = ", ".join(f"{name}={value}" for name, value in options.items())
-        raise UserError(f"{model.model}({arguments}) failed ({_reason(error)}).") from error
+        given = ", ".join(f"{name}={value}" for name, value in options.items())
+        raise UserError(f"{model.model}({given}) failed ({_reason(error)}).") from error
     if not isinstance(net, torch.nn.Module):
         raise UserError(f"{model.model} returned {type(net).__name__}; it must return a torch.nn.Module.")
     return net
@@ -97,10 +140,7 @@ def _of_timm(model: Model, classes: int, image_size: int | None) -> torch.nn.Mod
             f"timm has no model {model.model!r}{hint}; set model.model to one of timm.list_models(), or to "
             "package.module:factory for your own."
         )
-    options = {"in_chans": 1, "num_classes": classes}
-    cfg = timm.models.get_pretrained_cfg(model.model)
-    if image_size and cfg is not None and cfg.fixed_input_size:
-        options["img_size"] = image_size
+    options = arguments(model.model, classes, image_size)
     if model.pretrained:
         return _from_file(model, options) if model.weights else _from_hub(model, options)
     try:

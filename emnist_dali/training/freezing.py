@@ -6,18 +6,24 @@ from ..core.errors import UserError
 from ..models.build import first_layers, heads
 
 
-def freeze(net: torch.nn.Module, what: str) -> None:
+def freeze(net: torch.nn.Module, what: str) -> list[torch.nn.Parameter]:
     """Takes the gradients from `what`: `stem`, what takes the images, or `backbone`, all but the classifier.
 
-    Raises UserError if the net does not say which layers these are.
+    Returns the weights that had gradients and have none now. Raises UserError if the net does not say which layers
+    these are, or if none is left to train.
     """
     layers = first_layers(net) if what == "stem" else heads(net)
     if not layers:
         name = "first_conv" if what == "stem" else "classifier"
         raise UserError(f"{type(net).__name__} has no pretrained_cfg with a {name}; set training.freeze none.")
+    frozen = []
     for name, parameter in net.named_parameters():
         inside = any(name.startswith(f"{layer}.") for layer in layers)
-        parameter.requires_grad_(inside == (what == "backbone"))
+        if parameter.requires_grad and inside == (what == "stem"):
+            frozen.append(parameter.requires_grad_(False))
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise UserError(f"training.freeze {what} leaves nothing to train in {type(net).__name__}; set it none.")
+    return frozen
 
 
 def keep_statistics(net: torch.nn.Module) -> None:

@@ -83,8 +83,7 @@ class Trainer:
         self.model = build_model(config.model, self.classes, config.data.image_size).to(self.device)
         if training.sync_bn:
             self.model = convert_sync_batchnorm(self.model)
-        if training.freeze != "none":
-            freeze(self.model, training.freeze)
+        self._frozen = freeze(self.model, training.freeze) if training.freeze != "none" else []
         self._build_step()
         self.ema = ModelEmaV3(self.model, decay=training.ema, use_warmup=True) if training.ema else None
         self._averages = _pairs_by_dtype(self.ema.module, self.model) if self.ema else []
@@ -119,10 +118,12 @@ class Trainer:
             keep_statistics(self.model)
 
     def _thaw(self) -> None:
-        """After `training.freeze_epochs` all weights are trained, by an optimizer that begins anew."""
+        """After `training.freeze_epochs` what was frozen is trained, too, by an optimizer that begins anew."""
         after = self.config.training.freeze_epochs
-        if after and self.epoch >= after and not all(p.requires_grad for p in self.model.parameters()):
-            self.model.requires_grad_(True)
+        if after and self.epoch >= after and self._frozen:
+            for parameter in self._frozen:
+                parameter.requires_grad_(True)
+            self._frozen = []
             self._build_step()
 
     @property

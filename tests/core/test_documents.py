@@ -26,9 +26,9 @@ def refused(path):
 
 
 def test_the_three_formats_say_the_same(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps(CONTENT))
-    (tmp_path / "a.yaml").write_text(YAML)
-    assert read_document(tmp_path / "a.json") == read_document(tmp_path / "a.yaml") == CONTENT
+    for name in ("a.json", "a.yaml", ".json", ".yml"):
+        (tmp_path / name).write_text(json.dumps(CONTENT) if name.endswith("json") else YAML)
+        assert read_document(tmp_path / name) == CONTENT
     if sys.version_info >= (3, 11):
         (tmp_path / "a.toml").write_text(TOML)
         assert read_document(tmp_path / "a.toml") | {"data": CONTENT["data"]} == CONTENT  # TOML has no null
@@ -49,6 +49,11 @@ def test_yaml_is_that_of_1_2(tmp_path):
         ("a.toml", "a = 1\na = 2\n", "overwrite"),
         ("a.yaml", "a: &x [1]\nb: [*x, *x]\n", "line 1: anchors and aliases"),
         ("a.yaml", "a: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
+        ("a.yaml", "a: !!bool maybe\n", "a tag such as !!bool does not fit its value: KeyError('maybe')"),
+        ("a.yaml", "a: !!map [1, 2]\n", "does not fit its value: TypeError"),
+        ("a.yaml", "a: !!timestamp x\n", "does not fit its value: AttributeError"),
+        ("a.yaml", "a: !!int ''\n", "does not fit its value: IndexError"),
+        ("a.yaml", "a: !!float x\n", "could not convert"),
         ("a.yaml", "1: 2\n", "is not text"),
         ("a.json", "[1]", "not a mapping"),
         ("a.yaml", "cpu", "not a mapping"),
@@ -62,7 +67,7 @@ def test_yaml_is_that_of_1_2(tmp_path):
         ("a.toml", "a." * 30_000 + "a = 1", "a line of more than 1,000 characters"),
         ("a.yaml", "a: " + "1" * MAX_BYTES, f"more than {MAX_BYTES:,} bytes"),
     ],
-    ids=range(17),
+    ids=range(22),
 )
 def test_what_is_no_document_is_one_sentence(tmp_path, name, content, why):
     if name == "a.toml" and sys.version_info < (3, 11):

@@ -30,6 +30,7 @@ from emnist_dali.deploy.exportable import ExportableModel, equalize
 from emnist_dali.deploy.int8 import Sample, quantize
 from emnist_dali.evaluation.metrics import score
 from emnist_dali.loading.sampling import holdout
+from emnist_dali.models import import_path
 from emnist_dali.models.build import build_model
 from emnist_dali.runs.checkpoint import load_weights, save_weights
 from emnist_dali.runs.classifier import load_classifier
@@ -324,6 +325,33 @@ def test_any_timm_model_exports(run, images, tmp_path):
     assert "0 test images and 1,064 synthetic ones" in lines[1]
     assert "In bf16" in lines[2]
     assert "0 predicted as 1: 50.0 % of 0 (1)" in (path / "model.md").read_text()
+
+
+NET = """
+from torch import nn
+
+def net(num_classes, in_chans, img_size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_chans * img_size**2, num_classes))
+"""
+
+
+@pytest.mark.parametrize("name", ["test_vit", "nets_of_mine:net"])
+def test_the_example_makes_networks_for_one_size_and_those_of_the_user(name, run, tmp_path, monkeypatch):
+    (tmp_path / "nets_of_mine.py").write_text(NET)
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(import_path, "_trusted", {name})
+    trained = TrainedClassifier(run)
+    model = replace(trained.config.model, model=name)
+    config = replace(trained.config, model=model).override({"image_size": 32, "data_dir": "nowhere"})
+    Path("config.json").write_text(json.dumps(config.to_dict()))
+    save_weights(Path("checkpoints/best.safetensors"), build_model(model, 12, 32), trained.about)
+    export(Path(), "safetensors")
+    (example,) = re.findall(r"```python\n(.*?)```", Path("model.md").read_text(), re.DOTALL)
+    found = {}
+    exec(example, found)
+    assert found["logits"].shape == (1, 12)
 
 
 def offset(found):

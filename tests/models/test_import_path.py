@@ -50,6 +50,27 @@ def broken(**options):
 
 
 value = 3
+
+
+def deep(**options):
+    net = Net(**options)
+    net.head = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, options["num_classes"]))
+    net.pretrained_cfg = {"classifier": "head"}
+    for parameter in net.head.parameters():
+        nn.init.ones_(parameter)
+    return net
+
+
+def without(**options):
+    net = Net(**options)
+    net.pretrained_cfg = None
+    return net
+
+
+def attentive(**options):
+    net = Net(**options)
+    net.head, net.pretrained_cfg = nn.MultiheadAttention(8, 2), {"classifier": "head"}
+    return net
 """
 _numbers = itertools.count()
 
@@ -114,12 +135,26 @@ def test_what_is_wrong_with_a_factory_is_one_sentence(module):
     assert "no function or class value" in refused(f"{module}:value")
     assert f"{module}:number returned int" in refused(f"{module}:number")
     assert "(num_classes=10, in_chans=1) failed (OSError no disk)" in refused(f"{module}:broken")
+    assert "builtins:dict returned dict" in refused("builtins:dict")  # which has no signature
     assert "cannot be imported (ModuleNotFoundError" in refused("no_such_module:net")
     Path("exits_at_once.py").write_text("raise SystemExit('bye')")
     assert "cannot be imported (SystemExit: bye)" in refused("exits_at_once:net")
     trust(f"{module}:Net")
     with pytest.raises(UserError, match=r"model\.weights is for timm's models"):
         build_model(Model(model=f"{module}:Net", weights="file"), 10)
+
+
+def test_every_layer_of_a_new_head_is_new(module):
+    for name in ("deep", "without", "attentive"):
+        trust(f"{module}:{name}")
+    net = build_model(Model(model=f"{module}:deep", pretrained=False, head="new"), 10)
+    assert not any((parameter == 1).any() for parameter in net.head.parameters())
+    with pytest.raises(UserError, match="does not name its classifier; leave"):
+        build_model(Model(model=f"{module}:without", pretrained=False, head="new"), 10)
+    with pytest.raises(
+        UserError, match=r"head of .*:attentive has a MultiheadAttention without reset_parameters; leave"
+    ):
+        build_model(Model(model=f"{module}:attentive", pretrained=False, head="new"), 10)
 
 
 def test_a_run_of_an_own_network(module, data_dir, monkeypatch):
@@ -137,19 +172,27 @@ def test_a_run_of_an_own_network(module, data_dir, monkeypatch):
         go_on(Path("run"), steps=3)
 
 
-def test_the_run_of_a_stranger_imports_nothing(module, data_dir):
+def test_the_run_of_a_stranger_imports_nothing(module, data_dir, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_none")
+    monkeypatch.setattr("emnist_dali.runs.hub.is_online", lambda: True)
     run = train(quick(data_dir, "run", steps=2)).path
     config = read_json(run / "config.json")
     config["model"]["model"] = f"{module}:Net"
     write_json(run / "config.json", config)
-    for arguments in (["predict", "run", "none.png"], ["evaluate", "run"], ["export", "run"], ["serve", "run"]):
+    commands = [
+        ["predict", "run", "none.png"],
+        *([name, "run"] for name in ("evaluate", "export", "serve")),
+        ["push", "run", "a/b"],
+    ]
+    for arguments in commands:
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 1, result.output
         assert f"add --trust {module}:Net" in result.output
         assert "Traceback" not in result.output
     assert CliRunner().invoke(main, ["report", "run"]).exit_code == 0
     assert not is_imported(module)
-    result = CliRunner().invoke(main, ["evaluate", "run", "--trust", f"{module}:Net"])
-    assert "does not fit the model" in result.output
+    for arguments in commands[1:]:
+        result = CliRunner().invoke(main, [*arguments, "--trust", f"{module}:Net"])
+        assert "does not fit the model" in result.output, arguments
     assert is_imported(module)
     assert json.loads((run / "config.json").read_text())["model"]["model"] == f"{module}:Net"

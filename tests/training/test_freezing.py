@@ -35,17 +35,49 @@ def net(name: str) -> torch.nn.Module:
 def test_stem_and_backbone_are_all_but_the_rest_and_all_but_the_head(name):
     model = net(name)
     freeze(model, "backbone")
-    trained = {name.rpartition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    trained = {layer.rpartition(".")[0] for layer, p in model.named_parameters() if p.requires_grad}
     assert trained == set(heads(model))
+    model = net(name)
     freeze(model, "stem")
-    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    frozen = [layer for layer, p in model.named_parameters() if not p.requires_grad]
     assert 1 <= len(frozen) <= 3  # of a trio one a member
-    assert all("stem" in name or "patch_embed" in name for name in frozen)
+    assert all("stem" in layer or "patch_embed" in layer for layer in frozen)
 
 
 def test_a_network_that_does_not_name_its_layers():
     with pytest.raises(UserError, match="Linear has no pretrained_cfg with a classifier"):
         freeze(torch.nn.Linear(3, 2), "backbone")
+
+
+class Own(torch.nn.Module):
+    """A network of a user; `fixed` has been frozen by the user."""
+
+    def __init__(self, **names) -> None:
+        super().__init__()
+        self.pretrained_cfg = names or None
+        self.stem, self.fixed = torch.nn.Conv2d(1, 4, 3), torch.nn.Linear(4, 4)
+        self.head = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        self.fixed.requires_grad_(False)
+
+
+@pytest.mark.parametrize("what", ["stem", "backbone"])
+@pytest.mark.parametrize("name", ["hed", "", "head.1"])
+def test_a_layer_that_is_none_or_has_no_weights(what, name):
+    key = "first_conv" if what == "stem" else "classifier"
+    with pytest.raises(UserError, match=f"pretrained_cfg of Own names '{name}' as its {key}"):
+        freeze(Own(**{key: name}), what)
+    with pytest.raises(UserError, match=f"Own has no pretrained_cfg with a {key}"):
+        freeze(Own(), what)
+
+
+def test_what_the_user_has_fixed_is_not_freed():
+    model = Own(first_conv="stem", classifier="head")
+    frozen = freeze(model, "stem")
+    assert {id(p) for p in frozen} == {id(p) for p in model.stem.parameters()}
+    assert not any(p.requires_grad for p in (*frozen, *model.fixed.parameters()))
+    assert all(p.requires_grad for p in model.head.parameters())
+    with pytest.raises(UserError, match="leaves nothing to train"):
+        freeze(Own(classifier="fixed"), "backbone")
 
 
 def test_a_frozen_backbone_keeps_every_bit(data_dir, tmp_path, pretrained):
