@@ -13,6 +13,7 @@ from . import csv_rows, download, idx, matlab, parquet
 from .emnist import SPLITS
 from .image_files import IMAGE_FORMATS
 from .image_folder import IGNORED
+from .named_sets import SETS
 from .stored import KIND_WORDS, PART_WORDS, PARTS, part_of, words
 
 DEPTH = 4  # folders below the given one: torchvision's EMNIST/raw and Hugging Face's default/train are two
@@ -47,7 +48,7 @@ class Found:
 def find(split: str, path: Path) -> Found:
     """The data of `split` at `path`, a file or a folder. Raises UserError if there are none, or several sets."""
     if path.is_file():
-        return _file(path)
+        return _file(split, path)
     if not path.is_dir():
         raise UserError(
             f"The source {path} does not exist; give official, glyphs, or the path of a folder or gzip.zip."
@@ -108,7 +109,7 @@ def _idx_kind(start: bytes) -> str | None:
     return "images-idx" if start[3] == 3 else "labels-idx"
 
 
-def _file(path: Path) -> Found:
+def _file(split: str, path: Path) -> Found:
     kind = kind_of(path)
     if kind and kind.endswith("idx"):
         raise UserError(f"{path} is one idx file; give the folder that holds it and the other three.")
@@ -116,7 +117,11 @@ def _file(path: Path) -> Found:
         if not zipfile.is_zipfile(path) and not path.name.endswith(".zip"):
             raise UserError(f"{path} is of no kind that is read here; give {READ}, or a folder of images.")
         kind = "zip"
-    return Found(kind, {"train": [path]}, _set_words(Path(path.name)))
+    found = _set_words(Path(path.name))
+    other = [word for word in found if word in SPLITS and "emnist" in found]
+    if other and split in {*SPLITS, *SETS} and split not in other:
+        raise UserError(f"{path} holds {other[0]}, not {split}; choose --split {other[0]}.")
+    return Found(kind, {"train": [path]}, found)
 
 
 def _existing(path: Path) -> Path | None:

@@ -175,7 +175,7 @@ def _load(
     _check_test(origin, stored, test_fraction)
     _check_shapes(origin, stored, size)
     known = _known_set(found, files)
-    if known and known != split and split in {*SPLITS, *SETS} and (known, split in SPLITS) != ("mnist", True):
+    if known and known != split and split in {*SPLITS, *SETS} and (known, split) != ("mnist", "digits"):
         raise UserError(f"{origin} holds the files of {known}, not of {split}; choose --split {known}.")
     classes, labels = _labels(split, origin, found, known, stored, classes)
     orientation, why = orientation or "", "as stated"

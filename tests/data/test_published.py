@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from emnist_dali.core.errors import UserError
-from emnist_dali.data import glyphs, orientation
+from emnist_dali.core.files import sha256
+from emnist_dali.data import glyphs, named_sets, orientation
 from emnist_dali.data.emnist import SPLITS, file_name
 from emnist_dali.data.manifest import read_manifest
 from emnist_dali.data.prepare import prepare
@@ -334,3 +335,24 @@ def test_several_sets_and_none(digits, tmp_path):
         prepare("byclass", str(tmp_path / "both" / "two"), tmp_path / "data")
     with pytest.raises(UserError, match="holds the characters 0123456789, by their strokes, and not fashion"):
         prepare("fashion", str(tmp_path / "both" / "two"), tmp_path / "data")
+
+
+def test_a_file_of_another_split_of_emnist(letters, tmp_path):
+    published.emnist_csv(tmp_path, letters, "letters", 1)
+    published.emnist_mat(tmp_path / "emnist-letters.mat", letters, 1)
+    for name, options in (("emnist-letters-train.csv", {"test_fraction": 0.2}), ("emnist-letters.mat", {})):
+        with pytest.raises(UserError, match="holds letters, not balanced; choose --split letters"):
+            prepare("balanced", str(tmp_path / name), tmp_path / "data", **options)
+    _, found = packed("own", tmp_path / "emnist-letters.mat", tmp_path / "data")
+    assert_drawn(found, letters)
+
+
+def test_mnists_own_files_are_digits_only(digits, tmp_path, monkeypatch):
+    (tmp_path / "raw").mkdir()
+    source = published.mnist(tmp_path / "raw", digits)
+    for path in source.iterdir():
+        monkeypatch.setitem(named_sets.DIGESTS, sha256(path), "mnist")
+    for split in ("mnist", "digits"):
+        assert_drawn(packed(split, source, tmp_path / "data")[1], digits)
+    with pytest.raises(UserError, match="holds the files of mnist, not of balanced; choose --split mnist"):
+        prepare("balanced", str(source), tmp_path / "data")
