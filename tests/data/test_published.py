@@ -9,7 +9,7 @@ import pytest
 
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import sha256
-from emnist_dali.data import glyphs, named_sets, orientation
+from emnist_dali.data import glyphs, named_sets, npz, orientation
 from emnist_dali.data.emnist import SPLITS, file_name
 from emnist_dali.data.manifest import read_manifest
 from emnist_dali.data.prepare import prepare
@@ -274,6 +274,18 @@ def test_broken_npz(tmp_path, arrays, sentence):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(UserError, match=sentence):
         prepare("own", str(tmp_path / "x.npz"), tmp_path / "data", test_fraction=0.5)
+
+
+def test_an_array_too_many_is_not_decompressed(tmp_path, monkeypatch):
+    np.savez(tmp_path / "x.npz", x_train=IMAGES, y_train=LABELS, images=IMAGES)
+    read = []
+    array = npz._array
+    monkeypatch.setattr(
+        npz, "_array", lambda file, member, at: read.append(member.filename) or array(file, member, at)
+    )
+    with pytest.raises(UserError, match="holds images beside another array of train"):
+        prepare("own", str(tmp_path / "x.npz"), tmp_path / "data", test_fraction=0.5)
+    assert read == ["x_train.npy", "y_train.npy"]
 
 
 def test_broken_mat(tmp_path):
