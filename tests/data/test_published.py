@@ -11,7 +11,7 @@ from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import sha256
 from emnist_dali.data import glyphs, named_sets, npz, orientation
 from emnist_dali.data.emnist import SPLITS, file_name
-from emnist_dali.data.manifest import read_manifest
+from emnist_dali.data.manifest import VERIFIED, read_manifest
 from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
 
@@ -104,7 +104,7 @@ def test_transposed_letters(letters, tmp_path, capsys, suffix):
 
 
 def test_validation_parts(three, tmp_path):
-    for name in ("MedMNIST", "colours", "parquet", "folder"):
+    for name in ("MedMNIST", "colours", "parquet", "folder", "digits"):
         (tmp_path / name).mkdir()
     _, found = packed("med", published.medmnist(tmp_path / "MedMNIST/x.npz", three), tmp_path / "data")
     assert_drawn(found, three)
@@ -118,6 +118,10 @@ def test_validation_parts(three, tmp_path):
     assert_drawn(found, three, ordered=False)
     assert read_manifest(folder).classes == tuple(classes)
     pytest.importorskip("pyarrow", reason="pip install 'emnist-dali[parquet]'")
+    digits = published.hugging_face(
+        tmp_path / "digits", {"train": three["train"], "test": three["test"]}, list(DIGITS)
+    )
+    assert not read_manifest(packed("resized", digits, tmp_path / "data")[0]).converted
     folder, found = packed("hub", published.hugging_face(tmp_path / "parquet", three, classes), tmp_path / "data")
     assert read_manifest(folder).classes == tuple(classes)
     for part, (images, labels) in three.items():
@@ -145,7 +149,9 @@ def test_mnist_under_emnists_names_is_not_packed_transposed(digits, tmp_path, ca
     _, found = packed("digits", source, tmp_path / "data", orientation="transposed", force=True)
     np.testing.assert_array_equal(found["test"][0], digits["test"][0].transpose(0, 2, 1))
     assert "stored transposed (as stated)" in capsys.readouterr().out
-    assert folder.is_dir()
+    (folder / VERIFIED).unlink()  # which docs/data.md allows
+    prepare("digits", str(source), tmp_path / "data", orientation="transposed")
+    assert "no longer known whether" in capsys.readouterr().out
 
 
 def test_what_strokes_do_not_tell_is_assumed_and_said(tmp_path, capsys):
