@@ -12,7 +12,7 @@ from ..core.files import is_plain
 from . import csv_rows, download, idx, matlab, parquet
 from .emnist import SPLITS
 from .image_files import IMAGE_FORMATS
-from .image_folder import IGNORED
+from .image_folder import IGNORED, entries
 from .named_sets import SETS
 from .stored import KIND_WORDS, PART_WORDS, PARTS, part_of, words
 
@@ -51,7 +51,8 @@ def find(split: str, path: Path) -> Found:
         return _file(split, path)
     if not path.is_dir():
         raise UserError(
-            f"The source {path} does not exist; give official, glyphs, or the path of a folder or gzip.zip."
+            f"The source {path} does not exist; give official, glyphs, or the path of a file or a folder: {READ}, or "
+            f"{ARRANGE}."
         )
     if split in SPLITS:
         official = download.split_paths(split, path)
@@ -70,6 +71,10 @@ def find(split: str, path: Path) -> Found:
     if key := _choose(split, path, list(sets)):
         return Found(key[0], _parts(key[0], path, sets[key]), key[1])
     if _holds_class_folders(path):
+        if part := next((entry.name for entry in entries(path) if entry.name.lower() in PART_WORDS), None):
+            raise UserError(
+                f"{path} holds the folders of classes and {part}; move those of classes into {path / 'train'}."
+            )
         return Found("images", {"train": [path]})
     if split in SPLITS:
         raise _lacking(path, official)
@@ -218,5 +223,6 @@ def _part_folders(path: Path) -> dict[str, list[Path]]:
 
 
 def _holds_class_folders(path: Path) -> bool:
-    folders = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    return len(folders) > 1 and any(file.suffix.lower() in IMAGE_SUFFIXES for file in folders[0].iterdir())
+    folders = [entry for entry in entries(path) if entry.is_dir()]
+    images = (file for folder in folders for file in entries(folder) if file.suffix.lower() in IMAGE_SUFFIXES)
+    return len(folders) > 1 and any(images)
