@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Test accuracy on published sets other than EMNIST's Balanced and ByClass, all by one recipe.
+"""Test accuracy on published sets other than EMNIST's Balanced, ByClass and ByMerge, all by one recipe.
 
 python bench/other_sets.py --recipe fast --seeds 3 --json bench/records/other-sets.json
 
@@ -45,7 +45,7 @@ ALL = [*(split for split in SPLITS if split not in ("balanced", "byclass", "byme
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Seeds 0, 1, 2, …")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Result file to write, or to continue.")
 def main(names: tuple[str, ...], recipe: str, seeds: int, json_file: Path | None, **options: Any) -> None:
-    """Test accuracy on published sets other than EMNIST's Balanced and ByClass, all by one recipe."""
+    """Test accuracy on published sets other than EMNIST's Balanced, ByClass and ByMerge, all by one recipe."""
     try:
         document = measure(names or ALL, recipe, seeds, json_file, options)
     except UserError as error:
@@ -84,13 +84,14 @@ def measure(
 def _run(name: str, recipe: str, seed: int, gpu: bool, options: dict[str, Any]) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         config, _ = choose(recipe, name, gpu)
-        images = sum(read_manifest(prepare(name, data_dir=options["data_dir"])).counts["train"])
-        batch_size = min(config.data.batch_size, 2 ** max(3, int(log2(images / STEPS))))
+        manifest = read_manifest(prepare(name, data_dir=options["data_dir"]))
+        batch_size = min(config.data.batch_size, 2 ** max(3, int(log2(sum(manifest.counts["train"]) / STEPS))))
         options = {**options, "batch_size": batch_size}
         run = train(config.override({**options, "seed": seed, "out": str(Path(folder) / "run")}))
         result = evaluate(run.path)["test"]
     scores = {metric: result[metric] for metric in ("images", "accuracy", "balanced_accuracy", "macro_f1")}
-    return {**scores, "batch_size": batch_size, "commit": commit()}
+    data = {"official": manifest.official, "fingerprint": manifest.fingerprint}
+    return {**scores, **data, "batch_size": batch_size, "commit": commit()}
 
 
 def table(document: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self):
         self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.data)))
+        if self.server.sends_length:
+            self.send_header("Content-Length", str(len(self.server.data)))
         self.end_headers()
 
     def do_GET(self):

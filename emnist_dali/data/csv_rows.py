@@ -1,6 +1,7 @@
 """Reads CSV files of one image a row: its label, then its pixels row by row, with or without a header."""
 
 import math
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -21,6 +22,7 @@ _ADVICE = "a row is a label and the pixels of a square image, whole numbers from
 
 def is_csv(start: bytes) -> bool:
     """Whether a file that begins with `start` may be such a CSV."""
+    start = start.removeprefix(BOM_UTF8)
     return start.isascii() and b"\0" not in start and start.split(b"\n")[0].count(b",") >= 64
 
 
@@ -31,7 +33,7 @@ def read(path: Path) -> Stored:
             lines = _lines(file, path)
             first = next(lines, "")
             names = [name.strip().strip('"').lower() for name in first.split(",")]
-            headed = not all(name.isdigit() for name in names)
+            headed = _are_names(names)
             column = next((names.index(name) for name in LABEL if name in names), 0) if headed else 0
             side = math.isqrt(len(names) - 1)
             if len(names) != side**2 + 1 or not side:
@@ -52,11 +54,30 @@ def read(path: Path) -> Stored:
     return Stored(pixels.reshape(-1, side, side), str(path), rows[:, column].astype(np.int64), str(path))
 
 
+def _are_names(cells: list[str]) -> bool:
+    """Whether the cells of the first line are names of columns.
+
+    One of them is the label's, or none is a number, or all differ, as pandas' 0, 0.1, 0.2, … do: of more than 256 numbers
+    in a row of an image some are equal.
+    """
+    return (
+        any(name in cells for name in LABEL) or not any(map(_is_number, cells)) or 256 < len(cells) == len(set(cells))
+    )
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
 def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
     while line := file.readline(MAX_LINE):
         if len(line) == MAX_LINE:
             raise UserError(f"{path} has a line of more than {MAX_LINE:,} bytes: {_ADVICE}.")
-        if line := line.strip():
+        if line := line.removeprefix(BOM_UTF8).strip():
             yield line.decode("latin-1")
 
 

@@ -82,15 +82,16 @@ def fetch(split: str, folder: Path, url: str = ARCHIVE_URL, delays: Sequence[flo
     return paths
 
 
-def fetch_set(name: str, folder: Path, delays: Sequence[float] = RETRY_DELAYS) -> Path:
-    """Downloads the files of one of `named_sets.SETS` into `folder`, unless they are there, and returns it.
+def fetch_set(name: str, folder: Path, delays: Sequence[float] = RETRY_DELAYS) -> list[Path]:
+    """Downloads the files of one of `named_sets.SETS` into `folder`, unless they are there, and returns their paths.
 
     `delays` are the seconds before each retry. Raises UserError as `fetch`.
     """
     published = SETS[name]
+    paths = [folder / file.name for file in published.files]
     missing = [file for file in published.files if not _matches(folder / file.name, file)]
     if not missing:
-        return folder
+        return paths
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with Lock(folder / LOCK, folder, wait=True), requests.Session() as session:
@@ -110,7 +111,7 @@ def fetch_set(name: str, folder: Path, delays: Sequence[float] = RETRY_DELAYS) -
             f"The files of {published.title} cannot be stored in {folder} ({error.strerror or error}); free up space "
             "there or choose another folder."
         ) from error
-    return folder
+    return paths
 
 
 def _matches(path: Path, file: NamedFile) -> bool:
@@ -194,16 +195,33 @@ def _fetch_file(
 ) -> None:
     """Downloads `file`, called `title` in messages; begins anew if its hash is wrong."""
     part = _part_path(path)
-    response = session.head(url, allow_redirects=True, timeout=TIMEOUT)
-    response.raise_for_status()
-    total = int(response.headers.get("Content-Length", 0))
+    total = file.bytes or _size(session, url)
     for _ in range(2):
-        _fetch_bytes(session, url, part, 0, total, total, delays)
+        if total:
+            _fetch_bytes(session, url, part, 0, total, total, delays)
+        else:
+            _fetch_whole(session, url, part)
         if _matches(part, file):
             part.replace(path)
             return
         part.unlink(missing_ok=True)
-    raise UserError(f"{url} sends something other than {title} (its hash differs); use {ALTERNATIVES}.")
+    raise UserError(
+        f"{url} sends something other than {title} (its hash differs); download it elsewhere and use --source PATH."
+    )
+
+
+def _size(session: requests.Session, url: str) -> int | None:
+    response = session.head(url, allow_redirects=True, timeout=TIMEOUT)
+    response.raise_for_status()
+    return int(response.headers.get("Content-Length", 0)) or None
+
+
+def _fetch_whole(session: requests.Session, url: str, part: Path) -> None:
+    """Downloads a file whose size the server does not tell, so that no transfer can be resumed."""
+    with session.get(url, stream=True, timeout=TIMEOUT) as response, part.open("wb") as stream:
+        response.raise_for_status()
+        for chunk in response.iter_content(PACKET):
+            stream.write(chunk)
 
 
 def _extract(archive: Path, paths: list[Path]) -> None:
@@ -275,8 +293,8 @@ def _check_range(response: requests.Response, first: int, total: int) -> None:
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", sent)
     if not match or (int(match[1]), int(match[2])) != (first, total):
         raise UserError(
-            f"{response.url} sends the range {sent!r} instead of bytes from {first} on of {total}: the archive has "
-            f"changed or a proxy is broken; run again, or use {ALTERNATIVES}."
+            f"{response.url} sends the range {sent!r} instead of bytes from {first} on of {total}: the file has "
+            "changed or a proxy is broken; run again, or download it elsewhere and use --source PATH."
         )
 
 

@@ -12,7 +12,8 @@ from ..core.files import is_plain
 from . import csv_rows, download, idx, matlab, parquet
 from .emnist import SPLITS
 from .image_files import IMAGE_FORMATS
-from .image_folder import IGNORED
+from .image_folder import IGNORED, entries
+from .named_sets import SETS
 from .stored import KIND_WORDS, PART_WORDS, PARTS, part_of, words
 
 DEPTH = 4  # folders below the given one: torchvision's EMNIST/raw and Hugging Face's default/train are two
@@ -47,10 +48,11 @@ class Found:
 def find(split: str, path: Path) -> Found:
     """The data of `split` at `path`, a file or a folder. Raises UserError if there are none, or several sets."""
     if path.is_file():
-        return _file(path)
+        return _file(split, path)
     if not path.is_dir():
         raise UserError(
-            f"The source {path} does not exist; give official, glyphs, or the path of a folder or gzip.zip."
+            f"The source {path} does not exist; give official, glyphs, or the path of a file or a folder: {READ}, or "
+            f"{ARRANGE}."
         )
     if split in SPLITS:
         official = download.split_paths(split, path)
@@ -69,6 +71,10 @@ def find(split: str, path: Path) -> Found:
     if key := _choose(split, path, list(sets)):
         return Found(key[0], _parts(key[0], path, sets[key]), key[1])
     if _holds_class_folders(path):
+        if part := next((entry.name for entry in entries(path) if entry.name.lower() in PART_WORDS), None):
+            raise UserError(
+                f"{path} holds the folders of classes and {part}; move those of classes into {path / 'train'}."
+            )
         return Found("images", {"train": [path]})
     if split in SPLITS:
         raise _lacking(path, official)
@@ -108,7 +114,7 @@ def _idx_kind(start: bytes) -> str | None:
     return "images-idx" if start[3] == 3 else "labels-idx"
 
 
-def _file(path: Path) -> Found:
+def _file(split: str, path: Path) -> Found:
     kind = kind_of(path)
     if kind and kind.endswith("idx"):
         raise UserError(f"{path} is one idx file; give the folder that holds it and the other three.")
@@ -116,7 +122,11 @@ def _file(path: Path) -> Found:
         if not zipfile.is_zipfile(path) and not path.name.endswith(".zip"):
             raise UserError(f"{path} is of no kind that is read here; give {READ}, or a folder of images.")
         kind = "zip"
-    return Found(kind, {"train": [path]}, _set_words(Path(path.name)))
+    found = _set_words(Path(path.name))
+    other = [word for word in found if word in SPLITS and "emnist" in found]
+    if other and split in {*SPLITS, *SETS} and split not in other:
+        raise UserError(f"{path} holds {other[0]}, not {split}; choose --split {other[0]}.")
+    return Found(kind, {"train": [path]}, found)
 
 
 def _existing(path: Path) -> Path | None:
@@ -213,5 +223,6 @@ def _part_folders(path: Path) -> dict[str, list[Path]]:
 
 
 def _holds_class_folders(path: Path) -> bool:
-    folders = [entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    return len(folders) > 1 and any(file.suffix.lower() in IMAGE_SUFFIXES for file in folders[0].iterdir())
+    folders = [entry for entry in entries(path) if entry.is_dir()]
+    images = (file for folder in folders for file in entries(folder) if file.suffix.lower() in IMAGE_SUFFIXES)
+    return len(folders) > 1 and any(images)

@@ -74,9 +74,13 @@ class Manifest:
 
     @property
     def converted(self) -> bool:
-        """Whether the images are characters in EMNIST's style; a folder's, whose `files` are its parts, are not."""
+        """Whether the images are characters in EMNIST's style; pictures that were only resized are not.
+
+        Those come from parquet files, and from a folder, whose `files` are its parts.
+        """
         characters = set(self.classes) <= set(SPLITS["byclass"].classes)
-        return characters and not any(file["name"] in PARTS for file in self.files)
+        names = [file["name"] for file in self.files]
+        return characters and not any(name in PARTS or name.lower().endswith(".parquet") for name in names)
 
     @property
     def fingerprint(self) -> str:

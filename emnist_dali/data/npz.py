@@ -5,7 +5,8 @@ The name of an array says its part (x_train, val_images); one that numpy named i
 """
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from .idx import MAX_IMAGES
 from .stored import PARTS, Stored, check_size, part_of, to_grey
 
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy's
-MAX_ARRAYS = 64
 _ADVICE = "save uint8 images (N, H, W) and integer labels (N) with numpy.savez"
 
 
@@ -26,12 +26,17 @@ def read(paths: Sequence[Path]) -> dict[str, Stored]:
     images: dict[str, tuple[np.ndarray, str]] = {}
     labels: dict[str, tuple[np.ndarray, str]] = {}
     for path in paths:
-        for name, array in _arrays(path):
-            part = part_of(path.stem if name.startswith("arr_") else name) or "train"
-            found = images if array.ndim > 2 else labels
-            if part in found:
-                raise UserError(f"{path} holds {printable(name)[:100]} beside another array of {part}: {_ADVICE}.")
-            found[part] = array, f"{path}, {printable(name)[:100]}"
+        with _errors(path), zipfile.ZipFile(path) as file:
+            for member in file.infolist():
+                name = printable(member.filename.removesuffix(".npy"))[:100]
+                shape, dtype = _header(file, member)
+                part = part_of(path.stem if name.startswith("arr_") else name) or "train"
+                found = images if len(shape) > 2 else labels
+                if part in found:  # before memory is taken for it
+                    raise UserError(f"{path} holds {name} beside another array of {part}: {_ADVICE}.")
+                at = f"{path}, {name}"
+                _check(shape, dtype, at)
+                found[part] = _array(file, member, at), at
     if not images or images.keys() != labels.keys():
         raise UserError(
             f"{paths[0]} holds images of {', '.join(images) or 'no part'}, but labels of "
@@ -40,30 +45,30 @@ def read(paths: Sequence[Path]) -> dict[str, Stored]:
     return {part: Stored(*images[part], *labels[part]) for part in PARTS if part in images}
 
 
-def _arrays(path: Path) -> list[tuple[str, np.ndarray]]:
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """Turns what zipfile and numpy raise on a broken file into a UserError."""
     try:
-        with zipfile.ZipFile(path) as file:
-            members = file.infolist()
-            if len(members) > MAX_ARRAYS:
-                raise ValueError(f"it has {len(members)} arrays")
-            return [(member.filename.removesuffix(".npy"), _array(file, member, path)) for member in members]
+        yield
     except UserError:
         raise
     except MemoryError as error:
         raise UserError(f"{path} needs more memory than this machine has free; close other programs.") from error
-    # zipfile and numpy may raise anything on a broken file.
     except Exception as error:
         raise UserError(f"{path} cannot be read as npz ({reason(error)}); download or save it again.") from error
 
 
-def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.ndarray:
+def _header(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
     if member.compress_type not in COMPRESSIONS:
         raise ValueError("a member is compressed by a method that numpy does not use")
     with file.open(member) as stream:
         version = np.lib.format.read_magic(stream)
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, _, dtype = header[version](stream)
-    at = f"{path}, {printable(member.filename.removesuffix('.npy'))[:100]}"
+    return shape, dtype
+
+
+def _check(shape: tuple[int, ...], dtype: np.dtype, at: str) -> None:
     if len(shape) in (3, 4):
         if dtype != np.uint8 or (len(shape) == 4 and shape[3] not in (1, 3)):
             raise UserError(f"{at} has images of type {dtype} and shape {shape}: {_ADVICE}.")
@@ -73,6 +78,9 @@ def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> np.nda
             check_size((3 * shape[0], *shape[1:3]), at)
     elif dtype.kind not in "bui" or len(shape) not in (1, 2) or not 1 <= shape[0] <= MAX_IMAGES or shape[1:] > (1,):
         raise UserError(f"{at} has labels of type {dtype} and shape {shape}, not one integer an image: {_ADVICE}.")
+
+
+def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo, at: str) -> np.ndarray:
     with file.open(member) as stream:
         array = np.lib.format.read_array(stream, allow_pickle=False)
     if array.ndim == 4 and array.shape[3] == 3:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import UserError
-from ..core.files import reason
+from ..core.files import printable, reason
 from .decoding import decode
 from .image_folder import check_amount
 from .stored import Stored
@@ -40,6 +40,13 @@ def read(parts: Mapping[str, Sequence[Path]], size: int) -> tuple[dict[str, Stor
     stored: dict[str, Stored] = {}
     for part, paths in parts.items():
         files = [_File(path) for path in paths]
+        for file in files:
+            classes = classes or file.classes
+            if file.classes not in (None, classes):
+                raise UserError(
+                    f"{file.path} names other classes than the files before it, or in another order; use files of "
+                    "one set."
+                )
         amount = sum(file.rows for file in files)
         if not amount:
             raise UserError(f"{paths[0]} has no rows; remove it, or add some.")
@@ -47,13 +54,24 @@ def read(parts: Mapping[str, Sequence[Path]], size: int) -> tuple[dict[str, Stor
         images = np.empty((amount, size, size), np.uint8)
         labels: list[Any] = []
         decode(((path, content) for file in files for path, content in file.images(labels)), images)
-        classes = classes or files[0].classes
         if isinstance(labels[0], str):
             classes = classes or tuple(sorted(set(map(str, labels))))
-            known = {name: label for label, name in enumerate(classes)}
-            labels = [known.get(label, -1) for label in labels]
-        stored[part] = Stored(images, str(paths[0]), np.array(labels, np.int64), str(paths[0]))
+            labels = _indices(labels, classes, paths[0])
+        with _errors(paths[0]):
+            numbers = np.array(labels, np.int64)
+        stored[part] = Stored(images, str(paths[0]), numbers, str(paths[0]))
     return stored, classes
+
+
+def _indices(labels: Sequence[Any], classes: Sequence[str], at: Path) -> list[int]:
+    known = {name: label for label, name in enumerate(classes)}
+    missing = next((label for label in labels if label not in known), None)
+    if missing is not None:
+        raise UserError(
+            f"{at}: label {printable(str(missing))[:100]!r} is not a class of the train images; remove its images, "
+            "or add some to train."
+        )
+    return [known[label] for label in labels]
 
 
 class _File:

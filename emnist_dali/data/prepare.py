@@ -115,9 +115,15 @@ def _check_matches(folder: Path, manifest: Manifest, wanted: _Wanted) -> None:
             f"{folder} was prepared at {manifest.shape[0]} × {manifest.shape[1]}, not at {size} × {size}; "
             "choose another --split, or replace it with --force."
         )
-    if wanted.orientation and wanted.orientation != saved(folder, manifest, "orientation"):
+    known = saved(folder, manifest, "orientation")
+    if wanted.orientation and known and wanted.orientation != known:
         raise UserError(
             f"{folder} was not prepared from images known as {wanted.orientation}; replace it with --force."
+        )
+    if wanted.orientation and not known:
+        say(
+            f"It is no longer known whether {folder} was prepared from images taken as {wanted.orientation}; if its "
+            "images do not stand upright, replace it with --force."
         )
     if wanted.test_fraction:
         counts = {part: np.array(manifest.counts[part]) for part in ("train", "test")}

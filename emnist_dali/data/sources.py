@@ -128,16 +128,20 @@ def load(
     if source != "official":
         found = find(split, Path(resolved))
     elif split in SETS:
-        found = find(split, download.fetch_set(split, cache / split))
+        paths = download.fetch_set(split, cache / split)
+        found = Found("npz", {"train": paths}) if paths[0].suffix == ".npz" else _idx(paths)
     else:
         check_split(split)
-        paths = download.fetch(split, cache)
-        found = Found("idx", {"train": paths[:2], "test": paths[2:]}, ("emnist", split))
+        found = _idx(download.fetch(split, cache), ("emnist", split))
     if found.kind == "zip":
         return _with_members(
             split, found, lambda inside: _load(split, resolved, inside, size, orientation, test_fraction)
         )
     return _load(split, resolved, found, size, orientation, test_fraction)
+
+
+def _idx(paths: list[Path], words: tuple[str, ...] = ()) -> Found:
+    return Found("idx", {"train": paths[:2], "test": paths[2:]}, words)
 
 
 def check_split(split: str) -> None:
@@ -175,7 +179,7 @@ def _load(
     _check_test(origin, stored, test_fraction)
     _check_shapes(origin, stored, size)
     known = _known_set(found, files)
-    if known and known != split and split in {*SPLITS, *SETS} and (known, split in SPLITS) != ("mnist", True):
+    if known and known != split and split in {*SPLITS, *SETS} and (known, split) != ("mnist", "digits"):
         raise UserError(f"{origin} holds the files of {known}, not of {split}; choose --split {known}.")
     classes, labels = _labels(split, origin, found, known, stored, classes)
     orientation, why = orientation or "", "as stated"

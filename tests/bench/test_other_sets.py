@@ -10,7 +10,7 @@ from emnist_dali.runs.folder import RunFolder
 
 
 def test_each_set_is_trained_tested_and_kept(drawn, trained_run, tmp_path, monkeypatch):
-    pack(drawn, "small", tmp_path / "data" / "small")
+    manifest = pack(drawn, "small", tmp_path / "data" / "small")
     trained = []
     monkeypatch.setattr(other_sets, "train", lambda config: trained.append(config) or RunFolder(trained_run))
     options = ["--set", "small", "--recipe", "fast", "--device", "cpu", "--epochs", "1"]
@@ -21,6 +21,7 @@ def test_each_set_is_trained_tested_and_kept(drawn, trained_run, tmp_path, monke
     runs = json.loads(result.output.splitlines()[-1])["runs"]
     assert [(run["set"], run["seed"], run["images"]) for run in runs] == [("small", 0, 108), ("small", 1, 108)]
     assert 0 <= runs[0]["accuracy"] <= 1
+    assert (runs[0]["official"], runs[0]["fingerprint"]) == (False, manifest.fingerprint)
     assert "| small | 2 | 108 |" in result.output
     assert [(config.training.seed, config.data.batch_size) for config in trained] == [(0, 32), (1, 32)]
     result = CliRunner().invoke(other_sets.main, [*options, "--epochs", "2"])

@@ -5,6 +5,7 @@ import io
 import re
 import socket
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -194,7 +195,7 @@ def test_a_wrong_range_is_an_error(server, tmp_path, monkeypatch):
 
 def test_an_archive_that_changes_length_is_an_error(server, tmp_path, monkeypatch):
     before_transfers(monkeypatch, lambda: setattr(server, "data", server.data + b"more"))
-    with pytest.raises(UserError, match="the archive has changed"):
+    with pytest.raises(UserError, match="the file has changed"):
         fetch(server, tmp_path)
 
 
@@ -261,9 +262,27 @@ def test_a_named_set_is_fetched_and_prepared(named, tmp_path, capsys):
 
 def test_a_named_set_that_is_not_the_published_one(named, tmp_path):
     named.data = named.data[:-1] + b"x"
-    with pytest.raises(UserError, match=r"small\.npz\?download=1 sends something other than the file of Small"):
+    with pytest.raises(UserError, match=r"something other than the file of Small .*--source PATH\.$"):
         prepare("small", data_dir=tmp_path / "data")
     assert not (tmp_path / "data" / "small").exists()
+
+
+def test_a_damaged_file_of_a_named_set_is_replaced(named, tmp_path):
+    source = tmp_path / "data" / "source" / "small"
+    source.mkdir(parents=True)
+    (source / "small.npz").write_bytes(named.data[:-1])
+    assert read_manifest(prepare("small", data_dir=tmp_path / "data")).official
+    assert (source / "small.npz.not-official-1").exists()
+
+
+def test_a_named_set_from_a_server_that_tells_no_size(named, tmp_path, monkeypatch):
+    named.sends_length = False
+    assert download.fetch_set("small", tmp_path / "unknown", NO_DELAYS)[0].read_bytes() == named.data
+    assert named.ranges_requested == [None]
+    known = replace(download.SETS["small"].files[0], bytes=len(named.data))
+    monkeypatch.setitem(download.SETS, "small", replace(download.SETS["small"], files=(known,)))
+    download.fetch_set("small", tmp_path / "known", NO_DELAYS)
+    assert named.ranges_requested[1:] == [f"bytes=0-{len(named.data) - 1}"]
 
 
 def test_a_named_set_without_a_network(named, tmp_path):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from emnist_dali.core.errors import UserError
-from emnist_dali.data import glyphs, orientation
+from emnist_dali.core.files import sha256
+from emnist_dali.data import csv_rows, glyphs, named_sets, npz, orientation
 from emnist_dali.data.emnist import SPLITS, file_name
-from emnist_dali.data.manifest import read_manifest
+from emnist_dali.data.find import find, kind_of
+from emnist_dali.data.manifest import VERIFIED, read_manifest
 from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
 
@@ -103,7 +105,7 @@ def test_transposed_letters(letters, tmp_path, capsys, suffix):
 
 
 def test_validation_parts(three, tmp_path):
-    for name in ("MedMNIST", "colours", "parquet", "folder"):
+    for name in ("MedMNIST", "colours", "parquet", "folder", "digits"):
         (tmp_path / name).mkdir()
     _, found = packed("med", published.medmnist(tmp_path / "MedMNIST/x.npz", three), tmp_path / "data")
     assert_drawn(found, three)
@@ -117,6 +119,10 @@ def test_validation_parts(three, tmp_path):
     assert_drawn(found, three, ordered=False)
     assert read_manifest(folder).classes == tuple(classes)
     pytest.importorskip("pyarrow", reason="pip install 'emnist-dali[parquet]'")
+    digits = published.hugging_face(
+        tmp_path / "digits", {"train": three["train"], "test": three["test"]}, list(DIGITS)
+    )
+    assert not read_manifest(packed("resized", digits, tmp_path / "data")[0]).converted
     folder, found = packed("hub", published.hugging_face(tmp_path / "parquet", three, classes), tmp_path / "data")
     assert read_manifest(folder).classes == tuple(classes)
     for part, (images, labels) in three.items():
@@ -144,7 +150,9 @@ def test_mnist_under_emnists_names_is_not_packed_transposed(digits, tmp_path, ca
     _, found = packed("digits", source, tmp_path / "data", orientation="transposed", force=True)
     np.testing.assert_array_equal(found["test"][0], digits["test"][0].transpose(0, 2, 1))
     assert "stored transposed (as stated)" in capsys.readouterr().out
-    assert folder.is_dir()
+    (folder / VERIFIED).unlink()  # which docs/data.md allows
+    prepare("digits", str(source), tmp_path / "data", orientation="transposed")
+    assert "no longer known whether" in capsys.readouterr().out
 
 
 def test_what_strokes_do_not_tell_is_assumed_and_said(tmp_path, capsys):
@@ -209,6 +217,17 @@ def test_test_images_are_drawn_by_class(digits, tmp_path):
         prepare("none", str(source), tmp_path / "data", test_fraction=0.01)
 
 
+def test_a_flat_folder(digits, tmp_path):
+    source = published.image_folder(tmp_path, {"all": digits["test"]}, [f"c{i}" for i in range(10)], lambda part: ".")
+    write(source / "a" / "notes.txt", "no image, in the first folder")
+    assert find("own", source).parts == {"train": [source]}
+    published.image_folder(source / "val", {"all": digits["test"]}, ["c0"] * 10, lambda part: ".")
+    with pytest.raises(
+        UserError, match=r"holds the folders of classes and val; move those of classes into .*train\."
+    ):
+        find("own", source)
+
+
 def test_drawn_test_images_beside_a_validation_part(three, tmp_path):
     parts = {part: three[part] for part in ("train", "validation")}
     source = published.image_folder(tmp_path / "source", parts, list(DIGITS))
@@ -239,6 +258,7 @@ ROW = ",".join(["1"] * 785)
         (f"{ROW}\n{ROW},1\n", "number of columns changed"),
         (f"{ROW}\n{ROW[:-1]}256\n", r"'256' to uint8.*whole numbers from 0 to 255"),
         (f"{ROW}\n{ROW[:-1]}0.5\n", r"'0\.5' to uint8"),
+        (f"{ROW[1:]}\n{ROW}\n", r"line 1 on, cannot be read .*'' to uint8"),
         (f"{ROW[:-2]}\n", "784 columns, which are no label and square image"),
         ("label," + ",".join(f"pixel{i}" for i in range(784)), "has no rows"),
         ("1," * 2**20, "has a line of more than 1,048,576 bytes"),
@@ -250,6 +270,18 @@ def test_broken_csv(tmp_path, content, sentence):
         prepare("own", str(path), tmp_path / "data", test_fraction=0.5)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", "label," + ",".join(map(str, range(784))), ",".join(["0", *(f"0.{i}" for i in range(1, 785))])],
+    ids=["none", "named", "pandas"],
+)
+def test_the_first_line_of_a_csv(tmp_path, header):
+    """It is an image unless it names columns; the file has a byte order mark, as Excel writes."""
+    path = write(tmp_path / "train.csv", "\ufeff" + "\n".join([*([header] if header else []), ROW, f"2{ROW[1:]}"]))
+    assert kind_of(path) == "csv"
+    assert csv_rows.read(path).labels.tolist() == [1, 2]
 
 
 IMAGES, LABELS = np.zeros((4, 5, 5), np.uint8), np.array([0, 1, 0, 1])
@@ -273,6 +305,18 @@ def test_broken_npz(tmp_path, arrays, sentence):
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(UserError, match=sentence):
         prepare("own", str(tmp_path / "x.npz"), tmp_path / "data", test_fraction=0.5)
+
+
+def test_an_array_too_many_is_not_decompressed(tmp_path, monkeypatch):
+    np.savez(tmp_path / "x.npz", x_train=IMAGES, y_train=LABELS, images=IMAGES)
+    read = []
+    array = npz._array
+    monkeypatch.setattr(
+        npz, "_array", lambda file, member, at: read.append(member.filename) or array(file, member, at)
+    )
+    with pytest.raises(UserError, match="holds images beside another array of train"):
+        prepare("own", str(tmp_path / "x.npz"), tmp_path / "data", test_fraction=0.5)
+    assert read == ["x_train.npy", "y_train.npy"]
 
 
 def test_broken_mat(tmp_path):
@@ -303,10 +347,24 @@ def test_parquet_columns(digits, tmp_path, monkeypatch):
     refused("has one, two for its labels", image=picture, one=LABELS, two=LABELS)
     refused("row 2 has no image", image=[*picture[:2], {"bytes": None}, picture[0]], label=LABELS)
     refused("row 1 is not an image", image=[picture[0], {"bytes": b"\x89PNG"}, *picture[:2]], label=LABELS)
+    (tmp_path / "named").mkdir()
+    (tmp_path / "hub").mkdir()
     pq.write_table(pa.table({"img": picture, "name": ["cat", "dog", "cat", "dog"]}), path)
     folder, found = packed("named", path, tmp_path / "data", test_fraction=0.5)
     assert read_manifest(folder).classes == ("cat", "dog")
     assert found["train"][1].tolist() == [0, 1]
+    pq.write_table(pa.table({"img": picture, "name": ["cat", "dog", "cat", "cow"]}), tmp_path / "named/test.parquet")
+    path.rename(tmp_path / "named/train.parquet")
+    refused("cannot be read as parquet", image=picture, label=np.array([0, 1, 0, 2**63], np.uint64))
+    with pytest.raises(UserError, match=r"test\.parquet: label 'cow' is not a class of the train images"):
+        prepare("more", str(tmp_path / "named"), tmp_path / "data")
+    parts = {part: (images[::5], labels[::5]) for part, (images, labels) in digits.items()}
+    source = published.hugging_face(tmp_path / "hub", parts, list(DIGITS))
+    published.parquet(source / "data/train-00001-of-00002.parquet", *parts["train"], list(DIGITS[::-1]))
+    with pytest.raises(
+        UserError, match=r"train-00001-of-00002\.parquet names other classes than the files before it"
+    ):
+        prepare("more", str(source), tmp_path / "data")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match=re.escape("pip install 'emnist-dali[parquet]'")):
         prepare("more", str(path), tmp_path / "data", test_fraction=0.5)
@@ -334,3 +392,24 @@ def test_several_sets_and_none(digits, tmp_path):
         prepare("byclass", str(tmp_path / "both" / "two"), tmp_path / "data")
     with pytest.raises(UserError, match="holds the characters 0123456789, by their strokes, and not fashion"):
         prepare("fashion", str(tmp_path / "both" / "two"), tmp_path / "data")
+
+
+def test_a_file_of_another_split_of_emnist(letters, tmp_path):
+    published.emnist_csv(tmp_path, letters, "letters", 1)
+    published.emnist_mat(tmp_path / "emnist-letters.mat", letters, 1)
+    for name, options in (("emnist-letters-train.csv", {"test_fraction": 0.2}), ("emnist-letters.mat", {})):
+        with pytest.raises(UserError, match="holds letters, not balanced; choose --split letters"):
+            prepare("balanced", str(tmp_path / name), tmp_path / "data", **options)
+    _, found = packed("own", tmp_path / "emnist-letters.mat", tmp_path / "data")
+    assert_drawn(found, letters)
+
+
+def test_mnists_own_files_are_digits_only(digits, tmp_path, monkeypatch):
+    (tmp_path / "raw").mkdir()
+    source = published.mnist(tmp_path / "raw", digits)
+    for path in source.iterdir():
+        monkeypatch.setitem(named_sets.DIGESTS, sha256(path), "mnist")
+    for split in ("mnist", "digits"):
+        assert_drawn(packed(split, source, tmp_path / "data")[1], digits)
+    with pytest.raises(UserError, match="holds the files of mnist, not of balanced; choose --split mnist"):
+        prepare("balanced", str(source), tmp_path / "data")
