@@ -57,8 +57,8 @@ def read(path: Path) -> Stored:
 def _are_names(cells: list[str]) -> bool:
     """Whether the cells of the first line are names of columns.
 
-    One of them is the label's, or none is a number, or all differ, as pandas' 0, 0.1, 0.2, … do: of more than 256 numbers
-    in a row of an image some are equal.
+    One of them is the label's, or none is a number, or all differ, as pandas' 0, 0.1, 0.2, … do: of more than 256
+    numbers in a row of an image some are equal.
     """
     return (
         any(name in cells for name in LABEL) or not any(map(_is_number, cells)) or 256 < len(cells) == len(set(cells))
