@@ -109,7 +109,10 @@ def _is_sized(make: Callable[..., Any]) -> bool:
 def _is_made_for_one_size(name: str) -> bool:
     import timm
 
-    cfg = timm.models.get_pretrained_cfg(name)
+    try:
+        cfg = timm.models.get_pretrained_cfg(name)
+    except RuntimeError:  # a tag that timm does not know, which it says when the model is made
+        return False
     return cfg is not None and cfg.fixed_input_size
 
 
