@@ -147,6 +147,22 @@ def test_a_tracker_that_cannot_start_is_one_sentence(data_dir, tmp_path, monkeyp
         tracking.start(config, RunFolder(tmp_path), "glyphs", {}, 0)
 
 
+@pytest.mark.parametrize("before", [[], ["notes.md"], ["mine/tensorboard"]])
+def test_a_tracker_that_cannot_start_leaves_what_was_there(before, data_dir, tmp_path, monkeypatch):
+    def refuse(start):
+        raise RuntimeError("no server")
+
+    out = tmp_path / "new" / "run"
+    for name in before:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    monkeypatch.setitem(tracking._TRACKERS, "mlflow", refuse)
+    with pytest.raises(UserError, match="no server"):
+        train(quick(data_dir, out, track=("csv", "tensorboard", "mlflow")))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [out / name for name in before]
+    assert out.exists() == (tmp_path / "new").exists() == bool(before)
+
+
 def test_which_trackers_a_run_has():
     def chosen(**run):
         return tracking.names(from_dict({"recipe": "cpu", "run": run}))
