@@ -200,4 +200,9 @@ def test_track_on_the_command_line(tmp_path, monkeypatch):
 def test_a_checkpoint_of_a_version_that_had_only_wandb(tmp_path):
     for before, now in (("abc", {"wandb": "abc"}), (None, {})):
         save_state(tmp_path / "last.pt", {"step": 1, "wandb": before})
-        assert load_state(tmp_path / "last.pt") == {"step": 1, "trackers": now, "ended": False}
+        assert load_state(tmp_path / "last.pt") == {"step": 1, "trackers": now}
+
+
+def test_a_checkpoint_of_a_version_that_did_not_know_whether_training_ended(tmp_path):
+    save_state(tmp_path / "last.pt", {"waited": 0.0})
+    assert load_state(tmp_path / "last.pt") == {"waited": 0.0, "ended": False}
