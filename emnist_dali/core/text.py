@@ -1,4 +1,4 @@
-"""Text on a terminal: how many columns it takes, and tables that keep their columns apart."""
+"""Text on a terminal: how many columns it takes, tables that keep their columns apart, and durations."""
 
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
@@ -16,6 +16,13 @@ def _is_wide(character: str) -> bool:
 def pad(text: str, width: int) -> str:
     """`text` with spaces after it up to `width` columns."""
     return text + " " * (width - columns(text))
+
+
+def duration(seconds: float) -> str:
+    """In seconds up to two minutes, in minutes up to two hours, in hours beyond: 119 s, 2.0 min, 2.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def table(rows: Iterable[Sequence[str]], right: Collection[int] = (), indent: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..core.files import check_output, printable, write_output
+from ..core.text import duration
 from ..evaluation.inference import TRIAL_IMAGES
 from ..evaluation.significance import wilson
 from ..runs.file_names import REPORT
@@ -158,14 +159,8 @@ def _headline(run: RunData) -> dict[str, tuple[str, str]]:
     speed = np.average([entry["images_per_second"] for entry in run.epochs], weights=seconds)
     data_wait = np.average([entry["data_wait"] for entry in run.epochs], weights=seconds)
     headline["Images/s"] = f"{speed:,.0f}", f"in training; data wait {percent(data_wait)}"
-    headline["Training time"] = _duration(sum(seconds)), f"{run.epochs[-1]['step']:,} steps"
+    headline["Training time"] = duration(sum(seconds)), f"{run.epochs[-1]['step']:,} steps"
     return headline
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _curves(runs: Sequence[RunData]) -> list[XYChart]:

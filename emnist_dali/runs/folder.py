@@ -3,8 +3,11 @@
 import errno
 import math
 import os
+import shutil
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,7 @@ class RunFolder:
         self.robustness = self.path / ROBUSTNESS
         self._entries: list[dict[str, Any]] = []  # goes into every checkpoint
         self._lock: Lock | None = None
+        self._undo: Callable[[], None] | None = None  # removes what `create` made, until the run has begun
 
     @classmethod
     def create(cls, config: Config) -> "RunFolder":
@@ -69,12 +73,15 @@ class RunFolder:
 
         Raises UserError if the folder contains a run, or files with the names that a run writes.
         """
-        run = cls(distributed.broadcast_from_main(lambda: _create(config)))
+        path, folders = distributed.broadcast_from_main(lambda: _create(config))
+        run = cls(path)
         if distributed.is_main():
+            new = [file for name in (*FILES, LOCK) if not os.path.lexists(file := run.path / name)]
             run._lock = Lock(run.path / LOCK, run.path)
             try:
                 if is_run(run.path):  # another process was faster
                     raise UserError(_exists(run.path))
+                run._undo = partial(_remove, new, folders)
                 run.last.parent.mkdir(exist_ok=True)
                 (run.path / METRICS).unlink(missing_ok=True)  # from a start that was killed
             except OSError as error:
@@ -95,9 +102,11 @@ class RunFolder:
                 remove_temporaries(folder)
 
     def close(self) -> None:
-        """Releases the lock."""
+        """Releases the lock; of a run that has not begun it leaves only what was there before."""
         if self._lock:
             self._lock.close()
+        if self._undo:
+            self._undo()
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -110,6 +119,7 @@ class RunFolder:
         self.save_checkpoint(state)
         if distributed.is_main():
             write_json(self.path / ENVIRONMENT, environment())
+            self._undo = None
             write_json(self.path / CONFIG, config.to_dict())
 
     def rewind(self, config: Config, state: dict[str, Any]) -> None:
@@ -191,24 +201,36 @@ class RunFolder:
                 raise UserError(f"{kept} could not be linked ({error.strerror}); set run.keep to 1.") from error
 
 
-def _create(config: Config) -> str:
-    """The path of the folder: `run.out`, created if missing, or a new one that no other process has."""
+def _create(config: Config) -> tuple[Path, list[Path]]:
+    """The folder, `run.out` or a new one that no other process has, and which were missing, from it upwards."""
     name = f"{config.data.split}-{config.recipe}-{datetime.now():%Y%m%d-%H%M%S}"
     path = Path(config.run.out) if config.run.out else Path("runs") / name
     try:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         if config.run.out:
             check_can_create(config.run.out)
             path.mkdir(parents=True, exist_ok=True)
-            return str(path)
+            return path, missing
         path.parent.mkdir(exist_ok=True)
         for i in count(2):
             try:
                 path.mkdir()  # fails if another process was faster
-                return str(path)
+                return path, [path, *missing[1:]]
             except FileExistsError:
                 path = path.with_name(f"{name}-{i}")
     except OSError as error:
         raise UserError(f"{path} could not be created ({error.strerror}); choose another run.out.") from error
+
+
+def _remove(files: Sequence[Path], folders: Sequence[Path]) -> None:
+    """Removes what a start has made, folders only if nothing else is in them."""
+    for path in files:
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            path.unlink()  # where it is no folder
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _exists(path: Path) -> str:

@@ -131,7 +131,7 @@ def table(rows: Sequence[Row], folder: Path) -> str:
                 printable(row["data"] or ""),
                 _percent(row["test_accuracy"], row["test_accuracy_sd"]),
                 _percent(row["validation_accuracy"], None),
-                "" if row["seconds"] is None else f"{row['seconds']:,.0f} s",
+                "" if row["seconds"] is None else text.duration(row["seconds"]),
                 (row["started"] or "")[:16].replace("T", " "),
                 row["unfinished"],
             )

@@ -248,7 +248,8 @@ def rename_old_state(state: Any) -> Any:
     """A checkpoint with the current fields; older versions had one tracker, W&B, and not whether training `ended`."""
     if not isinstance(state, dict):
         return state
-    state = {"ended": False, **state}
+    if "waited" in state:  # of the trainer's position, which `ended` is a part of
+        state = {"ended": False, **state}
     if isinstance(state.get("log"), list):
         state = {**state, "log": [rename_old_fields(entry) for entry in state["log"]]}
     if "wandb" in state:

@@ -11,6 +11,7 @@ import torch
 
 from ..config import Config
 from ..core import distributed, machine
+from ..core.text import duration
 from ..data.manifest import MANIFEST
 from ..data.prepare import split_folder
 from ..data.shards import Shards
@@ -96,7 +97,7 @@ def _measured(config: Config, shards: Shards, done: int | None) -> list[str]:
     if gaps:
         step = training.accumulation * median(gaps)
         lines.append(
-            f"About {_duration(prepared + left * step)} on {config.run.device}, without validation and test: "
+            f"About {duration(prepared + left * step)} on {config.run.device}, without validation and test: "
             f"{step:.2g} s a step in {len(gaps)} micro-batches timed just now, beside whatever else runs here."
         )
     peak = machine.peak_memory() if config.run.device == "cpu" else torch.cuda.max_memory_allocated()
@@ -104,8 +105,3 @@ def _measured(config: Config, shards: Shards, done: int | None) -> list[str]:
         of = "This process" if config.run.device == "cpu" else "PyTorch"
         lines.append(f"{of} took {peak / 2**30:.1f} GiB of {'the GPU' if of == 'PyTorch' else 'memory'} for them.")
     return lines
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{hours:.1f} hours" if hours >= 2 else f"{minutes:.0f} minutes" if minutes >= 2 else f"{seconds:.0f} s"

@@ -114,7 +114,7 @@ def train(
             run.begin(config, session.state())
         if config.run.compile == "on":
             if not (state and state["log"]):
-                run.log({"kind": "compile", "seconds": compile_seconds})
+                session.record({"kind": "compile", "seconds": compile_seconds})
             say(f"Compiled in {compile_seconds:.0f} s.")
         session.train(resumed=state is not None)
         say(f"Run folder: {run.path}")
@@ -216,7 +216,7 @@ class Session:
             result = score(predictions, self.classes)
             entry |= {f"val_{name}": result[name] for name in VALIDATION_METRICS}
             accuracy = result["accuracy"]
-        self._record({"kind": "epoch", **entry})
+        self.record({"kind": "epoch", **entry})
         self.tracker.log(entry, trainer.step)
         say(_epoch_line(self.config, entry))
         if accuracy > self.best:
@@ -229,7 +229,8 @@ class Session:
             trainer.ended = True
             self._save()  # resumed, it does not train on
 
-    def _record(self, *entries: dict[str, Any]) -> None:
+    def record(self, *entries: dict[str, Any]) -> None:
+        """Appends to metrics.jsonl, and tells the user's `log`."""
         self.run.log(*entries)
         if distributed.is_main():
             for entry in entries:
@@ -261,7 +262,7 @@ class Session:
         results = {part: score(predicted, classes) for part, predicted in predictions.items()}
         for part, predicted in predictions.items():
             self.run.save_predictions(part, predicted)
-        self._record(*({"kind": part, **result} for part, result in results.items()))
+        self.record(*({"kind": part, **result} for part, result in results.items()))
         for part, result in results.items():
             say(summary(part, result))
         self._save()  # marks the run as complete

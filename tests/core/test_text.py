@@ -2,7 +2,7 @@ import unicodedata
 
 import pytest
 
-from emnist_dali.core.text import columns, pad, table
+from emnist_dali.core.text import columns, duration, pad, table
 
 COMBINED = unicodedata.normalize("NFD", "é")
 
@@ -20,6 +20,11 @@ def test_cells_of_any_width_stay_apart_in_their_columns():
     for line, (name, images) in zip(lines, rows, strict=True):
         assert line.startswith(f"  {name} ")
         assert line.endswith(f" {images}")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (120, "2.0 min"), (9000, "2.5 h")])
+def test_a_duration_has_the_unit_that_fits(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_a_line_does_not_end_in_spaces():

@@ -101,8 +101,3 @@ def test_data_that_are_not_prepared_are_named(tmp_path):
     _, about = dry_run.describe(small(tmp_path / "data", None))
     assert f"{tmp_path / 'data' / 'demo' / 'small'} is not prepared" in about
     assert not (tmp_path / "data").exists()
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (121, "2 minutes"), (9000, "2.5 hours")])
-def test_a_duration_has_the_unit_that_fits(seconds, text):
-    assert dry_run._duration(seconds) == text

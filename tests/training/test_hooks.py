@@ -57,6 +57,14 @@ def test_what_callbacks_get(data_dir, tmp_path):
     assert kept(run.path) == before  # such a run is complete
 
 
+def test_a_logger_gets_how_long_compiling_took(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.compile", lambda function, **options: function)
+    entries = []
+    run = train(quick(data_dir, tmp_path / "run", steps=1, compile="on"), test=False, log=entries.append)
+    assert [entry["kind"] for entry in entries] == ["compile", "epoch"]
+    assert entries == lines(run)
+
+
 def test_a_run_that_a_callback_ended_is_only_tested_when_it_is_resumed(data_dir, tmp_path):
     run = train(quick(data_dir, tmp_path / "run", epochs=2), test=False, after_epoch=lambda done, accuracy: True)
     assert [entry["kind"] for entry in lines(go_on(run.path))] == ["epoch", "test", "unseen"]

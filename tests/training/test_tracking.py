@@ -147,6 +147,22 @@ def test_a_tracker_that_cannot_start_is_one_sentence(data_dir, tmp_path, monkeyp
         tracking.start(config, RunFolder(tmp_path), "glyphs", {}, 0)
 
 
+@pytest.mark.parametrize("before", [[], ["notes.md"], ["mine/tensorboard"]])
+def test_a_tracker_that_cannot_start_leaves_what_was_there(before, data_dir, tmp_path, monkeypatch):
+    def refuse(start):
+        raise RuntimeError("no server")
+
+    out = tmp_path / "new" / "run"
+    for name in before:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    monkeypatch.setitem(tracking._TRACKERS, "mlflow", refuse)
+    with pytest.raises(UserError, match="no server"):
+        train(quick(data_dir, out, track=("csv", "tensorboard", "mlflow")))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [out / name for name in before]
+    assert out.exists() == (tmp_path / "new").exists() == bool(before)
+
+
 def test_which_trackers_a_run_has():
     def chosen(**run):
         return tracking.names(from_dict({"recipe": "cpu", "run": run}))
@@ -184,4 +200,9 @@ def test_track_on_the_command_line(tmp_path, monkeypatch):
 def test_a_checkpoint_of_a_version_that_had_only_wandb(tmp_path):
     for before, now in (("abc", {"wandb": "abc"}), (None, {})):
         save_state(tmp_path / "last.pt", {"step": 1, "wandb": before})
-        assert load_state(tmp_path / "last.pt") == {"step": 1, "trackers": now, "ended": False}
+        assert load_state(tmp_path / "last.pt") == {"step": 1, "trackers": now}
+
+
+def test_a_checkpoint_of_a_version_that_did_not_know_whether_training_ended(tmp_path):
+    save_state(tmp_path / "last.pt", {"waited": 0.0})
+    assert load_state(tmp_path / "last.pt") == {"waited": 0.0, "ended": False}
