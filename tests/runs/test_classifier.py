@@ -3,10 +3,15 @@ import pytest
 import torch
 
 from emnist_dali.core.errors import UserError
+from emnist_dali.core.files import read_json, write_json
 from emnist_dali.data.shards import Shards
 from emnist_dali.evaluation.evaluate import predict_run
+from emnist_dali.models.build import build_model
+from emnist_dali.runs import trained_classifier
 from emnist_dali.runs.classifier import load_classifier
 from emnist_dali.runs.trained_classifier import TrainedClassifier
+from emnist_dali.training.session import train
+from tests.training_runs import quick
 
 CLASSES = "0123456789Aa"
 
@@ -31,6 +36,25 @@ def test_a_classifier_describes_its_inputs_and_outputs(trained_run):
         True,
     )
     assert trained.probabilities(np.empty((0, 28, 28), np.uint8)).shape == (0, 12)
+
+
+def test_a_network_is_built_only_if_the_weights_fit_it(data_dir, tmp_path, monkeypatch):
+    """Settings from elsewhere could name one of gigabytes."""
+    run, devices = train(quick(data_dir, tmp_path / "run", steps=1)).path, []
+
+    def build(*arguments):
+        devices.append(torch.empty(0).device.type)
+        return build_model(*arguments)
+
+    monkeypatch.setattr(trained_classifier, "build_model", build)
+    TrainedClassifier(run)
+    assert devices == ["meta", "cpu"]
+    config = read_json(run / "config.json")
+    config["model"]["model"] = "test_resnet"
+    write_json(run / "config.json", config)
+    with pytest.raises(UserError, match=r"best\.safetensors does not fit the model in"):
+        TrainedClassifier(run)
+    assert devices == ["meta", "cpu", "meta"]
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
