@@ -3,7 +3,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emnist_dali.config import Data
 from emnist_dali.loading import sampling
 from emnist_dali.loading.sampling import Stream
 
@@ -202,25 +201,3 @@ def test_numbers_are_uniform_over_positions(stream):
     )
     shares = np.histogram(first, 10, (0, 1))[0] / len(first)
     assert np.abs(shares - 0.1).max() < 4 * np.sqrt(0.1 * 0.9 / len(first))
-
-
-@given(classes=st.integers(2, 12), number=st.integers(2, 7), seed=SEEDS)
-@settings(max_examples=20, deadline=None)
-def test_each_image_is_validated_on_in_one_fold_and_trained_on_in_the_others(classes, number, seed):
-    labels = np.arange(classes * 11) % classes
-    validated = np.zeros(len(labels), int)
-    for fold in range(1, number + 1):
-        data = Data(folds=number, fold=fold, val_fraction=0.0)
-        training, validation = sampling.training_and_validation(labels, data, seed)
-        assert np.array_equal(np.union1d(training, validation), np.arange(len(labels)))
-        assert len(np.intersect1d(training, validation)) == 0
-        assert {11 // number, -(-11 // number)} >= set(np.bincount(labels[validation], minlength=classes))
-        validated[validation] += 1
-    assert set(validated) == {1}
-
-
-def test_without_folds_the_fraction_is_held_out():
-    labels = np.arange(60) % 3
-    found = sampling.training_and_validation(labels, Data(val_fraction=0.2), 4)
-    for indices, expected in zip(found, sampling.holdout(labels, 0.2, 4), strict=True):
-        np.testing.assert_array_equal(indices, expected)
