@@ -9,7 +9,7 @@ from PIL import Image
 from emnist_dali.config import Data, Model
 from emnist_dali.core import files
 from emnist_dali.core.errors import UserError
-from emnist_dali.data import image_files, image_headers, sources
+from emnist_dali.data import archive, image_files, image_folder, image_headers, sources
 from emnist_dali.data import pack as pack_module
 from emnist_dali.data.manifest import MAX_SAMPLES, read_manifest
 from emnist_dali.data.pack import pack
@@ -36,7 +36,7 @@ def images(tmp_path):
     [
         (image_headers, "MAX_PIXELS", 119, r"x\.png .*its 12 × 10 pixels are more than 119"),
         (image_files, "MAX_FILE_BYTES", 10, r"x\.png .*more than"),
-        (sources, "MAX_BYTES", 63, r"train contains 1 images; .* 8 × 8"),
+        (image_folder, "MAX_BYTES", 63, r"train contains 1 images; .* 8 × 8"),
         (sources, "MAX_CLASSES", 0, "1 classes"),
     ],
 )
@@ -49,12 +49,12 @@ def test_of_a_folder_of_images(images, monkeypatch, module, limit, value, messag
 
 def test_of_a_zip(tmp_path, monkeypatch):
     path = tmp_path / "gzip.zip"
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w") as members:
         for i in range(100):
-            archive.writestr(f"{i}", b"")
+            members.writestr(f"{i}", b"")
     with pytest.raises(UserError, match="lacks"):
         sources.load("letters", str(path), tmp_path)
-    monkeypatch.setattr(sources, "MAX_DIRECTORY", 4_000)
+    monkeypatch.setattr(archive, "MAX_DIRECTORY", 4_000)
     with pytest.raises(UserError, match="Truncated central directory"):
         sources.load("letters", str(path), tmp_path)
 

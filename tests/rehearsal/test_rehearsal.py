@@ -130,7 +130,8 @@ def test_a_whole_training_runs(backend: str, compile: str, folder: Path, data_di
     """With validation, checkpoints, test and report, as from the command line."""
     run = tmp_path / "run"
     options = {"recipe": "fast", "split": "small", "source": "glyphs", "data-dir": data_dir, "out": run}
-    options |= {"device": "cuda:0", "backend": backend, "compile": compile, "batch-size": 64, "epochs": 2}
+    options |= {"device": "cuda:0", "backend": backend, "compile": compile, "epochs": 2}
+    options["batch-size"] = 36  # of 108 test images: padding would be counted, because its labels are not computed
     arguments = [f"--{name}={value}" for name, value in options.items()]
     null_gpu.run("emnist_dali", "train", *arguments, folder=folder, variables=null_gpu.for_programs)
     kinds = [json.loads(line)["kind"] for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from emnist_dali.cli import main
+from emnist_dali.core import tensor_files
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json, sha256, write_json
 from emnist_dali.data.shards import Shards
@@ -637,7 +638,8 @@ def test_wrong_predictions_are_refused(change, named, trained_run, tmp_path):
 def test_predictions_of_other_images_than_the_test_are_refused(trained_run, tmp_path):
     run = copy(trained_run, tmp_path / "run")
     path = run / "predictions-test.safetensors"
-    save_file({name: tensor[:50].contiguous() for name, tensor in load_file(path).items()}, path)
+    tensors, metadata = tensor_files.decode(path, "predictions")
+    path.write_bytes(tensor_files.encode({name: tensor[:50] for name, tensor in tensors.items()}, metadata))
     with pytest.raises(UserError, match="other images or classes"):
         write_report([run])
 

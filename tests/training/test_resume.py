@@ -352,9 +352,9 @@ def test_a_longer_run_tells_that_the_test_was_read(data_dir, tmp_path):
 def test_pretrained_weights_are_asked_for_once(data_dir, tmp_path, monkeypatch):
     asked = []
 
-    def from_hub(model, classes):
+    def from_hub(model, options):
         asked.append(model.model)
-        return timm.create_model(model.model, in_chans=1, num_classes=classes)
+        return timm.create_model(model.model, **options)
 
     monkeypatch.setattr("emnist_dali.models.build._from_hub", from_hub)
     config = quick(data_dir, tmp_path / "run", epochs=1, pretrained=True)
