@@ -15,8 +15,8 @@ SECOND = {"index.html": b"three", "sub/other.js": b"four"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """But for the listing."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != LISTING)
+    """But for the listing, and for locks, which hold the second of their making."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != LISTING and path.suffix != ".lock")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
