@@ -103,10 +103,10 @@ class RunFolder:
 
     def close(self) -> None:
         """Releases the lock; of a run that has not begun it leaves only what was there before."""
+        if self._undo:  # before another process may begin a run here
+            self._undo()
         if self._lock:
             self._lock.close()
-        if self._undo:
-            self._undo()
 
     def __enter__(self) -> "RunFolder":
         return self
