@@ -27,13 +27,13 @@ from scipy.stats import t as student
 
 import stage_timers
 from emnist_dali import recipes
+from emnist_dali.commands.options import with_flags
 from emnist_dali.config import Config, from_dict
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json
 from emnist_dali.core.machine import environment
 from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
-from emnist_dali.options import with_flags
 from emnist_dali.runs.file_names import CONFIG
 from emnist_dali.runs.folder import RunFolder
 from emnist_dali.runtime import resolve

@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 
+from emnist_dali.commands.options import with_flags
 from emnist_dali.config import Config
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import write_atomic, write_json
 from emnist_dali.core.tensor_files import encode
 from emnist_dali.deploy.model_card import model_card
 from emnist_dali.evaluation.evaluate import evaluate
-from emnist_dali.options import with_flags
 from emnist_dali.runs.checkpoint import load_weights
 from emnist_dali.runs.file_names import CONFIG, METRICS
 from emnist_dali.runs.folder import RunFolder

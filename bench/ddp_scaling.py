@@ -25,12 +25,12 @@ from torch import distributed as torch_distributed
 
 import stage_timers
 from emnist_dali import recipes
+from emnist_dali.commands.options import with_flags
 from emnist_dali.core import distributed
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json, write_json
 from emnist_dali.core.machine import available_cpus, environment
 from emnist_dali.data.prepare import prepare
-from emnist_dali.options import with_flags
 from emnist_dali.runtime import resolve
 from emnist_dali.training.build import training_shards
 from result_file import check_result_file, write_result_file

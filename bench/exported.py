@@ -23,12 +23,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from emnist_dali import load_classifier
+from emnist_dali.commands.options import ModelPath, with_flags
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.machine import environment
 from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
 from emnist_dali.deploy.decoder import decode
-from emnist_dali.options import ModelPath, with_flags
 from emnist_dali.runs.folder import RunFolder
 from result_file import check_result_file, commit, write_result_file
 from web_page import open_page

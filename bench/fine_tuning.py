@@ -17,6 +17,7 @@ from typing import Any
 import click
 import numpy as np
 
+from emnist_dali.commands.options import with_flags
 from emnist_dali.config import Config
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.machine import environment
@@ -24,7 +25,6 @@ from emnist_dali.data.pack import pack
 from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.sources import Part, Source
-from emnist_dali.options import with_flags
 from emnist_dali.recipes import cpu
 from emnist_dali.runtime import resolve
 from emnist_dali.training.build import training_shards

@@ -26,6 +26,7 @@ import numpy as np
 
 import stage_timers
 import time_to_accuracy
+from emnist_dali.commands.options import with_flags
 from emnist_dali.config import Affine, Config, Data, Model, Run, Training, from_dict
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json
@@ -35,7 +36,6 @@ from emnist_dali.evaluation.inference import evaluation_loader, predict
 from emnist_dali.evaluation.metrics import score
 from emnist_dali.loading import sampling
 from emnist_dali.models.build import build_model
-from emnist_dali.options import with_flags
 from emnist_dali.runtime import autocast, resolve
 from emnist_dali.training.build import build_training, training_shards
 from emnist_dali.training.trainer import DivergedError

@@ -35,12 +35,12 @@ import click
 import torch
 
 import throughput
+from emnist_dali.commands.options import with_flags
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import parse_json, read_json, write_atomic
 from emnist_dali.core.machine import environment
 from emnist_dali.data.manifest import MANIFEST
 from emnist_dali.data.prepare import prepare, split_folder
-from emnist_dali.options import with_flags
 from result_file import check_result_file, write_result_file
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,8 +17,8 @@ import click
 
 import comparison
 from emnist_dali import recipes
+from emnist_dali.commands.options import with_flags
 from emnist_dali.core.errors import UserError
-from emnist_dali.options import with_flags
 from emnist_dali.runtime import resolve
 from emnist_dali.training.build import training_shards
 

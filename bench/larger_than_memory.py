@@ -28,6 +28,7 @@ import numpy as np
 
 import growth
 import stage_timers
+from emnist_dali.commands.options import with_flags
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.machine import available_cpus, environment
 from emnist_dali.data.prepare import prepare
@@ -35,7 +36,6 @@ from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import Stats, statistics
 from emnist_dali.loading.batch_plan import BatchSpec
 from emnist_dali.loading.loader import Loader
-from emnist_dali.options import with_flags
 from gpu_check import raise_on_signals
 from result_file import check_result_file, write_result_file
 

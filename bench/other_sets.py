@@ -19,6 +19,7 @@ from typing import Any
 import click
 import torch
 
+from emnist_dali.commands.options import with_flags
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json
 from emnist_dali.core.machine import environment
@@ -27,7 +28,6 @@ from emnist_dali.data.manifest import read_manifest
 from emnist_dali.data.named_sets import SETS
 from emnist_dali.data.prepare import prepare
 from emnist_dali.evaluation.evaluate import evaluate
-from emnist_dali.options import with_flags
 from emnist_dali.recipes import RECIPES, choose
 from emnist_dali.training.session import train
 from result_file import check_result_file, commit, write_result_file

@@ -26,6 +26,7 @@ import click
 import numpy as np
 
 import stage_timers
+from emnist_dali.commands.options import with_flags
 from emnist_dali.config import Affine
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.machine import environment
@@ -33,7 +34,6 @@ from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.sources import Part, Source
 from emnist_dali.loading.backends import GATHERED_AHEAD, CpuBackend, DaliBackend, MakeBackend
-from emnist_dali.options import with_flags
 from emnist_dali.pipelines import dali
 from result_file import check_result_file, write_result_file
 from stage_timers import Setup, TrainingTimer

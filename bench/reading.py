@@ -17,6 +17,7 @@ import click
 import numpy as np
 
 import handwriting
+from emnist_dali.commands.options import with_flags
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.machine import environment
 from emnist_dali.core.progress import progress
@@ -29,7 +30,6 @@ from emnist_dali.deploy.reading import (
     read_writing,
     to_allowed,
 )
-from emnist_dali.options import with_flags
 from emnist_dali.runs.classifier import Classifier, load_classifier
 from result_file import commit, write_result_file
 

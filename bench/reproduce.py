@@ -31,6 +31,7 @@ import click
 import torch
 
 import gpu_check
+from emnist_dali.commands.options import with_flags
 from emnist_dali.config import Config, parse
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json, write_atomic
@@ -40,7 +41,6 @@ from emnist_dali.data.manifest import Manifest
 from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
 from emnist_dali.loading.loader import with_backend
-from emnist_dali.options import with_flags
 from emnist_dali.recipes import RECIPES, choose
 from emnist_dali.runs.checkpoint import load_weights
 from emnist_dali.runs.folder import RunFolder

@@ -24,6 +24,7 @@ import growth
 import limits
 import peer_jobs
 import stage_timers
+from emnist_dali.commands.options import with_flags
 from emnist_dali.config import Backend, Config
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.machine import available_cpus, environment
@@ -32,7 +33,6 @@ from emnist_dali.data.prepare import prepare, split_folder
 from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import statistics
 from emnist_dali.loading.loader import with_backend
-from emnist_dali.options import with_flags
 from emnist_dali.recipes import choose
 from emnist_dali.runtime import AMP_DTYPES, resolve
 from limits import Cost, Machine

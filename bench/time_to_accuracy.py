@@ -19,6 +19,7 @@ import click
 import torch
 
 import stage_timers
+from emnist_dali.commands.options import with_flags
 from emnist_dali.config import Config
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.machine import environment
@@ -27,7 +28,6 @@ from emnist_dali.data.stats import statistics
 from emnist_dali.evaluation.inference import predict
 from emnist_dali.evaluation.metrics import score
 from emnist_dali.loading.loader import Loader, with_backend
-from emnist_dali.options import with_flags
 from emnist_dali.recipes import RECIPES, choose
 from emnist_dali.runtime import autocast, resolve
 from emnist_dali.training.build import build_training, training_shards

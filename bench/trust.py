@@ -20,12 +20,12 @@ from sklearn.metrics import roc_auc_score
 
 import handwriting
 import outliers
+from emnist_dali.commands.options import with_flags
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.machine import environment
 from emnist_dali.core.progress import progress
 from emnist_dali.data.shards import Shards
 from emnist_dali.deploy.emnist_style import to_emnist_style
-from emnist_dali.options import with_flags
 from emnist_dali.runs.classifier import Classifier, load_classifier
 from emnist_dali.runs.prediction_sets import prediction_set, threshold
 from emnist_dali.runs.typicality import UNTYPICAL

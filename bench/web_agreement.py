@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image
 
 import handwriting
+from emnist_dali.commands.options import with_flags
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.machine import environment
 from emnist_dali.core.progress import progress
 from emnist_dali.data.shards import Shards
 from emnist_dali.deploy import emnist_style
 from emnist_dali.deploy.emnist_style import SIZE, Glyph, find_glyph
-from emnist_dali.options import with_flags
 from emnist_dali.runs.classifier import Classifier, load_classifier
 from result_file import check_result_file, commit, write_result_file
 from web_page import chromium

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from emnist_dali.cli import main
+from emnist_dali.commands.options import flag, with_flags
 from emnist_dali.config import Mixing
 from emnist_dali.core import tensor_files
 from emnist_dali.core.errors import UserError
@@ -17,7 +18,6 @@ from emnist_dali.core.progress import say
 from emnist_dali.data.pack import pack
 from emnist_dali.data.sources import Part
 from emnist_dali.evaluation.evaluate import DETAILS, predict_run
-from emnist_dali.options import flag, with_flags
 from emnist_dali.recipes import recipe
 from emnist_dali.runs.checkpoint import load_weights
 from emnist_dali.runs.folder import RunFolder

@@ -21,10 +21,10 @@ import click
 BENCH = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(BENCH))
 
+from emnist_dali.commands.options import with_flags  # noqa: E402
 from emnist_dali.core.errors import UserError  # noqa: E402
 from emnist_dali.core.files import write_json  # noqa: E402
 from emnist_dali.core.machine import environment  # noqa: E402
-from emnist_dali.options import with_flags  # noqa: E402
 from emnist_dali.runtime import resolve  # noqa: E402
 from result_file import check_result_file, commit, write_result_file  # noqa: E402
 from speedrun.run import ROWS, yardstick  # noqa: E402

@@ -27,6 +27,7 @@ import ablation
 import stage_timers
 import time_to_accuracy
 from emnist_dali import recipes
+from emnist_dali.commands.options import with_flags
 from emnist_dali.config import Config, Mixing
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json
@@ -34,7 +35,6 @@ from emnist_dali.core.machine import environment
 from emnist_dali.data.stats import statistics
 from emnist_dali.models.ensemble import Ensemble
 from emnist_dali.models.fast_net import FastNet, FlatNet
-from emnist_dali.options import with_flags
 from emnist_dali.runtime import resolve
 from emnist_dali.training.build import training_shards
 from result_file import check_result_file, write_result_file

@@ -27,10 +27,10 @@ sys.path.insert(0, str(BENCH))
 import limits  # noqa: E402
 import time_to_accuracy  # noqa: E402
 from emnist_dali import recipes  # noqa: E402
+from emnist_dali.commands.options import with_flags  # noqa: E402
 from emnist_dali.config import Config  # noqa: E402
 from emnist_dali.core.errors import UserError  # noqa: E402
 from emnist_dali.core.files import read_json  # noqa: E402
-from emnist_dali.options import with_flags  # noqa: E402
 from emnist_dali.runtime import AMP_DTYPES, resolve  # noqa: E402
 from result_file import commit, write_result_file  # noqa: E402
 

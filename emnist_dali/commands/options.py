@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from .config import RENAMED_RECIPES, Config, parse, settings
-from .core.documents import is_document
-from .core.errors import UserError
-from .core.files import MAX_NAME, is_plain
-from .recipes import RECIPES, choose, unknown_recipe
-from .weights import located
+from ..config import RENAMED_RECIPES, Config, parse, settings
+from ..core.documents import is_document
+from ..core.errors import UserError
+from ..core.files import MAX_NAME, is_plain
+from ..recipes import RECIPES, choose, unknown_recipe
+from ..weights import located
 
 
 def flag(path: str) -> str:
@@ -50,7 +50,7 @@ class ModelPath(PlainPath):
     """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        from .runs.hub import PREFIX, is_address  # imports numpy
+        from ..runs.hub import PREFIX, is_address  # imports numpy
 
         if is_address(value):
             if self.file_okay:
@@ -63,6 +63,13 @@ class ModelPath(PlainPath):
                 ctx,
             )
         return super().convert(located(value), param, ctx)
+
+
+RUN = PlainPath(exists=True, file_okay=False, path_type=Path)
+RUN_OR_BUILTIN = ModelPath(exists=True, file_okay=False, path_type=Path)
+MODEL = ModelPath(exists=True, path_type=Path)
+FILE = PlainPath(dir_okay=False, path_type=Path)
+FOLDER = PlainPath(path_type=Path)
 
 
 class RecipeName(click.Choice):
@@ -209,3 +216,20 @@ def uses_gpu(recipe: str, device: str | None) -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _trust(ctx: click.Context, param: click.Parameter, paths: tuple[str, ...]) -> None:
+    from ..models.import_path import trust
+
+    for path in paths:
+        trust(path)
+
+
+trust_option = click.option(
+    "--trust",
+    multiple=True,
+    metavar="MODULE:FACTORY",
+    expose_value=False,
+    callback=_trust,
+    help="Import this network of your own where a run was trained with it.",
+)

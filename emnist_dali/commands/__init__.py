@@ -1,0 +1,1 @@
+"""The commands, a file each: options and nothing else. The work is in the folders below."""
