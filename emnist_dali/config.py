@@ -7,14 +7,13 @@ because `--help` needs this module.
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
-from operator import ge, gt, le, lt
-from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from .core.checked_fields import Part, changed, checked, description, setting, value_error, value_type
 from .core.errors import UserError
-from .core.files import MAX_NAME, is_folder_name, is_plain
+from .core.files import is_folder_name
 
 Backend = Literal["auto", "dali", "resident", "cpu", "synthetic"]
 Amp = Literal["auto", "native", "bf16", "fp16", "off"]
@@ -26,8 +25,6 @@ Freeze = Literal["none", "stem", "backbone"]
 Wandb = Literal["disabled", "offline", "online"]
 
 MAX_FOLDS = 20
-MAX_FLOAT = 1e30  # float32 ends at 3 · 10³⁸
-_BOUNDS = {"ge": (ge, "at least"), "gt": (gt, "above"), "le": (le, "at most"), "lt": (lt, "below")}
 # Fields that were removed, and the value that meant «off».
 _REMOVED = {"erasing": 0, "elastic": 0}
 # Fields that were added, by one of those beside them, and the value that runs before had.
@@ -46,28 +43,8 @@ _ADDED: dict[str, dict[str, Any]] = {
 RENAMED_RECIPES = {"seed": "published", "best": "improved"}
 
 
-def setting(default: Any = MISSING, help: str | None = None, *, affects_result: bool = True, **bounds: float) -> Any:
-    """A field of a part: `help` makes it a command-line option; `bounds` are any of ge, gt, le and lt."""
-    return field(default=default, metadata={"help": help, "affects_result": affects_result, **bounds})
-
-
-class _Part:
-    """A dataclass at the dotted `path` of the tree, which checks its fields' types and bounds when it is created."""
-
-    path: ClassVar[str]
-
-    def __init_subclass__(cls, path: str) -> None:
-        cls.path = path
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field_ in fields(self):
-            path, value = f"{self.path}.{field_.name}", getattr(self, field_.name)
-            object.__setattr__(self, field_.name, _checked(path, value, hints[field_.name], field_.metadata))
-
-
 @dataclass(frozen=True, kw_only=True)
-class Affine(_Part, path="data.affine"):
+class Affine(Part, path="data.affine"):
     """Random affine augmentation; each number is the largest deviation in either direction."""
 
     rotation: tuple[float, ...] = setting((), ge=0, le=7)  # radians; several angles are drawn independently and added
@@ -78,7 +55,7 @@ class Affine(_Part, path="data.affine"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data(_Part, path="data"):
+class Data(Part, path="data"):
     split: str = setting("balanced", "EMNIST split, or the name of your own dataset.  [default: balanced]")
     data_dir: str = setting("data", "Folder of the prepared splits.", affects_result=False)
     source: str | None = setting(
@@ -122,7 +99,7 @@ class Data(_Part, path="data"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model(_Part, path="model"):
+class Model(Part, path="model"):
     model: str = setting("efficientnet_b2", "Name of any timm model, or your own network as package.module:factory.")
     pretrained: bool = setting(True, "Start from timm's pretrained weights.")
     weights: str | None = setting(
@@ -141,7 +118,7 @@ class Model(_Part, path="model"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixing(_Part, path="training.mixing"):
+class Mixing(Part, path="training.mixing"):
     """MixUp and CutMix of whole batches (timm's `Mixup` in batch mode)."""
 
     mixup_alpha: float = setting(gt=0)
@@ -152,7 +129,7 @@ class Mixing(_Part, path="training.mixing"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(_Part, path="training"):
+class Training(Part, path="training"):
     epochs: int = setting(20, "Epochs; the schedule spans them.", ge=1)
     steps: int | None = setting(
         None, "Stop after this many optimizer steps; evaluation then takes at most 2,048 images.", ge=1
@@ -212,7 +189,7 @@ class Training(_Part, path="training"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(_Part, path="run"):
+class Run(Part, path="run"):
     device: str = setting("auto", "cuda, cuda:1 or cpu; auto takes a GPU if there is one.", affects_result=False)
     amp: Amp = setting(
         "auto",
@@ -239,7 +216,9 @@ class Run(_Part, path="run"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not re.fullmatch(r"[1-9]\d{0,8}s?", self.checkpoint_every):
-            raise _error("run.checkpoint_every", self.checkpoint_every, "a number of steps, or of seconds like 600s")
+            raise value_error(
+                "run.checkpoint_every", self.checkpoint_every, "a number of steps, or of seconds like 600s"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,9 +239,9 @@ class Config:
 
     def __post_init__(self) -> None:
         if not is_folder_name(self.recipe):  # names run folders
-            raise _error("recipe", self.recipe, "a plain name")
+            raise value_error("recipe", self.recipe, "a plain name")
         for name, part in PARTS.items():
-            _checked(name, getattr(self, name), part, {})
+            checked(name, getattr(self, name), part, {})
 
     def override(self, values: Mapping[str, Any]) -> "Config":
         """This config with other values; every change of one part is made, and checked, together.
@@ -277,7 +256,7 @@ class Config:
                 changes[name if name in settings() else _path_of(name)] = value
         if changes.get("model.weights") is not None:  # for recipes that train from scratch
             changes = {"model.pretrained": True, **changes}
-        return _changed(Config, self, changes)
+        return changed(Config, self, changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts that `from_dict` reads back."""
@@ -296,7 +275,7 @@ class Config:
         }
 
 
-PARTS: dict[str, type[_Part]] = {"data": Data, "model": Model, "training": Training, "run": Run}
+PARTS: dict[str, type[Part]] = {"data": Data, "model": Model, "training": Training, "run": Run}
 
 
 def from_dict(content: dict[str, Any], name: str = "This") -> Config:
@@ -349,19 +328,14 @@ def settings() -> dict[str, Setting]:
     return {path: setting for part in PARTS.values() for path, setting in _settings(part)}
 
 
-def _settings(part: type[_Part]) -> Iterator[tuple[str, Setting]]:
+def _settings(part: type[Part]) -> Iterator[tuple[str, Setting]]:
     hints = get_type_hints(part)
     for field_ in fields(part):
         path, hint = f"{part.path}.{field_.name}", hints[field_.name]
-        kind = _kind(hint)
+        kind = value_type(hint)
         yield path, Setting(kind, kind is not hint, field_.metadata["help"])
         if is_dataclass(kind):
             yield from _settings(kind)
-
-
-def _kind(hint: Any) -> Any:
-    """The X of `X | None`; any other type as it is."""
-    return next(kind for kind in get_args(hint) if kind is not NoneType) if isinstance(hint, UnionType) else hint
 
 
 def _path_of(name: str) -> str:
@@ -442,88 +416,22 @@ def parse(path: str, text: str) -> Any:
             return {"true": True, "false": False}[text.lower()]
         return text if get_origin(kind) is Literal else kind(text)
     except (ValueError, KeyError) as error:
-        raise _error(path, text, _description(kind)) from error
-
-
-def _changed(kind: type, node: Any, changes: Mapping[str, Any]) -> Any:
-    """`node` of type `kind`, or a new one for None, with `changes` by paths below it."""
-    values: dict[str, Any] = {}
-    below: dict[str, dict[str, Any]] = {}
-    for path, value in changes.items():
-        name, _, rest = path.partition(".")
-        if rest:
-            below.setdefault(name, {})[rest] = value
-        else:
-            values[name] = value
-    hints = get_type_hints(kind)
-    for name, inner in below.items():
-        values[name] = _changed(_kind(hints[name]), values.get(name, getattr(node, name, None)), inner)
-    if node is not None:
-        return replace(node, **values)
-    missing = [f"{kind.path}.{f.name}" for f in fields(kind) if f.default is MISSING and f.name not in values]
-    if missing:
-        raise UserError(f"There is no {kind.__name__.lower()} to change; adding it also needs {', '.join(missing)}.")
-    return kind(**values)
+        raise value_error(path, text, description(kind)) from error
 
 
 def _build(kind: type, content: dict[str, Any]) -> Any:
     hints = get_type_hints(kind)
     if unknown := content.keys() - {f.name for f in fields(kind)}:
-        above = f"{kind.path}." if issubclass(kind, _Part) else ""
+        above = f"{kind.path}." if issubclass(kind, Part) else ""
         raise _unknown(f"{above}{min(unknown)}", () if above else ("base", "recipe", *PARTS))
     return kind(**{name: _from_json(hints[name], value) for name, value in content.items()})
 
 
 def _from_json(hint: Any, value: Any) -> Any:
     """A field's value as it was before JSON; any other value stays as it is."""
-    kind = _kind(hint)
+    kind = value_type(hint)
     if is_dataclass(kind) and isinstance(value, dict):
         return _build(kind, value)
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(value)
     return value
-
-
-def _checked(path: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
-    """`value`, as float where `hint` is float; raises UserError if its type or the bounds in `metadata` forbid it."""
-    kind = _kind(hint)
-    if value is None and kind is not hint:
-        return None
-    if get_origin(kind) is tuple and isinstance(value, tuple):
-        return tuple(_checked(path, item, get_args(kind)[0], metadata) for item in value)
-    if not _is_valid(value, kind):
-        raise _error(path, value, _description(kind))
-    bounds = [(*_BOUNDS[name], limit) for name, limit in metadata.items() if name in _BOUNDS]
-    if not all(holds(value, limit) for holds, _, limit in bounds):
-        raise _error(path, value, " and ".join(f"{words} {limit:,}" for _, words, limit in bounds))
-    return float(value) if kind is float else value
-
-
-def _is_valid(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in get_args(kind)
-    if kind is str:
-        return is_plain(value)
-    if kind is int or kind is float:
-        limit = 2**63 - 1 if kind is int else MAX_FLOAT
-        return isinstance(value, int | kind) and not isinstance(value, bool) and abs(value) <= limit
-    return get_origin(kind) is None and isinstance(value, kind)
-
-
-def _description(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    if get_origin(kind) is tuple:
-        item = get_args(kind)[0]
-        return "names, separated by commas" if get_origin(item) is Literal else "numbers, separated by commas"
-    return {
-        bool: "true or false",
-        int: "a whole number below 2⁶³",
-        float: "a finite number of at most 10³⁰",
-        str: f"text without control characters, of at most {MAX_NAME:,}",
-    }.get(kind, f"of type {kind.__name__}")
-
-
-def _error(path: str, value: Any, allowed: str) -> UserError:
-    shown = ascii(value) if isinstance(value, str) else str(value)
-    return UserError(f"{path} is {shown:.80}; it must be {allowed}.")
