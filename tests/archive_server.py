@@ -2,9 +2,10 @@
 
 import http.server
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from .local_server import local_server
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -41,14 +42,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def serving(data: bytes) -> Iterator[http.server.ThreadingHTTPServer]:
     """Serves `data` at `url` on this machine."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with local_server(Handler) as server:
         server.data = data
-        server.url = f"http://127.0.0.1:{server.server_port}/gzip.zip"
+        server.url += "/gzip.zip"
         server.ranges, server.sends_length, server.shift, server.cuts, server.ranges_requested = True, True, 0, [], []
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+        yield server

@@ -5,10 +5,11 @@ import hashlib
 import http.server
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from .local_server import local_server
 
 OWNER = "someone"
 TOKEN = "hf_of_someone"
@@ -119,14 +120,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @contextmanager
 def hub() -> Iterator[http.server.ThreadingHTTPServer]:
     """Serves at `url`; `repos` has the commits of each repository (oid, files by path), `asked` the requests."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.url = f"http://127.0.0.1:{server.server_port}"
+    with local_server(Handler) as server:
         server.repos, server.created, server.objects, server.asked = {}, {}, {}, []
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+        yield server

@@ -9,8 +9,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from emnist_dali import cli
-from emnist_dali.tools.doctor import EXTRAS
+from emnist_dali.commands import program
+from emnist_dali.core.extras import EXTRAS
 
 from .installation import INFERENCE, LOCK, PROJECT, left_out, metadata, requirements
 
@@ -44,7 +44,7 @@ def test_what_needs_more_than_the_list_for_inference_says_so(command):
 
 
 def test_a_torchvision_of_another_torch_is_one_sentence():
-    sentence = cli._system_error(RuntimeError("operator torchvision::nms does not exist"))
+    sentence = program._system_error(RuntimeError("operator torchvision::nms does not exist"))
     assert sentence.startswith("torchvision is built for another torch")
 
 

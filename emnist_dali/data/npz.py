@@ -5,17 +5,16 @@ The name of an array says its part (x_train, val_images); one that numpy named i
 """
 
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..core.errors import UserError
-from ..core.files import printable, reason
+from ..core.files import printable
 from ..core.progress import say
 from .idx import MAX_IMAGES
-from .stored import PARTS, Stored, check_size, part_of, to_grey
+from .stored import PARTS, Stored, check_size, part_of, read_as, to_grey
 
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy's
 _ADVICE = "save uint8 images (N, H, W) and integer labels (N) with numpy.savez"
@@ -26,7 +25,7 @@ def read(paths: Sequence[Path]) -> dict[str, Stored]:
     images: dict[str, tuple[np.ndarray, str]] = {}
     labels: dict[str, tuple[np.ndarray, str]] = {}
     for path in paths:
-        with _errors(path), zipfile.ZipFile(path) as file:
+        with read_as("npz", path), zipfile.ZipFile(path) as file:
             for member in file.infolist():
                 name = printable(member.filename.removesuffix(".npy"))[:100]
                 shape, dtype = _header(file, member)
@@ -43,19 +42,6 @@ def read(paths: Sequence[Path]) -> dict[str, Stored]:
             f"{', '.join(labels) or 'no part'}: name arrays as x_train, y_train, x_test, y_test."
         )
     return {part: Stored(*images[part], *labels[part]) for part in PARTS if part in images}
-
-
-@contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    """Turns what zipfile and numpy raise on a broken file into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except MemoryError as error:
-        raise UserError(f"{path} needs more memory than this machine has free; close other programs.") from error
-    except Exception as error:
-        raise UserError(f"{path} cannot be read as npz ({reason(error)}); download or save it again.") from error
 
 
 def _header(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:

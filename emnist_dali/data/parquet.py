@@ -2,17 +2,16 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..core.errors import UserError
-from ..core.files import printable, reason
+from ..core.files import printable
 from .decoding import decode
 from .image_folder import check_amount
-from .stored import Stored
+from .stored import Stored, read_as
 
 if TYPE_CHECKING:
     import pyarrow
@@ -57,7 +56,7 @@ def read(parts: Mapping[str, Sequence[Path]], size: int) -> tuple[dict[str, Stor
         if isinstance(labels[0], str):
             classes = classes or tuple(sorted(set(map(str, labels))))
             labels = _indices(labels, classes, paths[0])
-        with _errors(paths[0]):
+        with read_as("parquet", paths[0]):
             numbers = np.array(labels, np.int64)
         stored[part] = Stored(images, str(paths[0]), numbers, str(paths[0]))
     return stored, classes
@@ -81,7 +80,7 @@ class _File:
         from pyarrow import parquet
 
         self.path = path
-        with _errors(path):
+        with read_as("parquet", path):
             self._file = parquet.ParquetFile(path)
             schema, metadata = self._file.schema_arrow, self._file.metadata
             self.rows = metadata.num_rows
@@ -109,7 +108,7 @@ class _File:
     def images(self, labels: list[Any]) -> Iterator[tuple[Path, bytes]]:
         """Each row's place, for messages, and its encoded image; its label is added to `labels`."""
         row = 0
-        with _errors(self.path):
+        with read_as("parquet", self.path):
             for batch in self._file.iter_batches(ROWS, columns=[self._image, self._label]):
                 for image, label in zip(batch[self._image].to_pylist(), batch[self._label].to_pylist(), strict=True):
                     place = Path(f"{self.path}, row {row}")
@@ -144,16 +143,3 @@ def _is_label(kind: "pyarrow.DataType") -> bool:
     from pyarrow import types
 
     return types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)
-
-
-@contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    """Turns what pyarrow raises on a broken file into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except MemoryError as error:
-        raise UserError(f"{path} needs more memory than this machine has free; close other programs.") from error
-    except Exception as error:
-        raise UserError(f"{path} cannot be read as parquet ({reason(error)}); download or write it again.") from error

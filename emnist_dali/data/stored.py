@@ -2,11 +2,15 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ..core.errors import UserError
+from ..core.files import reason
 from .idx import MAX_BYTES, MAX_IMAGES, MAX_SIDE
 
 PARTS = ("train", "test", "validation")
@@ -34,6 +38,19 @@ class Stored:
                 f"{self.images_at} holds {len(self.images):,} images, but {self.labels_at} holds "
                 f"{len(self.labels):,} labels; use two that belong together."
             )
+
+
+@contextmanager
+def read_as(kind: str, path: Path) -> Iterator[None]:
+    """Turns what a library raises on a broken file of this kind into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(f"{path} needs more memory than this machine has free; close other programs.") from error
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as {kind} ({reason(error)}); download or save it again.") from error
 
 
 def words(name: str) -> list[str]:

@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
-CONFIG, ENVIRONMENT, METRICS, LAST = "config.json", "env.json", "metrics.jsonl", "checkpoints/last.pt"
-BEST = "checkpoints/best.safetensors"
+CONFIG, ENVIRONMENT, METRICS = "config.json", "env.json", "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+LAST, BEST = f"{CHECKPOINTS}/last.pt", f"{CHECKPOINTS}/best.safetensors"
 TEST_PREDICTIONS = "predictions-test.safetensors"
 REPORT, TRACE, ROBUSTNESS = "report.html", "trace.json.gz", "robustness.json"
 METRICS_TABLE, SETTINGS_TABLE, RESULTS_TABLE = "metrics.csv", "settings.csv", "results.csv"
-TENSORBOARD, MLFLOW, WANDB = "tensorboard", "mlflow", "wandb"
+TRACKERS = TENSORBOARD, MLFLOW, WANDB = "tensorboard", "mlflow", "wandb"
 # In a group's folder, beside those of its runs.
 GROUP = "group.json"
 # All that a run writes into its folder: a new run never overwrites files with these names.
 FILES = (
-    CONFIG, ENVIRONMENT, METRICS, "checkpoints", TEST_PREDICTIONS, "predictions-unseen.safetensors",
-    REPORT, TRACE, ROBUSTNESS, METRICS_TABLE, SETTINGS_TABLE, RESULTS_TABLE, TENSORBOARD, MLFLOW, WANDB,
+    CONFIG, ENVIRONMENT, METRICS, CHECKPOINTS, TEST_PREDICTIONS, "predictions-unseen.safetensors",
+    REPORT, TRACE, ROBUSTNESS, METRICS_TABLE, SETTINGS_TABLE, RESULTS_TABLE, *TRACKERS,
 )  # fmt: skip
 
 

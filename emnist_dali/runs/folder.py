@@ -21,7 +21,19 @@ from ..core.locks import LOCK, Lock
 from ..core.machine import environment
 from . import schema
 from .checkpoint import load_weights, save_state
-from .file_names import BEST, CONFIG, ENVIRONMENT, FILES, LAST, METRICS, METRICS_TABLE, ROBUSTNESS, is_run
+from .file_names import (
+    BEST,
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    FILES,
+    LAST,
+    METRICS,
+    METRICS_TABLE,
+    ROBUSTNESS,
+    TRACKERS,
+    is_run,
+)
 from .group import is_group, runs_of
 from .predictions import Predictions, write_predictions
 
@@ -76,7 +88,7 @@ class RunFolder:
         path, folders = distributed.broadcast_from_main(lambda: _create(config))
         run = cls(path)
         if distributed.is_main():
-            new = [file for name in (*FILES, LOCK) if not os.path.lexists(file := run.path / name)]
+            new = [path for name in (*FILES, LAST, LOCK) if not os.path.lexists(path := run.path / name)]
             run._lock = Lock(run.path / LOCK, run.path)
             try:
                 if is_run(run.path):  # another process was faster
@@ -222,14 +234,16 @@ def _create(config: Config) -> tuple[Path, list[Path]]:
         raise UserError(f"{path} could not be created ({error.strerror}); choose another run.out.") from error
 
 
-def _remove(files: Sequence[Path], folders: Sequence[Path]) -> None:
-    """Removes what a start has made, folders only if nothing else is in them."""
-    for path in files:
-        shutil.rmtree(path, ignore_errors=True)
+def _remove(new: Sequence[Path], folders: Sequence[Path]) -> None:
+    """Removes what a start has made: files and trackers' folders by name, other folders only if empty then."""
+    for path in new:
+        if path.name in TRACKERS:  # theirs from the first file on, under names of their own
+            shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):
-            path.unlink()  # where it is no folder
+            path.unlink()
+    checkpoints = [path for path in new if path.name == CHECKPOINTS]
     with suppress(OSError):
-        for folder in folders:
+        for folder in (*checkpoints, *folders):
             folder.rmdir()
 
 

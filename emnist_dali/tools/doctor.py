@@ -5,7 +5,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from huggingface_hub.constants import ENDPOINT
 
 from ..core.errors import UserError
+from ..core.extras import EXTRAS, missing_packages
 from ..core.files import reason
 from ..core.machine import environment, gpu_memory, reachable
 from ..data.emnist import ARCHIVE_URL
@@ -32,17 +32,6 @@ from ..recipes import RECIPES
 from ..training.memory import describe, fitting_batch_size
 
 STATS = Stats(0.17, 0.33)  # about EMNIST's
-EXTRAS = {
-    "audit": ("cleanlab",),
-    "export": ("onnx", "onnxscript", "onnxruntime"),
-    "heic": ("pillow_heif",),
-    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
-    "parquet": ("pyarrow",),
-    "serve": ("flask", "waitress", "segno"),
-    "sweep": ("optuna",),
-    "tensorboard": ("tensorboard",),
-    "trackio": ("trackio",),
-}
 # Packed data, a run's checkpoints and DALI's own files fit several times.
 FREE_GB = 2
 
@@ -169,9 +158,8 @@ def _batch(shards: Shards, backend: str, device: str) -> torch.Tensor:
 
 
 def _extras() -> Iterator[Check]:
-    for extra, packages in EXTRAS.items():
-        missing = [package for package in packages if find_spec(package) is None]
-        if missing:
+    for extra in EXTRAS:
+        if missing := missing_packages(extra):
             advice = f"pip install 'emnist-dali[{extra}]', for what it is needed for."
             yield Check(f"extra {extra}", f"{', '.join(missing)} missing", advice)
         else:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from ..config import Config
 from ..core import distributed
 from ..core.errors import UserError
+from ..core.extras import EXTRAS, missing_packages
 from ..core.files import reason
 from ..core.progress import say
 from ..data.shards import Shards
@@ -35,8 +35,6 @@ _TRACKERS: Mapping[str, Callable[[Start], Tracker]] = {
     "mlflow": MlflowTracker,
     "trackio": TrackioTracker,
 }
-# What the extra of a tracker's name installs.
-_PACKAGES = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic"), "trackio": ("trackio",)}
 
 
 def samples(config: Config, folder: Path, classes: Sequence[str], predictions: Predictions) -> Iterator[Sample]:
@@ -60,11 +58,10 @@ def names(config: Config) -> list[str]:
 def check_installed(config: Config) -> None:
     """Raises UserError if a package is missing; to be called before anything is written."""
     for name in names(config):
-        for package in _PACKAGES.get(name, ()):
-            if find_spec(package) is None:
-                raise UserError(
-                    f"The tracker {name} needs {package}, which is not installed; pip install 'emnist-dali[{name}]'."
-                )
+        if name in EXTRAS and (missing := missing_packages(name)):
+            raise UserError(
+                f"The tracker {name} needs {missing[0]}, which is not installed; pip install 'emnist-dali[{name}]'."
+            )
 
 
 class Tracking:

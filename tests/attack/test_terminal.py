@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from emnist_dali import cli
+from emnist_dali.commands import program
 from emnist_dali.core.files import read_json, write_json
 from emnist_dali.core.machine import environment
 from emnist_dali.core.progress import say
@@ -44,7 +45,7 @@ def raw(text: str) -> list[str]:
 @pytest.mark.parametrize("hostile", HOSTILE, ids=ascii)
 def test_what_is_said(hostile, capsys):
     say(f"Fold of {hostile}.")
-    cli._print(f"A class {hostile}.")
+    program.print_lines(f"A class {hostile}.")
     said = capsys.readouterr().out
     assert not [character for character in raw(said) if character != "\n"]
     assert hostile not in said or hostile == "a\nb"  # lines may be several

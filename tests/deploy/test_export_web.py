@@ -4,7 +4,6 @@ import http.server
 import json
 import re
 import shutil
-import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +23,7 @@ from emnist_dali.deploy.page import FOLDER
 from emnist_dali.runs.classifier import load_classifier
 from emnist_dali.runs.typicality import UNTYPICAL, WARNING
 
+from ..local_server import local_server
 from .test_serve import CIRCLE, ONE, WINDOWS, assert_fits, draw, pixels, read, scan
 
 # Of the model's probabilities, in the browser and here.
@@ -35,10 +35,8 @@ SEQUENCE = [ONE, CIRCLE, [(0.2, 0.2), (0.8, 0.8)], [(0.3, 0.5)], [(0.8, 0.2), (0
 def server(site):
     """A static server, as plain as they get."""
     quiet = type("Handler", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(quiet, directory=site)) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with local_server(functools.partial(quiet, directory=site)) as server:
+        yield server.url
 
 
 @pytest.fixture(params=["server", "file"])

@@ -19,6 +19,8 @@ from emnist_dali.cli import main
 from emnist_dali.core.errors import UserError
 from emnist_dali.deploy import access, serve
 
+from ..local_server import local_server
+
 SITE = "https://letters.example"
 
 
@@ -194,10 +196,8 @@ def elsewhere():
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with local_server(Page) as server:
+        yield server.url
 
 
 @pytest.mark.parametrize("allowed", [False, True])

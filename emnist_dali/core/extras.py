@@ -1,0 +1,20 @@
+"""What the extras of setup.cfg are for the import system."""
+
+from importlib.util import find_spec
+
+EXTRAS = {
+    "audit": ("cleanlab",),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+    "heic": ("pillow_heif",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+    "parquet": ("pyarrow",),
+    "serve": ("flask", "waitress", "segno"),
+    "sweep": ("optuna",),
+    "tensorboard": ("tensorboard",),
+    "trackio": ("trackio",),
+}
+
+
+def missing_packages(extra: str) -> list[str]:
+    """Those of an extra that are not installed."""
+    return [package for package in EXTRAS[extra] if find_spec(package) is None]
