@@ -175,6 +175,11 @@ class Training(Part, path="training"):
         super().__post_init__()
         if self.freeze_epochs and self.freeze == "none":
             raise UserError("training.freeze_epochs needs training.freeze, stem or backbone; drop one of the two.")
+        if self.freeze_epochs and self.freeze_epochs >= self.epochs:
+            raise UserError(
+                f"training.freeze_epochs is {self.freeze_epochs}, and there are {self.epochs} epochs; "
+                "make it smaller, or drop it to freeze throughout."
+            )
         if self.layer_decay and self.optimizer == "muon":
             raise UserError(
                 "training.layer_decay needs an optimizer other than muon, which has one rate; set training.optimizer "

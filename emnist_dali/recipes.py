@@ -240,7 +240,8 @@ def _read(path: Path, split: str | None, gpu: bool) -> Config:
         if base not in ("auto", *RECIPES):
             raise UserError(unknown_recipe(base))
         changes = flattened(content, ("base", "recipe"))
-        config, _ = choose(base, split or changes.get("data.split"), gpu)
+        on_gpu = gpu and not str(changes.get("run.device", "")).startswith("cpu")
+        config, _ = choose(base, split or changes.get("data.split"), on_gpu)
         config = replace(config, recipe=name) if name is not None else config
         return config.override({**changes, "split": split})
     except (UserError, ValueError, TypeError, OverflowError, RecursionError) as error:

@@ -439,6 +439,8 @@ def test_a_base_has_its_size_for_the_machine(tmp_path, gpu, model):
     content = {"base": "fast", "recipe": "mine", "data": {"split": "digits"}}
     config, _ = choose(written(tmp_path, content), None, gpu=gpu)
     assert (config.recipe, config.data.split, config.model.model) == ("mine", "digits", model)
+    config, _ = choose(written(tmp_path, {**content, "run": {"device": "cpu"}}), None, gpu=gpu)
+    assert config.model.model == "emnist_fast_tiny"
     assert config.training.logit_adjustment == 0
 
 

@@ -8,7 +8,7 @@ from .program import print_lines
 
 
 @click.command(short_help="List training images whose labels look wrong.")
-@click.option("--split", default="balanced", show_default=True, help="Split whose training images are examined.")
+@click.option("--split", help="Split whose training images are examined.  [default: balanced, or the recipe file's]")
 @click.option("--recipe", type=RecipeName(), default="auto", show_default=True)
 @click.option(
     "--folds",
@@ -22,7 +22,7 @@ from .program import print_lines
 @click.option("--data-dir", help="Folder of the prepared splits.  [default: data]")
 @click.option("--epochs", type=int, help="[default: the recipe's]")
 @click.option("--device", help="cuda, cuda:1 or cpu.  [default: auto]")
-def audit(split: str, recipe: str, folds: int, out: Path | None, **options: Any) -> None:
+def audit(split: str | None, recipe: str, folds: int, out: Path | None, **options: Any) -> None:
     """List the training images whose labels look wrong, with a gallery. Needs pip install 'emnist-dali[audit]'.
 
     \b
@@ -33,6 +33,6 @@ def audit(split: str, recipe: str, folds: int, out: Path | None, **options: Any)
 
     config, why = chosen(recipe, split, options["device"])
     say(why)
-    out = out or Path("runs") / f"audit-{split}"
+    out = out or Path("runs") / f"audit-{config.data.split}"
     print_lines(describe(audit(config.override(options), folds, out)))
     print_lines(f"{out / 'gallery.html'} shows them, {out / 'issues.csv'} lists them.")

@@ -8,7 +8,9 @@ from .program import print_lines
 
 
 @click.command(short_help="Show the images in the shards, and what the model sees.")
-@click.option("--split", default="balanced", show_default=True, help="EMNIST split, or the name of your own dataset.")
+@click.option(
+    "--split", help="EMNIST split, or the name of your own dataset.  [default: balanced, or the recipe file's]"
+)
 @click.option("--class", "character", help="Only this class.")
 @click.option("--augment", is_flag=True, help="Also warp and mix the images, as the recipe does in training.")
 @click.option("--recipe", type=RecipeName(), default="auto", show_default=True)
@@ -17,7 +19,9 @@ from .program import print_lines
 @click.option("--data-dir", help="Folder of the prepared splits.  [default: data]")
 @click.option("--seed", type=int, help="[default: 0]")
 @click.option("--out", type=FILE, help="HTML file to write.  [default: runs/inspect-<split>.html]")
-def inspect(split: str, character: str | None, augment: bool, recipe: str, out: Path | None, **options: Any) -> None:
+def inspect(
+    split: str | None, character: str | None, augment: bool, recipe: str, out: Path | None, **options: Any
+) -> None:
     """Write an HTML page on what is in the shards and what the model sees of it, stage by stage.
 
     \b
@@ -26,5 +30,5 @@ def inspect(split: str, character: str | None, augment: bool, recipe: str, out: 
     from ..reports.inspect_report import write_inspect_report
 
     config, _ = chosen(recipe, split, "cpu")
-    out = out or Path("runs") / f"inspect-{split}.html"
+    out = out or Path("runs") / f"inspect-{config.data.split}.html"
     print_lines(write_inspect_report(config.override({**options, "device": "cpu"}), character, augment, out))

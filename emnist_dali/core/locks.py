@@ -21,6 +21,7 @@ except ImportError:  # Windows
 LOCK = ".emnist-dali.lock"
 # Windows locks bytes, and others cannot read those: one beyond what the file holds.
 _BYTE = 2**30
+_REOPENINGS = 10  # not without end: some network file systems change a file's number
 _RETRY = 0.2  # seconds; only flock can wait
 
 
@@ -34,6 +35,15 @@ class Lock:
 
     def __init__(self, path: Path, guarded: Path, wait: bool = False) -> None:
         self.path = path
+        self._open(guarded, wait)
+        for _ in range(_REOPENINGS):
+            if self._is_in_place():
+                break
+            self.close()
+            self._open(guarded, wait)
+
+    def _open(self, guarded: Path, wait: bool) -> None:
+        path = self.path
         try:
             # Never through a link: its target is not ours.
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -43,8 +53,17 @@ class Lock:
         try:
             self._acquire(guarded, wait)
         except BaseException:
-            os.close(self._descriptor)
+            self.close()
             raise
+
+    def _is_in_place(self) -> bool:
+        """Whether this file is the one that others open: its last holder may have removed it before it was locked."""
+        if not fcntl:  # Windows removes no open file
+            return True
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.lstat(self.path))
+        except FileNotFoundError:
+            return False
 
     def _acquire(self, guarded: Path, wait: bool) -> None:
         try:

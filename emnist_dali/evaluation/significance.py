@@ -137,7 +137,7 @@ def _pair(first: _Side, second: _Side) -> dict[str, Any]:
         p = binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
     else:
         pair["test"] = "Welch's t-test"
-        p = 2 * min(better, 1 - better)
+        p = 2 * t.sf(abs(difference) / error, freedom) if error else float(not difference)
     return {**pair, "p": float(p), "second_is_better": float(better)}
 
 

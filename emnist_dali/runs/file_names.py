@@ -9,6 +9,8 @@ TEST_PREDICTIONS = "predictions-test.safetensors"
 REPORT, TRACE, ROBUSTNESS = "report.html", "trace.json.gz", "robustness.json"
 METRICS_TABLE, SETTINGS_TABLE, RESULTS_TABLE = "metrics.csv", "settings.csv", "results.csv"
 TRACKERS = TENSORBOARD, MLFLOW, WANDB = "tensorboard", "mlflow", "wandb"
+# From a run's creation until it has begun: of a start that was killed it stays.
+STARTING = ".emnist-dali.starting"
 # In a group's folder, beside those of its runs.
 GROUP = "group.json"
 # All that a run writes into its folder: a new run never overwrites files with these names.

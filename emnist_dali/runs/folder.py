@@ -31,6 +31,7 @@ from .file_names import (
     METRICS,
     METRICS_TABLE,
     ROBUSTNESS,
+    STARTING,
     TRACKERS,
     is_run,
 )
@@ -50,8 +51,8 @@ def check_can_create(out: str | None) -> None:
     parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not os.access(parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"{path} could not be created ({os.strerror(errno.EACCES)}); choose another run.out.")
-    # A killed start leaves its lock behind; without a lock, the files are not a run's.
-    if not (path / LOCK).exists() and (existing := [name for name in FILES if os.path.lexists(path / name)]):
+    # What a killed start left may be replaced; other files are not ours.
+    if not (path / STARTING).exists() and (existing := [name for name in FILES if os.path.lexists(path / name)]):
         raise UserError(f"{path} contains {existing[0]} but no run; choose another run.out, or move {existing[0]}.")
 
 
@@ -88,12 +89,12 @@ class RunFolder:
         path, folders = distributed.broadcast_from_main(lambda: _create(config))
         run = cls(path)
         if distributed.is_main():
-            new = [path for name in (*FILES, LAST, LOCK) if not os.path.lexists(path := run.path / name)]
+            new = [path for name in (*FILES, LAST, STARTING, LOCK) if not os.path.lexists(path := run.path / name)]
             run._lock = Lock(run.path / LOCK, run.path)
             try:
-                if is_run(run.path):  # another process was faster
-                    raise UserError(_exists(run.path))
                 run._undo = partial(_remove, new, folders)
+                check_can_create(config.run.out)  # again, where no other process begins a run
+                (run.path / STARTING).touch()
                 run.last.parent.mkdir(exist_ok=True)
                 (run.path / METRICS).unlink(missing_ok=True)  # from a start that was killed
             except OSError as error:
@@ -133,6 +134,7 @@ class RunFolder:
             write_json(self.path / ENVIRONMENT, environment())
             self._undo = None
             write_json(self.path / CONFIG, config.to_dict())
+            (self.path / STARTING).unlink(missing_ok=True)
 
     def rewind(self, config: Config, state: dict[str, Any]) -> None:
         """Returns to the checkpoint `state`: entries that were logged after it are removed."""

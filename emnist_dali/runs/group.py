@@ -18,12 +18,16 @@ MAX_SEEDS = 1000
 
 @dataclass(frozen=True)
 class Group:
-    """`number` runs in `path`, one for each of the `kind`: seeds from `training.seed` of `config` on, or folds."""
+    """`number` runs in `path`, one for each of the `kind`: seeds from `training.seed` of `config` on, or folds.
+
+    `data` is the fingerprint of what they are trained on, None before that is known.
+    """
 
     path: Path
     kind: Kind
     number: int
     config: Config
+    data: str | None = None
 
     @property
     def members(self) -> dict[Path, Config]:
@@ -45,7 +49,8 @@ class Group:
 
     def write(self) -> None:
         """Writes the group's file, from which `read_group` makes the same group."""
-        write_json(self.path / GROUP, {"kind": self.kind, "number": self.number, "config": self.config.to_dict()})
+        content = {"kind": self.kind, "number": self.number, "config": self.config.to_dict(), "data": self.data}
+        write_json(self.path / GROUP, content)
 
 
 def is_group(path: Path) -> bool:
@@ -65,7 +70,7 @@ def read_group(path: Path) -> Group:
             raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} does not describe a group of runs; choose another folder.") from error
-    return Group(path, kind, number, from_dict(config, str(file)))
+    return Group(path, kind, number, from_dict(config, str(file)), content.get("data"))
 
 
 def tested_runs(path: Path) -> list[Path]:

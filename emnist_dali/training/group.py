@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from ..evaluation.significance import mean
 from ..runs.file_names import GROUP, is_run
 from ..runs.folder import RunFolder
 from ..runs.group import Group, Kind, is_group, read_group
+from ..runtime import resolve
 from . import resume
+from .build import training_shards
 from .session import train
 
 
@@ -53,6 +55,9 @@ def train_group(group: Group, force: bool = False) -> None:
     time. Raises UserError as `train` does, for a folder with a run or another group, and for a run there whose
     settings are not the group's; SystemExit after SIGTERM, SIGINT or SIGHUP.
     """
+    distributed.broadcast_from_main(lambda: check_can_train(group))
+    new = not group.path.exists()
+    group = replace(group, data=training_shards(resolve(group.config)).manifest.fingerprint)
     with ExitStack() as stack:
         distributed.broadcast_from_main(lambda: _begin(group, stack))
         try:
@@ -65,7 +70,10 @@ def train_group(group: Group, force: bool = False) -> None:
         finally:
             if distributed.is_main() and not group.begun:  # settings that cannot be trained leave no group
                 with suppress(OSError):
-                    (group.path / GROUP).unlink()
+                    for file in (GROUP, LOCK):
+                        (group.path / file).unlink()
+                    if new:
+                        group.path.rmdir()
     if distributed.is_main():
         say(summary(group))
 
@@ -84,6 +92,8 @@ def check_can_train(group: Group) -> None:
             raise UserError(
                 f"{path} is a group of {before.number} {before.kind}, not of {group.number} {group.kind}; {advice}."
             )
+        if None not in (before.data, group.data) and before.data != group.data:
+            raise UserError(f"{path} was begun with other data than those prepared now; restore them, or {advice}.")
         _refuse_changes(path, group.config, before.config, advice)
 
 
@@ -102,8 +112,15 @@ def _begin(group: Group, stack: ExitStack) -> None:
 
 
 def _refuse_changes(path: Path, config: Config, before: Config, advice: str) -> None:
-    if changed := "; ".join(resume.differences(config, before)):
+    if changed := "; ".join(resume.differences(_resolved(config), _resolved(before))):
         raise UserError(f"{path} has other settings: {changed}; restore them, or {advice}.")
+
+
+def _resolved(config: Config) -> Config:
+    """With every `auto` decided, which is no change; as it is where it asks for a device that is not here."""
+    with suppress(UserError):
+        return resolve(config)
+    return config
 
 
 def _train_run(config: Config, force: bool) -> None:
@@ -137,7 +154,9 @@ def summary(group: Group) -> str:
     means = [f"{np.mean(column):.2f} ± {np.std(column, ddof=1):.2f}" for column in zip(*rows, strict=True)]
     cells = [["", "test accuracy, %", "macro F1, %", "best validation accuracy, %"]]
     cells += [[name, *(f"{value:.2f}" for value in row)] for name, row in zip(names, rows, strict=True)]
-    lines = table([*cells, ["mean ± sd", *means]], right=(1, 2, 3))
+    cells.append(["mean ± sd", *means])
+    columns = 3 if isnan(rows[0][-1]) else 4  # without images held out
+    lines = table([row[:columns] for row in cells], right=range(1, columns))
     low, high = mean([row[0] / 100 for row in rows], images, group.kind)["interval"]
     lines.append(
         f"95 % interval of the mean test accuracy, over {group.kind} and {images:,} test images: "

@@ -13,6 +13,7 @@ from ..core.errors import UserError
 from ..core.progress import say
 from ..loading.backends import engine, recorded_engine
 from ..models.import_path import code_digest
+from ..recipes import choose
 from ..runs import schema
 from ..runs.checkpoint import load_state
 from ..runs.file_names import LAST, is_run
@@ -46,15 +47,18 @@ def find(resume: str, out: str | None) -> Path | None:
 def load(path: Path, recipe: str | None, values: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The config of the checkpoint's run, overridden by `values` (`Config.override`), and the checkpoint.
 
-    Raises UserError for another recipe than the run's.
+    A file with a recipe is read again: `check` compares its settings with the run's. Raises UserError for another
+    recipe than the run's.
     """
     version = _version(path)
     state = load_state(path)
     if schema.STATE.keys() - state.keys():
         raise UserError(f"{path} is not a valid checkpoint of this version; start a new run.")
     config = from_dict(state["asked"], str(path))
-    # The settings of a file are compared with the run's in `check`.
-    if recipe not in (None, "auto", config.recipe) and not is_document(recipe):
+    if recipe is not None and is_document(recipe):
+        device = str(values.get("run.device") or config.run.device)
+        config, _ = choose(recipe, values.get("data.split"), gpu=torch.cuda.is_available() and device != "cpu")
+    elif recipe not in (None, "auto", config.recipe):
         raise UserError(f"{path} was trained with recipe {config.recipe}, not {recipe}; start a new run for that.")
     state["file"] = str(path), version
     return config.override({**values, "run.out": str(path.parent.parent)}), state

@@ -49,7 +49,7 @@ def train(
     optimizer: MakeOptimizer | None = None,
     log: Callable[[dict[str, Any]], None] = lambda entry: None,
     after_step: Callable[[Trainer], None] = lambda trainer: None,
-    after_epoch: Callable[[int, float], bool | None] = lambda epochs_done, accuracy: None,
+    after_epoch: Callable[[int, float | None], bool | None] = lambda epochs_done, accuracy: None,
 ) -> RunFolder:
     """Trains as `config` says and returns the run folder; with `test` the test split is read once, at the end.
 
@@ -59,8 +59,9 @@ def train(
     What is your own (docs/extend.md): `augment` gets the images of each batch, (N, 1, S, S), normalized and on the
     device, and returns others; `optimizer` gets parameter groups and the rate, and returns a torch optimizer; `log`
     gets each entry of metrics.jsonl, on the first rank. `after_step` gets the trainer after each step. `after_epoch`
-    gets the number of epochs done and the last one's validation accuracy once its checkpoint is written; with True it
-    ends the training for good, which is then tested. What these raise ends the run.
+    gets the number of epochs done and the last one's validation accuracy, None where nothing is held out, once its
+    checkpoint is written; with True it ends the training for good, which is then tested. What these raise ends the
+    run.
 
     Raises UserError for what a user can cause (data, device, weights, folders, a loss that is not finite, a run that
     another process trains), and SystemExit after SIGTERM, SIGINT or SIGHUP.
@@ -161,7 +162,7 @@ class Session:
         test: bool,
         log: Callable[[dict[str, Any]], None],
         after_step: Callable[[Trainer], None],
-        after_epoch: Callable[[int, float], bool | None],
+        after_epoch: Callable[[int, float | None], bool | None],
     ) -> None:
         self.config, self.training, self.trainer = training.config, training, training.trainer
         self.run, self.tracker, self.constants = run, tracker, constants
@@ -224,10 +225,10 @@ class Session:
             self._save_best(entry, predictions)
         trainer.begin(trainer.epoch + 1)
         self._save()
-        self._stop_if_signalled()  # without a test nothing else would notice it after the last epoch
-        if self.after_epoch(entry["epochs_done"], accuracy):
+        if self.after_epoch(entry["epochs_done"], entry.get("val_accuracy")):
             trainer.ended = True
             self._save()  # resumed, it does not train on
+        self._stop_if_signalled()  # without a test nothing else would notice it after the last epoch
 
     def record(self, *entries: dict[str, Any]) -> None:
         """Appends to metrics.jsonl, and tells the user's `log`."""

@@ -114,8 +114,8 @@ class Trainer:
 
     def _train_mode(self) -> None:
         self.model.train()
-        if self.config.training.freeze != "none":
-            keep_statistics(self.model)
+        if self._frozen:
+            keep_statistics(self.model, self.config.training.freeze)
 
     def _thaw(self) -> None:
         """After `training.freeze_epochs` what was frozen is trained, too, by an optimizer that begins anew."""
@@ -398,7 +398,8 @@ class Trainer:
                 group["lr"] = configured["lr"].fill_(float(group["lr"]))
         for parameter, state_of_parameter in self.optimizer.state.items():
             for name, tensor in state_of_parameter.items():
-                if isinstance(tensor, torch.Tensor) and tensor.shape not in ((), parameter.shape):
+                own = self.make_optimizer is not None  # which may keep what it likes
+                if isinstance(tensor, torch.Tensor) and not own and tensor.shape not in ((), parameter.shape):
                     raise ValueError(f"{name} of the optimizer has the shape {tuple(tensor.shape)}")
                 if isinstance(tensor, torch.Tensor):  # step counters: earlier versions had them on the host
                     state_of_parameter[name] = tensor.to(parameter.device)

@@ -65,9 +65,11 @@ def test_yaml_is_that_of_1_2(tmp_path):
         ("a.yaml", "[" * 30_000, "recursion"),
         ("a.toml", "a = " + "[\n" * 30_000, "recursion"),
         ("a.toml", "a." * 30_000 + "a = 1", "a line of more than 1,000 characters"),
+        ("a.toml", "'a'." * 15_000 + "a = 1", "a line of more than 1,000 characters"),
+        ("a.toml", "b = {a='''\n\" ''', " + "a." * 30_000 + 'a="" }', "a line of more than 1,000 characters"),
         ("a.yaml", "a: " + "1" * MAX_BYTES, f"more than {MAX_BYTES:,} bytes"),
     ],
-    ids=range(22),
+    ids=range(24),
 )
 def test_what_is_no_document_is_one_sentence(tmp_path, name, content, why):
     if name == "a.toml" and sys.version_info < (3, 11):

@@ -168,7 +168,7 @@ def save_group(tmp_path, save):
     return save_group
 
 
-def test_groups_are_compared_by_welchs_t_test(save_group):
+def test_groups_are_compared_by_welchs_t_test(save_group, tmp_path):
     rights = [3000, 3400, 3200, 3100], [3500, 3550, 3520]
     result = compare(*map(save_group, ("first", "other"), rights))
     (pair,) = result["pairs"]
@@ -179,6 +179,7 @@ def test_groups_are_compared_by_welchs_t_test(save_group):
     assert pair["second_is_better"] == pytest.approx(1 - pair["p"] / 2)
     low, high = expected.confidence_interval(0.95)
     assert pair["difference_interval"] == pytest.approx((low, high), abs=0.005)
+    assert compare(tmp_path / "other", tmp_path / "first")["pairs"][0]["p"] == pytest.approx(pair["p"])
     assert result["members"] == [4, 3]
     assert result["sd"] == pytest.approx([np.std(right, ddof=1) / 4000 for right in rights])
 
@@ -190,6 +191,12 @@ def test_seeds_that_agree_leave_the_variance_of_the_images(save_group):
     # Six independent draws of 4,000 images.
     variance = (0.75 * 0.25 + 0.775 * 0.225) / 3 / 4000
     assert (high - low) / 2 == pytest.approx(1.959964 * sqrt(variance), rel=0.05)
+
+
+def test_a_difference_beyond_all_doubt_is_as_small_a_p_in_either_order(save_group):
+    first, second = save_group("first", [1000] * 3), save_group("second", [3900] * 3)
+    (one,), (other,) = (compare(*pair)["pairs"] for pair in ((first, second), (second, first)))
+    assert 0 < one["p"] == pytest.approx(other["p"]) < 1e-16
 
 
 def test_the_interval_of_a_group_holds_its_seeds_and_its_images():

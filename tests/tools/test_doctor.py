@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from emnist_dali import pipelines
 from emnist_dali.cli import main
+from emnist_dali.core import extras
 from emnist_dali.tools import doctor
 
 
@@ -65,8 +66,8 @@ def test_a_loop_of_links_has_no_data(tmp_path):
 
 
 def test_a_missing_extra_and_a_missing_dali_are_told(tmp_path, monkeypatch):
-    real = doctor.find_spec
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "optuna" else real(name))
+    real = extras.find_spec
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "optuna" else real(name))
     monkeypatch.delattr(pipelines, "dali", raising=False)
     monkeypatch.setitem(sys.modules, "emnist_dali.pipelines.dali", None)
     found = checks(tmp_path)

@@ -10,7 +10,7 @@ from emnist_dali.config import Model, Training
 from emnist_dali.core.errors import UserError
 from emnist_dali.models.build import build_model, heads
 from emnist_dali.runs.checkpoint import load_weights
-from emnist_dali.training.freezing import freeze
+from emnist_dali.training.freezing import freeze, keep_statistics
 from emnist_dali.training.optim import build_optimizer, set_learning_rate
 from emnist_dali.training.session import train
 from tests.training_runs import assert_same, at_step, go_on, quick, stopped
@@ -102,6 +102,16 @@ def test_what_thaws_is_trained_from_then_on_also_when_resumed(data_dir, tmp_path
         path = stopped(monkeypatch, config.override({"out": str(out)}), *at_step(step))
         assert_same(go_on(path).path, whole.path)
         shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("what", ["stem", "backbone"])
+def test_norms_without_weights_keep_their_statistics_too(what):
+    model = Own(first_conv="stem", classifier="head")
+    model.stem = torch.nn.Sequential(model.stem, torch.nn.BatchNorm2d(4, affine=False))
+    model.head = torch.nn.Sequential(model.head, torch.nn.BatchNorm1d(2, affine=False))
+    freeze(model, what)
+    keep_statistics(model.train(), what)
+    assert (model.stem[1].training, model.head[1].training) == (False, True)
 
 
 def test_random_weights_are_not_kept(data_dir, tmp_path):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from emnist_dali.core.errors import InUseError, UserError
-from emnist_dali.core.files import read_json
+from emnist_dali.core.files import read_json, write_json
 from emnist_dali.core.locks import LOCK, Lock
 from emnist_dali.deploy.predict import model_and_images
 from emnist_dali.runs.classifier import load_classifier
@@ -124,8 +125,25 @@ def test_groups_and_runs_do_not_lie_in_each_other(copied, data_dir):
 def test_what_cannot_be_trained_leaves_no_group(data_dir, tmp_path):
     path = tmp_path / "group"
     refused(again(path, data_dir, model="no_such_model"))
-    assert not (path / "group.json").exists()
+    assert not path.exists()
+    path.mkdir()
+    (path / "metrics.jsonl").write_text("mine")
+    refused(again(path, data_dir, model="no_such_model"))
+    with pytest.raises(UserError, match=r"contains metrics\.jsonl but no run"):
+        train(quick(data_dir, path))
+    assert kept(path) == {"metrics.jsonl": b"mine"}
     train_group(again(path, data_dir, steps=1))  # other settings are free
+
+
+def test_other_data_are_refused(copied, data_dir):
+    content = read_json(copied / "group.json")
+    write_json(copied / "group.json", {**content, "data": "0" * 64})
+    assert "was begun with other data than those prepared now" in refused(again(copied, data_dir, 3))
+    assert not (copied / "seed-2").exists()
+
+
+def test_what_auto_became_is_no_change(copied, data_dir):
+    train_group(again(copied, data_dir, device="auto" if torch.cuda.is_available() else "cpu", amp="off"))
 
 
 def test_each_image_is_validated_on_in_one_fold(data_dir, tmp_path, monkeypatch):

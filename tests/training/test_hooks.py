@@ -57,6 +57,20 @@ def test_what_callbacks_get(data_dir, tmp_path):
     assert kept(run.path) == before  # such a run is complete
 
 
+def test_without_images_held_out_there_is_no_accuracy(data_dir, tmp_path):
+    seen = []
+    config = quick(data_dir, tmp_path / "run", val_fraction=0.0, epochs=1)
+    train(config, test=False, after_epoch=lambda *got: seen.append(got))
+    assert seen == [(1, None)]
+
+
+def test_an_optimizer_may_keep_what_it_likes(data_dir, tmp_path):
+    """Adafactor's state has rows and columns, which have other shapes than the weights."""
+    adafactor = {"optimizer": lambda groups, lr: torch.optim.Adafactor(groups, lr=lr)}
+    run = train(quick(data_dir, tmp_path / "run", epochs=2), after_epoch=lambda *_: True, test=False, **adafactor)
+    assert [entry["kind"] for entry in lines(resumed(run.path, **adafactor))] == ["epoch", "test", "unseen"]
+
+
 def test_a_logger_gets_how_long_compiling_took(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.compile", lambda function, **options: function)
     entries = []

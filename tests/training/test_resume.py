@@ -12,11 +12,12 @@ from emnist_dali import config as config_module
 from emnist_dali import recipes
 from emnist_dali.cli import main
 from emnist_dali.core.errors import UserError
-from emnist_dali.core.files import read_json
+from emnist_dali.core.files import read_json, write_json
 from emnist_dali.core.tensor_files import encode
 from emnist_dali.data.pack import pack
 from emnist_dali.data.sources import Part
 from emnist_dali.loading import backends
+from emnist_dali.recipes import choose
 from emnist_dali.runs.checkpoint import load_state, load_weights, save_state
 from emnist_dali.runs.folder import RunFolder
 from emnist_dali.runs.schema import to_line
@@ -192,6 +193,21 @@ def test_a_setting_that_changes_the_result_is_named(name, value, run):
 def test_another_recipe_is_named(run):
     with pytest.raises(UserError, match="with recipe cpu, not published"):
         resume.load(run / "checkpoints" / "last.pt", "published", {})
+
+
+def test_a_file_is_read_again_and_its_changes_are_named(data_dir, tmp_path):
+    """As the command that began the run gives it once more, with --resume auto."""
+    file = tmp_path / "mine.json"
+    write_json(file, quick(data_dir, None, steps=1).to_dict())
+    begun = choose(str(file), None, gpu=False)[0].override({"out": str(tmp_path / "run")})
+    run = train(begun, test=False)
+    train(*resume.load(run.last, str(file), {}), test=False)
+    write_json(file, quick(data_dir, None, steps=1, lr=0.5).to_dict())
+    with pytest.raises(UserError, match=r"training\.lr is 0\.5 and was 0\.004"):
+        train(*resume.load(run.last, str(file), {}), test=False)
+    file.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        resume.load(run.last, str(file), {})
 
 
 def test_a_checkpoint_of_an_older_version_is_resumed(run, whole):

@@ -102,10 +102,12 @@ def test_trackio(data_dir, tmp_path, monkeypatch):
     run = train(quick(data_dir, tmp_path / "run", steps=1, track=("trackio",)))
     from trackio.sqlite_storage import SQLiteStorage
 
-    first, last = SQLiteStorage.get_logs("emnist-dali", "run")
+    name = load_state(run.last)["trackers"]["trackio"]
+    assert name.startswith("run-")
+    first, last = SQLiteStorage.get_logs("emnist-dali", name)
     assert {name: first[name] for name in epochs(run)[0]} == epochs(run)[0]
     assert {name: last[name] for name in figures(run)} == figures(run)
-    assert SQLiteStorage.get_run_config("emnist-dali", "run")["training"]["steps"] == 1
+    assert SQLiteStorage.get_run_config("emnist-dali", name)["training"]["steps"] == 1
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow", "trackio"])

@@ -2,6 +2,7 @@
 
 import io
 import os
+import uuid
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 
@@ -20,15 +21,15 @@ class TrackioTracker:
         with redirect_stdout(io.StringIO()):  # it advertises its dashboard
             self._run = trackio.init(
                 project=os.environ.get("TRACKIO_PROJECT", _PROJECT),
-                name=start.run.path.name,
+                name=start.id or f"{start.run.path.name}-{uuid.uuid4().hex[:8]}",  # its runs are found by their names
                 group=start.config.run.wandb_group,
                 config=dict(start.settings),
-                resume="allow" if start.id else "never",
+                resume="allow",
                 embed=False,
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
-        self.id = self._run.id
+        self.id = self._run.name
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         # Each row has its step; as a value of a row Trackio would rename it.
