@@ -32,7 +32,13 @@ def test_what_is_shown_can_be_given_back(tmp_path, name, split):
 def test_every_kind_of_value_can_be_given_back(tmp_path):
     pytest.importorskip("tomllib", reason="TOML needs Python 3.11")
     config = published("balanced").override(
-        {"source": 'a "b" \\ é #' + "x" * 2000, "data.affine.rotation": (), "training.mixing": None, "lr": 1e-12, "seed": 2**62}
+        {
+            "source": 'a "b" \\ é #' + "x" * 2000,
+            "data.affine.rotation": (),
+            "training.mixing": None,
+            "lr": 1e-12,
+            "seed": 2**62,
+        }
     )
     (tmp_path / "mine.toml").write_text(to_toml(config), encoding="utf-8")
     assert choose(str(tmp_path / "mine.toml"), None, gpu=False)[0] == config
