@@ -22,6 +22,7 @@ from ..core.progress import progress, say
 from ..loading import sampling
 from ..loading.backends import Batch
 from ..loading.loader import Loader
+from ..models.bf16_on_cpus import gradients_checked
 from ..models.build import build_model, channels_last
 from ..runtime import autocast, compiled, half_images
 from . import mixing
@@ -170,7 +171,9 @@ class Trainer:
                 else:
                     self._backward(images, targets)
                     self.optimizer.zero_grad()
-            with torch.inference_mode(), self.autocast():
+            bf16_on_cpu = self.device.type == "cpu" and self.config.run.amp == "bf16"
+            checked = gradients_checked(self.trained) if bf16_on_cpu else nullcontext()
+            with torch.inference_mode(), self.autocast(), checked:
                 self.trained.eval()(channels_last(torch.zeros(shape, dtype=dtype, device=self.device)))
         except Exception as error:  # any of timm's models, or a compiler, may raise anything
             if is_out_of_memory(error) or distributed.is_peer_failure(error):
