@@ -9,7 +9,7 @@ import pytest
 
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import sha256
-from emnist_dali.data import csv_rows, glyphs, named_sets, npz, orientation
+from emnist_dali.data import csv_rows, glyphs, named_sets, npz, orientation, stored
 from emnist_dali.data.emnist import SPLITS, file_name
 from emnist_dali.data.find import find, kind_of
 from emnist_dali.data.manifest import VERIFIED, read_manifest
@@ -258,6 +258,7 @@ ROW = ",".join(["1"] * 785)
         (f"{ROW}\n{ROW},1\n", "number of columns changed"),
         (f"{ROW}\n{ROW[:-1]}256\n", r"'256' to uint8.*whole numbers from 0 to 255"),
         (f"{ROW}\n{ROW[:-1]}0.5\n", r"'0\.5' to uint8"),
+        (f"{ROW}\n-{ROW}\n", "'-1' to uint8"),
         (f"{ROW[1:]}\n{ROW}\n", r"line 1 on, cannot be read .*'' to uint8"),
         (f"{ROW[:-2]}\n", "784 columns, which are no label and square image"),
         ("label," + ",".join(f"pixel{i}" for i in range(784)), "has no rows"),
@@ -282,6 +283,14 @@ def test_the_first_line_of_a_csv(tmp_path, header):
     path = write(tmp_path / "train.csv", "\ufeff" + "\n".join([*([header] if header else []), ROW, f"2{ROW[1:]}"]))
     assert kind_of(path) == "csv"
     assert csv_rows.read(path).labels.tolist() == [1, 2]
+
+
+def test_few_large_rows_and_the_limit(tmp_path, monkeypatch):
+    path = write(tmp_path / "train.csv", "".join(f"{i},{','.join('7' * 450**2)}\n" for i in range(6)))
+    assert csv_rows.read(path).images.shape == (6, 450, 450)
+    monkeypatch.setattr(stored, "MAX_BYTES", 5 * 450**2)
+    with pytest.raises(UserError, match="holds 6 × 450 × 450 bytes of images, but"):
+        csv_rows.read(path)
 
 
 IMAGES, LABELS = np.zeros((4, 5, 5), np.uint8), np.array([0, 1, 0, 1])
