@@ -24,9 +24,9 @@ from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json
 from emnist_dali.core.machine import environment
 from emnist_dali.data.emnist import SPLITS
-from emnist_dali.data.manifest import read_manifest
+from emnist_dali.data.manifest import MANIFEST, Manifest, read_manifest
 from emnist_dali.data.named_sets import SETS
-from emnist_dali.data.prepare import prepare
+from emnist_dali.data.prepare import prepare, split_folder
 from emnist_dali.evaluation.evaluate import evaluate
 from emnist_dali.recipes import RECIPES, choose
 from emnist_dali.training.session import train
@@ -58,6 +58,9 @@ def measure(
     names: tuple[str, ...] | list[str], recipe: str, seeds: int, json_file: Path | None, options: dict[str, Any]
 ) -> dict[str, Any]:
     check_result_file(json_file, "other_sets")
+    for name in names:
+        if name not in (*SPLITS, *SETS) and not (split_folder(options["data_dir"], name, None) / MANIFEST).exists():
+            raise UserError(f"There is no set {name!r}; choose of {', '.join(ALL)}, or prepare it first.")
     gpu = torch.cuda.is_available() and not (options["device"] or "").startswith("cpu")
     document = {
         "benchmark": "other_sets",
@@ -70,21 +73,28 @@ def measure(
         found = read_json(json_file)
         if (found["recipe"], found["epochs"]) != (recipe, options["epochs"]):
             raise UserError(f"{json_file} is of another recipe or other epochs; choose another --json.")
+        if any(found["machine"][field] != document["machine"][field] for field in ("cpu", "cpus", "gpu")):
+            raise UserError(f"{json_file} is of another machine or device; choose another --json.")
         document = found
     done = {(run["set"], run["seed"]) for run in document["runs"]}
     for name in names:
-        for seed in range(seeds):
-            if (name, seed) not in done:
-                document["runs"].append({"set": name, "seed": seed, **_run(name, recipe, seed, gpu, options)})
-                if json_file:
-                    write_result_file(json_file, document)
+        missing = [seed for seed in range(seeds) if (name, seed) not in done]
+        if not missing:
+            continue
+        manifest = read_manifest(prepare(name, data_dir=options["data_dir"]))
+        if {run["fingerprint"] for run in document["runs"] if run["set"] == name} - {manifest.fingerprint}:
+            raise UserError(f"{json_file} has runs on other images of {name}; choose another --json.")
+        for seed in missing:
+            run = _run(manifest, name, recipe, seed, gpu, options)
+            document["runs"].append({"set": name, "seed": seed, **run})
+            if json_file:
+                write_result_file(json_file, document)
     return document
 
 
-def _run(name: str, recipe: str, seed: int, gpu: bool, options: dict[str, Any]) -> dict[str, Any]:
+def _run(manifest: Manifest, name: str, recipe: str, seed: int, gpu: bool, options: dict[str, Any]) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         config, _ = choose(recipe, name, gpu)
-        manifest = read_manifest(prepare(name, data_dir=options["data_dir"]))
         batch_size = min(config.data.batch_size, 2 ** max(3, int(log2(sum(manifest.counts["train"]) / STEPS))))
         options = {**options, "batch_size": batch_size}
         run = train(config.override({**options, "seed": seed, "out": str(Path(folder) / "run")}))
@@ -95,11 +105,12 @@ def _run(name: str, recipe: str, seed: int, gpu: bool, options: dict[str, Any]) 
 
 
 def table(document: dict[str, Any]) -> str:
-    """Markdown: mean ± standard deviation over the seeds, in %."""
+    """Markdown: mean ± standard deviation over the seeds, in %; a set that is not the published one is marked."""
     lines = ["| set | seeds | test images | accuracy, % | balanced accuracy, % |", "|---|--:|--:|--:|--:|"]
     for name in dict.fromkeys(run["set"] for run in document["runs"]):
         runs = [run for run in document["runs"] if run["set"] == name]
-        cells = [name, str(len(runs)), f"{runs[0]['images']:,}"]
+        title = name if runs[0]["official"] else f"{name}, not as published"
+        cells = [title, str(len(runs)), f"{runs[0]['images']:,}"]
         for metric in ("accuracy", "balanced_accuracy"):
             values = [100 * run[metric] for run in runs]
             cells.append(f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else ""))

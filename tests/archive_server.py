@@ -10,9 +10,9 @@ from .local_server import local_server
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self):
-        self.send_response(200)
+        self.send_response(200 if self.server.heads else 405)
         if self.server.sends_length:
-            self.send_header("Content-Length", str(len(self.server.data)))
+            self.send_header("Content-Length", str(len(self.server.data) if self.server.heads else 0))
         self.end_headers()
 
     def do_GET(self):
@@ -45,5 +45,6 @@ def serving(data: bytes) -> Iterator[http.server.ThreadingHTTPServer]:
     with local_server(Handler) as server:
         server.data = data
         server.url += "/gzip.zip"
+        server.heads = True
         server.ranges, server.sends_length, server.shift, server.cuts, server.ranges_requested = True, True, 0, [], []
         yield server

@@ -9,14 +9,17 @@ import os
 import signal
 from pathlib import Path
 
-_mapped: dict[str, int] = {}  # path → size in bytes when mapped
+_mapped: dict[str, tuple[int, str]] = {}  # path → size in bytes when mapped, and advice
 _handler = None  # the ctypes callback; must stay referenced as long as any thread runs
 
 
-def watch(path: Path, size: int) -> None:
-    """From now on, a fault in reading the mapped file of `size` bytes ends the process with an error message."""
+def watch(path: Path, size: int, advice: str) -> None:
+    """From now on, a fault in reading the mapped file of `size` bytes ends the process with an error message.
+
+    `advice` is what that message says to do.
+    """
     global _handler
-    _mapped[str(path)] = size
+    _mapped[str(path)] = size, advice
     if _handler is not None or not hasattr(signal, "SIGBUS"):
         return
     libc = ctypes.CDLL(None)
@@ -28,9 +31,12 @@ def watch(path: Path, size: int) -> None:
 
 
 def _exit_with_message(signum: int) -> None:
-    truncated = [path for path, size in _mapped.items() if _size(path) < size]
-    problem = f"{truncated[0]} was truncated" if truncated else "A shard could not be read from disk"
-    os.write(2, f"\nError: {problem} while in use; run `emnist-dali prepare --force` again.\n".encode())
+    truncated = [(path, advice) for path, (size, advice) in _mapped.items() if _size(path) < size]
+    problem, advice = "A shard could not be read from disk", "check the disk"
+    if truncated:
+        path, advice = truncated[0]
+        problem = f"{path} was truncated"
+    os.write(2, f"\nError: {problem} while in use; {advice}.\n".encode())
     os._exit(1)
 
 

@@ -15,9 +15,10 @@ import time
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import requests
 import urllib3
@@ -36,6 +37,8 @@ TIMEOUT = (10, 60)  # seconds: to connect, and between two packets
 RETRY_DELAYS = (1, 2, 4, 8, 16)  # seconds before each retry of a transfer
 CHUNK = 2**20
 PACKET = 2**14  # bytes read from the network at a time; an interrupted transfer loses less than one packet
+
+T = TypeVar("T")
 
 
 def fetch(split: str, folder: Path, url: str = ARCHIVE_URL, delays: Sequence[float] = RETRY_DELAYS) -> list[Path]:
@@ -195,12 +198,12 @@ def _fetch_file(
 ) -> None:
     """Downloads `file`, called `title` in messages; begins anew if its hash is wrong."""
     part = _part_path(path)
-    total = file.bytes or _size(session, url)
+    total = file.bytes or _retried(partial(_size, session, url), delays)
     for _ in range(2):
         if total:
             _fetch_bytes(session, url, part, 0, total, total, delays)
         else:
-            _fetch_whole(session, url, part)
+            _retried(partial(_fetch_whole, session, url, part), delays)
         if _matches(part, file):
             part.replace(path)
             return
@@ -210,10 +213,19 @@ def _fetch_file(
     )
 
 
+def _retried(transfer: Callable[[], T], delays: Sequence[float]) -> T:
+    for delay in delays:
+        try:
+            return transfer()
+        except requests.RequestException:
+            time.sleep(delay)
+    return transfer()
+
+
 def _size(session: requests.Session, url: str) -> int | None:
+    """None if the server does not tell: some refuse HEAD and answer GET."""
     response = session.head(url, allow_redirects=True, timeout=TIMEOUT)
-    response.raise_for_status()
-    return int(response.headers.get("Content-Length", 0)) or None
+    return (int(response.headers.get("Content-Length", 0)) or None) if response.ok else None
 
 
 def _fetch_whole(session: requests.Session, url: str, part: Path) -> None:

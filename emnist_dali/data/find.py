@@ -47,6 +47,15 @@ class Found:
 
 def find(split: str, path: Path) -> Found:
     """The data of `split` at `path`, a file or a folder. Raises UserError if there are none, or several sets."""
+    try:
+        return _find(split, path)
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise UserError(
+            f"The source {path} cannot be read ({error.strerror}); check its name and its permissions."
+        ) from error
+
+
+def _find(split: str, path: Path) -> Found:
     if path.is_file():
         return _file(split, path)
     if not path.is_dir():
@@ -63,8 +72,11 @@ def find(split: str, path: Path) -> Found:
             return Found("zip", {"train": [path / download.ARCHIVE_NAME]}, ("emnist",))
         if any(map(_existing, official)):
             raise _lacking(path, official)
-    if (path / "train").is_dir() and not any(_data_files(path / "train", 0)):
-        return Found("images", _part_folders(path))
+    folders = _part_folders(path)
+    if "train" in folders and not any(data for folder in folders["train"] for data in _data_files(folder, 0)):
+        if double := next((paths for paths in folders.values() if len(paths) > 1), None):
+            raise UserError(f"{path} holds {double[0].name} and {double[1].name}; keep one.")
+        return Found("images", folders)
     sets: dict[tuple[str, tuple[str, ...]], list[Path]] = {}
     for kind, file in _data_files(path, DEPTH):
         sets.setdefault((kind, _set_words(file.relative_to(path))), []).append(file)
@@ -76,6 +88,8 @@ def find(split: str, path: Path) -> Found:
                 f"{path} holds the folders of classes and {part}; move those of classes into {path / 'train'}."
             )
         return Found("images", {"train": [path]})
+    for _, names in sets:
+        _check_name(split, path, names)
     if split in SPLITS:
         raise _lacking(path, official)
     raise UserError(f"{path} holds no data that are read here; give {READ}, or {ARRANGE}.")
@@ -123,10 +137,21 @@ def _file(split: str, path: Path) -> Found:
             raise UserError(f"{path} is of no kind that is read here; give {READ}, or a folder of images.")
         kind = "zip"
     found = _set_words(Path(path.name))
-    other = [word for word in found if word in SPLITS and "emnist" in found]
-    if other and split in {*SPLITS, *SETS} and split not in other:
-        raise UserError(f"{path} holds {other[0]}, not {split}; choose --split {other[0]}.")
+    _check_name(split, path, found)
     return Found(kind, {"train": [path]}, found)
+
+
+def _check_name(split: str, path: Path, names: tuple[str, ...]) -> None:
+    if other := _other(split, names):
+        raise UserError(f"{path} holds {other}, not {split}; choose --split {other}.")
+
+
+def _other(split: str, names: tuple[str, ...]) -> str | None:
+    """The published set that words of file names call their data, where the published set `split` is asked for."""
+    called = [name for name in SETS if any(word.startswith(name) for word in names)]
+    if "emnist" in names:
+        called += [name for name in SPLITS if name in names]
+    return called[0] if called and split in {*SPLITS, *SETS} and split not in called else None
 
 
 def _existing(path: Path) -> Path | None:
@@ -134,27 +159,37 @@ def _existing(path: Path) -> Path | None:
     return next((file for file in (path, path.with_suffix("")) if file.is_file()), None)
 
 
-def _data_files(folder: Path, depth: int) -> Iterator[tuple[str, Path]]:
-    """Kind and path of the data files in `folder` and in its folders, `depth` levels deep."""
-    folders = [(folder, depth)]
+def _data_files(top: Path, depth: int) -> Iterator[tuple[str, Path]]:
+    """Kind and path of the data files in `top` and in its folders, `depth` levels deep.
+
+    Raises UserError where there is more than pictures to look at than ENTRIES.
+    """
+    folders = [(top, depth)]
     looked_at = 0
     while folders:
         folder, depth = folders.pop()
-        try:
-            entries = sorted(folder.iterdir())
-        except OSError:
-            continue
-        for path in entries:
+        for path in _listed(folder):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                continue
             looked_at += 1
             if looked_at > ENTRIES:
-                return
-            if path.name.startswith(".") or path.name in IGNORED or not is_plain(path.name):
-                continue
+                raise UserError(f"{top} holds more than {ENTRIES:,} files and folders; give the folder of the data.")
             if path.is_dir():
                 if depth:
                     folders.append((path, depth - 1))
-            elif path.suffix.lower() not in IMAGE_SUFFIXES and (kind := kind_of(path)):
+            elif kind := kind_of(path):
                 yield "idx" if kind.endswith("idx") else kind, path
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What may be data in a folder; nothing where it may not be listed."""
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError:
+        return []
+    return [
+        path for path in paths if not path.name.startswith(".") and path.name not in IGNORED and is_plain(path.name)
+    ]
 
 
 def _set_words(relative: Path) -> tuple[str, ...]:
@@ -169,12 +204,11 @@ def _set_words(relative: Path) -> tuple[str, ...]:
 
 
 def _choose(split: str, path: Path, sets: list[tuple[str, tuple[str, ...]]]) -> tuple[str, tuple[str, ...]] | None:
-    """The set, a kind and its words, that is called `split`, or the only one that is not another split of EMNIST."""
+    """The set, a kind and its words, that is called `split`, or the only one that is not called another."""
+    sets = [key for key in sets if not _other(split, key[1])]
     chosen = [key for key in sets if split in key[1]]
     chosen = chosen or [key for key in sets if any(word.startswith(split) for word in key[1])]
-    if not chosen:
-        other = {key for key in sets if split in SPLITS and "emnist" in key[1] and set(key[1]) & set(SPLITS)}
-        chosen = [key for key in sets if key not in other]
+    chosen = chosen or sets
     if len(chosen) > 1:
         names = sorted(f"{kind} {' '.join(found)}".strip() for kind, found in chosen)
         raise UserError(f"{path} holds several sets ({', '.join(names)}); give the file or the folder of one.")
@@ -214,12 +248,10 @@ def _images_and_labels(part: str, folder: Path, files: list[Path]) -> list[Path]
 
 
 def _part_folders(path: Path) -> dict[str, list[Path]]:
-    """The folder of each part that there is."""
-    validation = [path / name for name in ("val", "valid", "validation") if (path / name).is_dir()]
-    if len(validation) > 1:
-        raise UserError(f"{path} holds {validation[0].name} and {validation[1].name}; keep one.")
-    folders = {"train": [path / "train"], "test": [path / "test"], "validation": validation}
-    return {part: paths for part, paths in folders.items() if paths and paths[0].is_dir()}
+    """The folders of each part that there are."""
+    folders = [entry for entry in _listed(path) if entry.name.lower() in PART_WORDS and entry.is_dir()]
+    found = {part: [folder for folder in folders if PART_WORDS[folder.name.lower()] == part] for part in PARTS}
+    return {part: paths for part, paths in found.items() if paths}
 
 
 def _holds_class_folders(path: Path) -> bool:

@@ -16,8 +16,8 @@ from .stored import MAX_CLASSES, Stored
 
 # Bytes of a folder's images at their final size, which are held in memory until they are packed.
 MAX_BYTES = 16 * 2**30
-# What Windows puts into folders; other systems hide theirs with a dot.
-IGNORED = ("Thumbs.db", "desktop.ini")
+# What Windows puts into folders, where other systems hide theirs with a dot, and Hugging Face's `imagefolder`.
+IGNORED = ("Thumbs.db", "desktop.ini", "metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def read(
@@ -44,6 +44,11 @@ def entries(folder: Path) -> list[Path]:
     """
     try:
         paths = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name not in IGNORED]
+    except NotADirectoryError as error:
+        raise UserError(
+            f"{folder} is a file, not the folder of a class; move it away, or arrange images as train/<class>/* and "
+            "test/<class>/*."
+        ) from error
     except OSError as error:
         raise UserError(
             f"{folder} cannot be listed ({error.strerror}); arrange images as train/<class>/* and test/<class>/*."

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,8 +26,7 @@ VERIFIED = ".verified.json"
 PARTS = ("train", "test", "validation", "unseen")
 # Images of one part; a billion of EMNIST's would be 400 GB.
 MAX_SAMPLES = 10**9
-# Advice in messages about damaged shards.
-REPACK = "run `emnist-dali prepare --force` again"
+DEMO = "demo"  # the folder of --data-dir with the drawn glyphs
 _REMAKE = "delete that folder and run `emnist-dali prepare` again"
 
 
@@ -74,13 +74,14 @@ class Manifest:
 
     @property
     def converted(self) -> bool:
-        """Whether the images are characters in EMNIST's style; pictures that were only resized are not.
+        """Whether the images are characters in EMNIST's style; pictures that were only resized are not."""
+        return set(self.classes) <= set(SPLITS["byclass"].classes) and not self.resized
 
-        Those come from parquet files, and from a folder, whose `files` are its parts.
-        """
-        characters = set(self.classes) <= set(SPLITS["byclass"].classes)
+    @property
+    def resized(self) -> bool:
+        """Whether they were pictures: of parquet files, or of a folder, whose `files` are its parts."""
         names = [file["name"] for file in self.files]
-        return characters and not any(name in PARTS or name.lower().endswith(".parquet") for name in names)
+        return any(name in PARTS or name.lower().endswith(".parquet") for name in names)
 
     @property
     def fingerprint(self) -> str:
@@ -177,6 +178,20 @@ def shard_name(part: str, i: int) -> str:
     return f"{part}-{i:05d}.safetensors"
 
 
+def repack(folder: Path, manifest: Manifest) -> str:
+    """Advice in messages about damaged shards: the command that packs them again from where they came."""
+    place = Path(os.path.abspath(folder))
+    data_dir = place.parents[1] if place.parent.name == DEMO else place.parent
+    words = ["--split", place.name, "--source", manifest.origin, "--data-dir", str(data_dir), "--force"]
+    own = manifest.origin not in ("official", "glyphs")
+    if own and manifest.resized:
+        words += ["--size", str(manifest.shape[0])]
+    if own and (orientation := saved(folder, manifest, "orientation")):
+        words += ["--orientation", orientation]
+    also = ", with the --test-fraction that it had, if any" if own else ""
+    return f"run `emnist-dali prepare {shlex.join(words)}`{also}"
+
+
 def verify(folder: Path, manifest: Manifest, parts: Iterable[str] | None = None) -> None:
     """Hashes the shards of `parts` (default: all) and saves their sizes and times for `verify_if_changed`.
 
@@ -188,7 +203,7 @@ def verify(folder: Path, manifest: Manifest, parts: Iterable[str] | None = None)
         path = folder / shard.file
         states[shard.file] = _state(path)
         if not path.is_file() or sha256(path) != shard.sha256:
-            raise UserError(f"{path} is not the shard that was packed; {REPACK}.")
+            raise UserError(f"{path} is not the shard that was packed; {repack(folder, manifest)}.")
     save_verified(folder, manifest, states)
 
 

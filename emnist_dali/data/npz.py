@@ -1,7 +1,7 @@
 """Reads .npz files: Keras' mnist.npz, MedMNIST's, and sets of one array a file such as Kuzushiji-49's.
 
-The name of an array says its part (x_train, val_images); one that numpy named itself, arr_0, has its file's name
-(k49-test-imgs.npz). Images have three dimensions, or a fourth of 1 or 3 channels, labels one, or a second of 1.
+The name of an array says its part (x_train, val_images), or else that of its file (arr_0 of k49-test-imgs.npz).
+Images have three dimensions, or a fourth of 1 or 3 channels, labels one, or a second of 1.
 """
 
 import zipfile
@@ -29,7 +29,7 @@ def read(paths: Sequence[Path]) -> dict[str, Stored]:
             for member in file.infolist():
                 name = printable(member.filename.removesuffix(".npy"))[:100]
                 shape, dtype = _header(file, member)
-                part = part_of(path.stem if name.startswith("arr_") else name) or "train"
+                part = part_of(name) or part_of(path.stem) or "train"
                 found = images if len(shape) > 2 else labels
                 if part in found:  # before memory is taken for it
                     raise UserError(f"{path} holds {name} beside another array of {part}: {_ADVICE}.")
@@ -41,6 +41,8 @@ def read(paths: Sequence[Path]) -> dict[str, Stored]:
             f"{paths[0]} holds images of {', '.join(images) or 'no part'}, but labels of "
             f"{', '.join(labels) or 'no part'}: name arrays as x_train, y_train, x_test, y_test."
         )
+    if "train" not in images:
+        raise UserError(f"{paths[0]} holds no train images, only {', '.join(images)}; add them as x_train, y_train.")
     return {part: Stored(*images[part], *labels[part]) for part in PARTS if part in images}
 
 

@@ -135,11 +135,19 @@ def _is_image(kind: "pyarrow.DataType") -> bool:
     from pyarrow import types
 
     if types.is_struct(kind):
-        return any(field.name == "bytes" and types.is_binary(field.type) for field in kind)
+        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: "pyarrow.DataType") -> bool:
+    from pyarrow import types
+
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 
 def _is_label(kind: "pyarrow.DataType") -> bool:
     from pyarrow import types
 
+    if types.is_dictionary(kind):  # pandas' categoricals
+        kind = kind.value_type
     return types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)

@@ -10,12 +10,11 @@ from ..core.errors import UserError
 from ..core.files import is_folder_name, printable
 from ..core.locks import LOCK, Lock
 from ..core.progress import say
-from .manifest import MANIFEST, Manifest, read_manifest, save_verified, saved, verify
+from .manifest import DEMO, MANIFEST, Manifest, read_manifest, save_verified, saved, verify
 from .pack import check_replaceable, pack, real_path, recover
 from .shards import Shards
 from .sources import content_hashes, listing_digest, load, origin, test_counts
 
-DEMO = "demo"
 # Folders of --data-dir that are not splits.
 RESERVED = (DEMO, "source")
 
@@ -52,7 +51,8 @@ def prepare(
     side in pixels to which pictures in folders and parquet files are resized, by default 28. `orientation`, "upright"
     or "transposed", states how the source holds its images; without it that is found out, and a line says how.
     `test_fraction` draws test images from the train images of a source without any. `check` hashes every shard;
-    `force` packs again. If several processes prepare a split at once, one packs it while the others wait.
+    `force` packs again; data that are not from the official files need `source` then. If several processes prepare a
+    split at once, one packs it while the others wait.
 
     Raises UserError if the source is missing, damaged or cannot be downloaded, if the folder was prepared from
     another source or at another size, or if it holds files that `prepare` did not write.
@@ -62,6 +62,11 @@ def prepare(
     PosixPath('data/demo/digits')
     """
     folder = split_folder(data_dir, split, source)
+    if source == "glyphs" and (size or orientation or test_fraction):
+        raise UserError(
+            "Glyphs are drawn upright at 28 × 28, with test images; leave out --size, --orientation and "
+            "--test-fraction."
+        )
     wanted = _Wanted(split, source, size, orientation, test_fraction)
     if not force and os.path.exists(folder / MANIFEST):
         return _reuse(folder, wanted, check)
@@ -74,6 +79,8 @@ def prepare(
         recover(folder)
         if not force and os.path.exists(folder / MANIFEST):
             return _reuse(folder, wanted, check)
+        if not source and os.path.exists(folder / MANIFEST) and (known := read_manifest(folder).origin) != "official":
+            raise UserError(f"{folder} was prepared from {known}; say by --source what replaces it.")
         source = source or "official"
         _check_disjoint(source, target)
         check_replaceable(folder)
@@ -140,7 +147,7 @@ def _check_matches(folder: Path, manifest: Manifest, wanted: _Wanted) -> None:
             f"{folder} was prepared from {manifest.origin}, not from {origin(source)}; "
             "choose another --data-dir, or replace it with --force."
         )
-    if source in ("official", "glyphs") or not Path(manifest.origin).exists():
+    if source in ("official", "glyphs") or not os.path.exists(manifest.origin):
         return
     listing = listing_digest(wanted.split, source)
     if listing == saved(folder, manifest, "source"):

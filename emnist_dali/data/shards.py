@@ -16,7 +16,7 @@ from ..core.errors import UserError
 from ..core.files import reason
 from ..core.machine import read_at_random, will_need
 from ..pipelines import fused
-from .manifest import REPACK, Manifest, ShardFile, read_manifest, verify_if_changed
+from .manifest import Manifest, ShardFile, read_manifest, repack, verify_if_changed
 
 
 class Shards:
@@ -43,14 +43,15 @@ class Shards:
             raise UserError(f"{folder} has no part {part!r}; it has {', '.join(self.manifest.shards)}.")
         files = self.manifest.shards[part]
         self._paths = [folder / file.file for file in files]
-        opened = [_open(path, file, self.manifest) for path, file in zip(self._paths, files, strict=True)]
+        advice = self._repack = repack(folder, self.manifest)
+        opened = [_open(path, file, self.manifest, advice) for path, file in zip(self._paths, files, strict=True)]
         verify_if_changed(folder, self.manifest, part)
         self._mapped = opened
         self._labels = [labels for *_, labels in opened]
         self._records = fused.Records(opened)
         self._stats = [path.stat() for path in self._paths]
         for path, file in zip(self._paths, files, strict=True):
-            bus_error.watch(path, file.bytes)
+            bus_error.watch(path, file.bytes, self._repack)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -76,9 +77,9 @@ class Shards:
             try:
                 now = path.stat()
             except OSError as error:
-                raise UserError(f"{path} was deleted while in use; {REPACK}.") from error
+                raise UserError(f"{path} was deleted while in use; {self._repack}.") from error
             if (now.st_size, now.st_mtime_ns) != (opened.st_size, opened.st_mtime_ns):
-                raise UserError(f"{path} was changed while in use; {REPACK}.")
+                raise UserError(f"{path} was changed while in use; {self._repack}.")
 
     def labels(self, indices: ArrayLike | None = None) -> np.ndarray:
         """Labels (n,) uint8 of `indices` (n,), or of the whole part; raises IndexError."""
@@ -136,31 +137,31 @@ class Shards:
         samples = [file.samples for file in self.manifest.shards[self.part]]
         shard = int(np.searchsorted(np.cumsum(samples), indices[failed], side="right"))
         row = indices[failed] - sum(samples[:shard])
-        raise UserError(f"{self._paths[shard]}: record {row} does not decode to one image; {REPACK}.")
+        raise UserError(f"{self._paths[shard]}: record {row} does not decode to one image; {self._repack}.")
 
 
-def _open(path: Path, file: ShardFile, manifest: Manifest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The memory-mapped records, offsets and labels of a shard."""
+def _open(path: Path, file: ShardFile, manifest: Manifest, advice: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The memory-mapped records, offsets and labels of a shard; `advice` is for messages."""
     # safetensors maps the file only for torch tensors; for numpy arrays it copies.
     from safetensors import safe_open
 
     if not path.is_file():
-        raise UserError(f"{path} is missing; {REPACK}.")
+        raise UserError(f"{path} is missing; {advice}.")
     size = path.stat().st_size
     if size != file.bytes:
-        raise UserError(f"{path} has {size:,} bytes instead of {file.bytes:,}; {REPACK}.")
+        raise UserError(f"{path} has {size:,} bytes instead of {file.bytes:,}; {advice}.")
     try:
         with safe_open(path, framework="pt") as tensors:
             records, offsets, labels = (tensors.get_tensor(name).numpy() for name in ("records", "offsets", "labels"))
     # Beyond safetensors' own error: torch's for misplaced tensors, numpy's for types that it lacks.
     except Exception as error:
-        raise UserError(f"{path} is not a valid shard ({reason(error)}); {REPACK}.") from error
+        raise UserError(f"{path} is not a valid shard ({reason(error)}); {advice}.") from error
     dtypes = (records.dtype, offsets.dtype, labels.dtype)
     shapes = (records.ndim, offsets.shape, labels.shape)
     if dtypes != (np.uint8, np.int64, np.uint8) or shapes != (1, (file.samples + 1,), (file.samples,)):
-        raise UserError(f"{path} is not a valid shard of {file.samples:,} images; {REPACK}.")
+        raise UserError(f"{path} is not a valid shard of {file.samples:,} images; {advice}.")
     if file.samples and labels.max() >= len(manifest.classes):
         raise UserError(
-            f"{path} is not a valid shard (label {labels.max()} with {len(manifest.classes)} classes); {REPACK}."
+            f"{path} is not a valid shard (label {labels.max()} with {len(manifest.classes)} classes); {advice}."
         )
     return records, offsets, labels

@@ -48,8 +48,8 @@ class Source:
     """`origin` is "official", "glyphs" or the resolved path; `parts` are train and test.
 
     A source may have the part validation, and glyphs have unseen. `classes` are in label order. `official` means that
-    every file is the publisher's, NIST's for EMNIST, and the numbers of images are too. `orientation` is how the
-    source holds its images, upright or transposed.
+    every file is the publisher's, NIST's for EMNIST, none is missing, and the numbers of images are too.
+    `orientation` is how the source holds its images, upright or transposed.
     """
 
     origin: str
@@ -182,16 +182,26 @@ def _load(
     if known and known != split and split in {*SPLITS, *SETS} and (known, split) != ("mnist", "digits"):
         raise UserError(f"{origin} holds the files of {known}, not of {split}; choose --split {known}.")
     classes, labels = _labels(split, origin, found, known, stored, classes)
-    orientation, why = orientation or "", "as stated"
-    if not orientation:
-        orientation, why = _orientation(found, files, known, stored["train"].images, labels["train"], classes)
+    by_hash = "upright" if known else "transposed" if _are_nists(found, files) else None
+    if orientation and by_hash not in (None, orientation):
+        raise UserError(
+            f"{origin} holds its images {by_hash}, as the files' hashes tell; leave out --orientation {orientation}."
+        )
+    if by_hash:
+        orientation, why = by_hash, "known by the files' hashes"
+    elif orientation:
+        why = "as stated"
+    else:
+        orientation, why = _orientation(found, stored["train"].images, labels["train"], classes)
     if why:
         say(f"The images of {origin} are stored {orientation} ({why}); they are packed upright.")
     axes = (0, 2, 1) if orientation == "transposed" else (0, 1, 2)
     parts = {part: Part(of.images.transpose(axes), labels[part]) for part, of in stored.items()}
     if test_fraction:
-        parts = _draw_test(parts, test_fraction, origin)
-    official = all(file.official for file in files)
+        parts = _draw_test(parts, classes, test_fraction, origin)
+    official = all(file.official for file in files) and not test_fraction
+    if split in SETS:
+        official &= len(files) == len(SETS[split].files)
     if split in SPLITS:
         official &= [len(parts[part].labels) for part in ("train", "test")] == [
             SPLITS[split].train,
@@ -246,6 +256,10 @@ def _known_set(found: Found, files: Sequence[SourceFile]) -> str | None:
     return names.pop() if len(names) == 1 else None
 
 
+def _are_nists(found: Found, files: Sequence[SourceFile]) -> bool:
+    return found.kind == "idx" and all(file.official for file in files)
+
+
 def _check_test(origin: str, parts: Collection[str], test_fraction: float | None) -> None:
     if "test" not in parts and not test_fraction:
         raise UserError(
@@ -283,7 +297,7 @@ def _labels(
     """The classes in label order, and the labels (N,) uint8 of each part as indices into them."""
     distinct, offset = np.unique(stored["train"].labels), 0
     if classes is None:
-        named = set(found.words) if "emnist" in found.words else set()
+        named = set(found.words) & set(SPLITS) if "emnist" in found.words else set()
         name = known or (split if split in {*SPLITS, *SETS} else next((s for s in SPLITS if s in named), None))
         if name is None:
             return _numbered(origin, stored, distinct)
@@ -347,17 +361,8 @@ def _characters(train: Stored, distinct: np.ndarray) -> tuple[str, ...] | None:
     return None
 
 
-def _orientation(
-    found: Found,
-    files: Sequence[SourceFile],
-    known: str | None,
-    images: np.ndarray,
-    labels: np.ndarray,
-    classes: tuple[str, ...],
-) -> tuple[str, str]:
+def _orientation(found: Found, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> tuple[str, str]:
     """How images are stored, and why that is believed; for a folder of pictures no reason."""
-    if known or (found.kind == "idx" and all(file.official for file in files)):
-        return ("upright" if known else "transposed"), "known by the files' hashes"
     seen = by_strokes(images, labels, classes)
     if found.kind == "images":
         if seen == "transposed":
@@ -375,7 +380,7 @@ def test_counts(counts: np.ndarray, fraction: float) -> np.ndarray:
     return np.round(np.asarray(counts) * fraction).astype(np.int64)
 
 
-def _draw_test(parts: Mapping[str, Part], fraction: float, origin: str) -> dict[str, Part]:
+def _draw_test(parts: Mapping[str, Part], classes: tuple[str, ...], fraction: float, origin: str) -> dict[str, Part]:
     """The parts with a test part drawn from train: of each class the same fraction, the same for the same labels."""
     images, labels = parts["train"].images, parts["train"].labels
     counts = np.bincount(labels)
@@ -383,11 +388,15 @@ def _draw_test(parts: Mapping[str, Part], fraction: float, origin: str) -> dict[
     grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
     position = np.empty(len(labels), np.int64)
     position[grouped] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    drawn = position < test_counts(counts, fraction)[labels]
-    if not drawn.any() or drawn.all():
+    drawn_counts = test_counts(counts, fraction)
+    if not drawn_counts.any():
+        raise UserError(f"--test-fraction {fraction:g} of {origin} leaves no test images; choose a larger one.")
+    emptied = np.flatnonzero((counts > 0) & (drawn_counts == counts))
+    if emptied.size:
         raise UserError(
-            f"--test-fraction {fraction:g} of {origin} leaves {'no train' if drawn.any() else 'no test'} images; "
-            "choose another."
+            f"--test-fraction {fraction:g} of {origin} leaves no train images of {classes[emptied[0]]}, which has "
+            f"{counts[emptied[0]]:,}; choose a smaller one, or add images."
         )
+    drawn = position < drawn_counts[labels]
     train, test = (Part(images[which], labels[which]) for which in (~drawn, drawn))
     return {**parts, "train": train, "test": test}

@@ -19,9 +19,8 @@ from ..core.extras import EXTRAS, missing_packages
 from ..core.files import reason
 from ..core.machine import environment, gpu_memory, reachable
 from ..data.emnist import ARCHIVE_URL
-from ..data.manifest import MANIFEST, read_manifest, verify
+from ..data.manifest import DEMO, MANIFEST, read_manifest, verify
 from ..data.pack import pack
-from ..data.prepare import DEMO
 from ..data.shards import Shards
 from ..data.sources import Part, Source
 from ..data.stats import Stats
@@ -179,7 +178,8 @@ def _data(data_dir: Path) -> Iterator[Check]:
             images = ", ".join(f"{sum(counts):,} {part}" for part, counts in manifest.counts.items())
             yield Check(name, f"{manifest}: {images} images, all hashes match")
         except UserError as error:
-            yield Check(name, str(error), f"emnist-dali prepare --split {path.parent.name} --force packs it again.")
+            found, _, advice = str(error).rpartition("; ")
+            yield Check(name, f"{found}.", advice)
 
 
 def _space(data_dir: Path) -> Check:

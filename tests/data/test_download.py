@@ -242,7 +242,7 @@ def named(monkeypatch, tmp_path):
         yield server
 
 
-def test_a_named_set_is_fetched_and_prepared(named, tmp_path, capsys):
+def test_a_named_set_is_fetched_and_prepared(named, tmp_path, capsys, monkeypatch):
     folder = prepare("small", data_dir=tmp_path / "data")
     manifest = read_manifest(folder)
     assert (manifest.origin, manifest.official, manifest.classes) == ("official", True, tuple("あいうえ"))
@@ -258,6 +258,10 @@ def test_a_named_set_is_fetched_and_prepared(named, tmp_path, capsys):
     assert read_manifest(prepare("small", str(tmp_path / "copy.npz"), tmp_path / "other")).official
     with pytest.raises(UserError, match="holds the files of small, not of kmnist; choose --split small"):
         prepare("kmnist", str(tmp_path / "copy.npz"), tmp_path / "other")
+    files = (*download.SETS["small"].files, NamedFile("more.npz", None, "0" * 32))
+    monkeypatch.setitem(download.SETS, "small", replace(download.SETS["small"], files=files))
+    part = read_manifest(prepare("small", str(tmp_path / "copy.npz"), tmp_path / "part"))
+    assert (part.files[0]["official"], part.official) == (True, False)
 
 
 def test_a_named_set_that_is_not_the_published_one(named, tmp_path):
@@ -279,6 +283,11 @@ def test_a_named_set_from_a_server_that_tells_no_size(named, tmp_path, monkeypat
     named.sends_length = False
     assert download.fetch_set("small", tmp_path / "unknown", NO_DELAYS)[0].read_bytes() == named.data
     assert named.ranges_requested == [None]
+    named.sends_length, named.heads, named.cuts = True, False, [1_000]
+    named.ranges_requested.clear()
+    assert download.fetch_set("small", tmp_path / "no head", NO_DELAYS)[0].read_bytes() == named.data
+    assert named.ranges_requested == [None, None]
+    named.ranges_requested = [None]
     known = replace(download.SETS["small"].files[0], bytes=len(named.data))
     monkeypatch.setitem(download.SETS, "small", replace(download.SETS["small"], files=(known,)))
     download.fetch_set("small", tmp_path / "known", NO_DELAYS)

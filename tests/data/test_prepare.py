@@ -1,16 +1,20 @@
 import json
 import os
+import re
+import shlex
 import shutil
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from emnist_dali.cli import main
 from emnist_dali.core.errors import UserError
 from emnist_dali.data import manifest as manifest_module
 from emnist_dali.data import prepare as prepare_module
 from emnist_dali.data.emnist import SPLITS, file_name
-from emnist_dali.data.manifest import read_manifest
+from emnist_dali.data.manifest import read_manifest, repack
 from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
 
@@ -63,6 +67,8 @@ def test_another_source_needs_force(tmp_path):
     with pytest.raises(UserError, match=r"prepared from .*one, not from .*other"):
         prepare("digits", str(tmp_path / "other"), tmp_path / "data")
     np.testing.assert_array_equal(Shards(folder, "test").images(np.arange(20)), one)
+    with pytest.raises(UserError, match=r"was prepared from .*one; say by --source what replaces it"):
+        prepare("digits", None, tmp_path / "data", force=True)
     prepare("digits", str(tmp_path / "other"), tmp_path / "data", force=True)
     np.testing.assert_array_equal(Shards(folder, "test").images(np.arange(20)), other)
 
@@ -78,8 +84,20 @@ def test_damage_is_detected_on_the_next_use_or_by_check(tmp_path):
         prepare("digits", None, tmp_path / "data")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as when a disk flips a bit
     prepare("digits", None, tmp_path / "data")
-    with pytest.raises(UserError, match="not the shard that was packed"):
+    with pytest.raises(UserError, match="not the shard that was packed") as caught:
         prepare("digits", None, tmp_path / "data", check=True)
+    command = re.search(r"run `emnist-dali (.*)`, with the --test-fraction that it had, if any", str(caught.value))
+    assert CliRunner().invoke(main, shlex.split(command[1])).exit_code == 0
+    prepare("digits", None, tmp_path / "data", check=True)
+
+
+def test_the_command_that_packs_pictures_again(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / "source" / part / "a").mkdir(parents=True)
+        Image.new("L", (40, 40)).save(tmp_path / "source" / part / "a" / "1.png")
+    folder = prepare("own", str(tmp_path / "source"), tmp_path / "data", size=40, orientation="transposed")
+    given = f"--split own --source {tmp_path / 'source'} --data-dir {tmp_path / 'data'}"
+    assert f"{given} --force --size 40 --orientation transposed`" in repack(folder, read_manifest(folder))
 
 
 def test_shards_are_hashed_once_per_change(tmp_path, monkeypatch):
@@ -102,6 +120,9 @@ def test_glyphs_have_a_separate_folder(tmp_path, drawn, monkeypatch):
     folder = prepare("balanced", "glyphs", tmp_path)
     assert folder == tmp_path / "demo" / "balanced"
     assert not (tmp_path / "balanced").exists()
+    for option in ({"size": 40}, {"orientation": "upright"}, {"test_fraction": 0.1}):
+        with pytest.raises(UserError, match="Glyphs are drawn upright at 28 × 28"):
+            prepare("balanced", "glyphs", tmp_path, **option)
 
 
 def test_a_folder_of_images(tmp_path):

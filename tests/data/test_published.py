@@ -9,7 +9,7 @@ import pytest
 
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import sha256
-from emnist_dali.data import csv_rows, glyphs, named_sets, npz, orientation
+from emnist_dali.data import csv_rows, glyphs, named_sets, npz, orientation, stored
 from emnist_dali.data.emnist import SPLITS, file_name
 from emnist_dali.data.find import find, kind_of
 from emnist_dali.data.manifest import VERIFIED, read_manifest
@@ -49,12 +49,15 @@ def packed(split: str, source: Path, data: Path, **options) -> tuple[Path, dict[
 def assert_drawn(found: dict, drawn: published.Parts, ordered: bool = True) -> None:
     assert found.keys() == drawn.keys()
     for part, (images, labels) in drawn.items():
-        order = slice(None) if ordered else np.argsort(labels, kind="stable")
         if ordered:
             np.testing.assert_array_equal(found[part][0], images)
+            np.testing.assert_array_equal(found[part][1], labels)
         else:
-            assert sorted(map(bytes, found[part][0])) == sorted(map(bytes, images))
-        np.testing.assert_array_equal(found[part][1], labels[order])
+            assert labelled(*found[part]) == labelled(images, labels)
+
+
+def labelled(images: np.ndarray, labels: np.ndarray) -> list[tuple[int, bytes]]:
+    return sorted(zip(labels.tolist(), map(bytes, images), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -209,6 +212,8 @@ def test_test_images_are_drawn_by_class(digits, tmp_path):
     assert sorted(map(bytes, whole)) == sorted(map(bytes, few["all"][0]))
     again, _ = packed("again", source, tmp_path / "data", test_fraction=0.25)
     assert read_manifest(folder).fingerprint == read_manifest(again).fingerprint
+    with pytest.raises(UserError, match="leaves no train images of a, which has 20; choose a smaller one"):
+        prepare("all", str(source), tmp_path / "data", test_fraction=0.99)
     prepare("flat", str(source), tmp_path / "data", test_fraction=0.25)
     prepare("flat", None, tmp_path / "data")
     with pytest.raises(UserError, match="prepared with other test images"):
@@ -225,6 +230,16 @@ def test_a_flat_folder(digits, tmp_path):
     with pytest.raises(
         UserError, match=r"holds the folders of classes and val; move those of classes into .*train\."
     ):
+        find("own", source)
+
+
+@pytest.mark.parametrize(("train", "test"), [("training", "testing"), ("Train", "Test")])
+def test_parts_of_a_folder_of_images_by_other_names(digits, tmp_path, train, test):
+    parts = {part: (images[:40], labels[:40]) for part, (images, labels) in digits.items()}
+    source = published.image_folder(tmp_path / "source", parts, list(DIGITS), {"train": train, "test": test}.get)
+    assert_drawn(packed("own", source, tmp_path / "data")[1], parts, ordered=False)
+    (source / "t10k").mkdir()
+    with pytest.raises(UserError, match=f"holds .*{test}.*; keep one"):
         find("own", source)
 
 
@@ -258,6 +273,7 @@ ROW = ",".join(["1"] * 785)
         (f"{ROW}\n{ROW},1\n", "number of columns changed"),
         (f"{ROW}\n{ROW[:-1]}256\n", r"'256' to uint8.*whole numbers from 0 to 255"),
         (f"{ROW}\n{ROW[:-1]}0.5\n", r"'0\.5' to uint8"),
+        (f"{ROW}\n-{ROW}\n", "'-1' to uint8"),
         (f"{ROW[1:]}\n{ROW}\n", r"line 1 on, cannot be read .*'' to uint8"),
         (f"{ROW[:-2]}\n", "784 columns, which are no label and square image"),
         ("label," + ",".join(f"pixel{i}" for i in range(784)), "has no rows"),
@@ -282,6 +298,14 @@ def test_the_first_line_of_a_csv(tmp_path, header):
     path = write(tmp_path / "train.csv", "\ufeff" + "\n".join([*([header] if header else []), ROW, f"2{ROW[1:]}"]))
     assert kind_of(path) == "csv"
     assert csv_rows.read(path).labels.tolist() == [1, 2]
+
+
+def test_few_large_rows_and_the_limit(tmp_path, monkeypatch):
+    path = write(tmp_path / "train.csv", "".join(f"{i},{','.join('7' * 450**2)}\n" for i in range(6)))
+    assert csv_rows.read(path).images.shape == (6, 450, 450)
+    monkeypatch.setattr(stored, "MAX_BYTES", 5 * 450**2)
+    with pytest.raises(UserError, match="holds 6 × 450 × 450 bytes of images, but"):
+        csv_rows.read(path)
 
 
 IMAGES, LABELS = np.zeros((4, 5, 5), np.uint8), np.array([0, 1, 0, 1])
@@ -319,6 +343,16 @@ def test_an_array_too_many_is_not_decompressed(tmp_path, monkeypatch):
     assert read == ["x_train.npy", "y_train.npy"]
 
 
+def test_an_npz_a_part(digits, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for part, (images, labels) in digits.items():
+        np.savez(source / f"{part}.npz", images=images, labels=labels)
+    assert_drawn(packed("own", source, tmp_path / "data")[1], digits)
+    with pytest.raises(UserError, match="holds no train images, only test"):
+        prepare("other", str(source / "test.npz"), tmp_path / "data")
+
+
 def test_broken_mat(tmp_path):
     from scipy.io import savemat
 
@@ -347,6 +381,12 @@ def test_parquet_columns(digits, tmp_path, monkeypatch):
     refused("has one, two for its labels", image=picture, one=LABELS, two=LABELS)
     refused("row 2 has no image", image=[*picture[:2], {"bytes": None}, picture[0]], label=LABELS)
     refused("row 1 is not an image", image=[picture[0], {"bytes": b"\x89PNG"}, *picture[:2]], label=LABELS)
+    large = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
+    categories = pa.array(["cow", "ant", "cow", "ant"]).dictionary_encode()
+    pq.write_table(pa.table({"image": pa.array(picture, large), "label": categories}), path)
+    folder, found = packed("large", path, tmp_path / "data", test_fraction=0.5)
+    assert read_manifest(folder).classes == ("ant", "cow")
+    assert found["train"][1].tolist() == [1, 0]
     (tmp_path / "named").mkdir()
     (tmp_path / "hub").mkdir()
     pq.write_table(pa.table({"img": picture, "name": ["cat", "dog", "cat", "dog"]}), path)
@@ -386,6 +426,8 @@ def test_several_sets_and_none(digits, tmp_path):
     write(tmp_path / "none" / "notes.txt", "nothing")
     with pytest.raises(UserError, match="none holds no data that are read here"):
         prepare("own", str(tmp_path / "none"), tmp_path / "data")
+    with pytest.raises(UserError, match=r"xxx cannot be read \(File name too long\)"):
+        find("own", tmp_path / ("x" * 300))
     with pytest.raises(UserError, match=r"notes\.txt is of no kind that is read here"):
         prepare("own", str(tmp_path / "none" / "notes.txt"), tmp_path / "data")
     with pytest.raises(UserError, match="has 10 classes, but byclass has 62; choose another --split"):
@@ -402,6 +444,35 @@ def test_a_file_of_another_split_of_emnist(letters, tmp_path):
             prepare("balanced", str(tmp_path / name), tmp_path / "data", **options)
     _, found = packed("own", tmp_path / "emnist-letters.mat", tmp_path / "data")
     assert_drawn(found, letters)
+
+
+def test_a_search_that_finds_no_end(tmp_path, monkeypatch):
+    """Pictures are not counted."""
+    monkeypatch.setattr("emnist_dali.data.find.ENTRIES", 3)
+    path = write(tmp_path / "a" / "train.csv", f"{ROW}\n2{ROW[1:]}")
+    for i in range(4):
+        write(tmp_path / "b" / f"{i}.png", "")
+    assert find("own", tmp_path).paths == [path]
+    write(tmp_path / "notes.txt", "")
+    with pytest.raises(UserError, match="holds more than 3 files and folders; give the folder of the data"):
+        find("own", tmp_path)
+    assert find("own", tmp_path / "a").paths == [path]
+
+
+def test_names_that_call_another_set(digits, letters, tmp_path):
+    """Classes of equal number would be taken for those of the split."""
+    (tmp_path / "clothes").mkdir()
+    for part, (images, labels) in digits.items():
+        published.csv(tmp_path / "clothes" / f"fashion-mnist_{part}.csv", images, labels)
+    for split in ("mnist", "digits", "kmnist"):
+        for path, options in (("clothes", {}), ("clothes/fashion-mnist_train.csv", {"test_fraction": 0.2})):
+            with pytest.raises(UserError, match=f"holds fashion, not {split}; choose --split fashion"):
+                prepare(split, str(tmp_path / path), tmp_path / "data", **options)
+    arrays = {f"{kind}_{part}": of for part in letters for kind, of in zip("xy", letters[part], strict=True)}
+    np.savez(tmp_path / "emnist.npz", **{name: of + (name[0] == "y") for name, of in arrays.items()})
+    with pytest.raises(UserError, match="has 26 classes, but balanced has 47"):
+        prepare("balanced", str(tmp_path / "emnist.npz"), tmp_path / "data")
+    assert_drawn(packed("letters", tmp_path / "emnist.npz", tmp_path / "data")[1], letters)
 
 
 def test_mnists_own_files_are_digits_only(digits, tmp_path, monkeypatch):

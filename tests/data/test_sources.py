@@ -96,10 +96,23 @@ def test_official_needs_every_hash_and_the_counts(tmp_path, monkeypatch):
     cached = sources.load("letters", "official", tmp_path)
     assert_complete(cached)
     assert (cached.origin, cached.official) == ("official", True)
+    with pytest.raises(UserError, match="holds its images transposed, as the files' hashes tell; leave out"):
+        sources.load("letters", str(tmp_path), tmp_path, orientation="upright")
 
     write_split(tmp_path, test=TEST[::-1])
     assert [file.official for file in load(tmp_path).files] == [True, True, False, True]
     assert not load(tmp_path).official
+
+
+def test_drawn_test_images_are_not_official(tmp_path, monkeypatch):
+    images = write_idx(tmp_path / emnist.file_name("letters", "train", "images"), np.repeat(TRAIN, 2, 0))
+    labels = write_idx(tmp_path / emnist.file_name("letters", "train", "labels"), np.arange(2, 16) // 2)
+    for path in (images, labels):
+        file = emnist.OfficialFile(hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
+        monkeypatch.setitem(emnist.OFFICIAL_FILES, path.name, file)
+    drawn = sources.load("own", str(tmp_path), tmp_path, test_fraction=0.4)
+    assert all(file.official for file in drawn.files)
+    assert not drawn.official
 
 
 def test_missing_files_are_named(tmp_path):
@@ -154,6 +167,24 @@ def test_a_damaged_or_encrypted_archive(tmp_path):
     refused(archive, "gzip.zip cannot be read as a zip")
 
 
+def test_what_is_no_fault_of_the_archive_is_not_blamed_on_it(tmp_path, monkeypatch):
+    archive = pack(tmp_path / "matlab.zip", write_split(tmp_path / "files"))
+
+    def fail(error: Exception) -> None:
+        def read(path):
+            raise error
+
+        monkeypatch.setattr(sources.idx, "read_images", read)
+
+    fail(MemoryError())
+    refused(archive, f"{archive} needs more memory")
+    fail(AssertionError("a bug"))
+    with pytest.raises(AssertionError):
+        load(archive)
+    archive.write_bytes(archive.read_bytes()[:-30])
+    refused(archive, "matlab.zip cannot be read as a zip", "use NIST's matlab.zip")
+
+
 def test_an_archive_with_a_member_that_is_too_large(tmp_path, monkeypatch):
     archive = pack(tmp_path / "gzip.zip", write_split(tmp_path / "files"))
     monkeypatch.setattr(sources.idx, "MAX_BYTES", 10)
@@ -185,6 +216,8 @@ def test_a_folder_of_images(folder):
     (folder / "train" / ".DS_Store").write_text("")
     (folder / "train" / "a" / ".hidden").write_text("")
     (folder / "test" / "a" / "Thumbs.db").write_text("")
+    (folder / "train" / "metadata.csv").write_text("file_name,text\n")
+    (folder / "test" / "metadata.jsonl").write_text("{}")
     loaded = load(folder, "my own split", size=5)
     assert loaded.classes == ("a", "b")
     assert loaded.origin == str(folder.resolve())
@@ -300,7 +333,7 @@ def test_a_decompression_bomb_is_an_error(folder, monkeypatch):
 
 def test_invalid_folders_of_images(folder):
     loose = save(folder, "train/loose.png", grey(0))
-    refused(folder, f"{loose} cannot be listed", "train/<class>/*")
+    refused(folder, f"{loose} is a file, not the folder of a class", "train/<class>/*")
     loose.unlink()
     only_test = save(folder, "test/c/x.png", grey(0)).parent
     refused(folder, f"{only_test} is not a class of the train images")

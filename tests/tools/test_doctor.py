@@ -52,8 +52,13 @@ def test_damaged_data_are_named(data_dir, tmp_path):
     shard = tmp_path / "data/demo/small/test-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     found = checks(tmp_path / "data")[f"data in {shard.parent}"]
-    assert f"{shard} is not the shard that was packed" in found["found"]
-    assert "--force" in found["advice"]
+    assert found["found"] == f"{shard} is not the shard that was packed."
+    command = f"emnist-dali prepare --split small --source glyphs --data-dir {tmp_path / 'data'} --force"
+    assert found["advice"] == f"run `{command}`."
+    (shard.parent / "manifest.json").write_text("{}")
+    found = checks(tmp_path / "data")[f"data in {shard.parent}"]
+    assert "is not a valid manifest" in found["found"]
+    assert found["advice"] == "delete that folder and run `emnist-dali prepare` again."
 
 
 def test_without_data_it_says_how_to_have_them(tmp_path):
