@@ -1,7 +1,7 @@
 """One HTML page about a run, or about several side by side."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,16 @@ _CURVES = (
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     """Writes the page about `runs` to `out`, by default report.html in the first one's folder; returns its path.
 
-    A group stands for its runs. Of runs that differ by seed or fold alone the page has means ± standard deviations.
+    A group stands for its runs; a run that is named twice, or beside its group, is counted once. Of runs that differ
+    by seed or fold alone the page has means ± standard deviations.
 
     Raises UserError if a folder holds no run, a run has not finished an epoch, or `out` exists and was not written by
     this project.
     """
     out = out or runs[0] / REPORT
     check_output(out)
-    folders = [folder for path in runs for folder in runs_of(path)]
+    runs = _distinct(runs)
+    folders = _distinct(folder for path in runs for folder in runs_of(path))
     names = [printable(path.resolve().name) for path in folders]
     if len(set(names)) < len(names):
         names = [printable(str(path)) for path in folders]
@@ -54,6 +56,14 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         page = render("side_by_side.html", title=title, runs=shown, curves=curves, **compared)
     write_output(out, page)
     return out
+
+
+def _distinct(paths: Iterable[Path]) -> list[Path]:
+    """Each folder by the first of its names."""
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        folders.setdefault(path.resolve(), path)
+    return list(folders.values())
 
 
 def _shown(run: RunData) -> dict[str, Any]:

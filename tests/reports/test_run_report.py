@@ -385,8 +385,11 @@ def test_a_group_is_its_runs_with_their_mean(trained_group, tmp_path):
     assert f"seed-0, seed-1 {mean}" in told
     assert f"{np.mean(f1):.4f} ± {np.std(f1, ddof=1):.4f}" in told
     assert "Differences" not in told
-    with_itself = text(write_report([group, group / "seed-0"], tmp_path / "both.html"))
+    (tmp_path / "link").symlink_to(group / "seed-0")
+    with_itself = text(write_report([group, group / "seed-0", tmp_path / "link"], tmp_path / "both.html"))
     assert "Welch's t-test on 108 images, at the 5 % level." in with_itself
+    assert f"seed-0, seed-1 {mean}" in " ".join(with_itself.split())  # each run counts once
+    assert headings(write_report([group / "seed-0", tmp_path / "link"]))[0] == SECTIONS[0]
 
 
 def test_runs_that_cannot_be_compared_are_shown_with_the_reason(trained_group, tmp_path):
