@@ -45,6 +45,10 @@ MAX_CARD = 2**20  # bytes; ours have 10 kB
 Probabilities = Callable[[np.ndarray], np.ndarray]  # images (N, H, W) uint8 → (N, classes) float32
 
 
+class MismatchError(UserError):
+    """An exported model answers differently from the trained one."""
+
+
 def export(run: Path, kind: str, output: Path | None = None, *, int8: bool = False) -> list[str]:
     """Writes `output`, by default model.<kind> in the run folder, and a model card next to it; returns a report.
 
@@ -267,15 +271,15 @@ def _exporting(trained: TrainedClassifier, kind: str) -> Iterator[None]:
 def _compare(trained: TrainedClassifier, probabilities: Probabilities, output: Path) -> list[str]:
     """Compares with the trained model in float32 without autocast, whatever precision the run used; returns a report.
 
-    If the run used another precision, the last line is about that. Raises UserError if any probability differs by
-    more than TOLERANCE, or any class differs.
+    If the run used another precision, the last line is about that. Raises MismatchError if any probability
+    differs by more than TOLERANCE, or any class differs.
     """
     images, description = _images(trained)
     expected, actual = trained.in_float32().probabilities(images), probabilities(images)
     difference, classes = float(np.abs(actual - expected).max()), actual.argmax(1)
     wrong = int((expected.max(1) - expected[np.arange(len(images)), classes] > TIE).sum())
     if not difference <= TOLERANCE or wrong:  # true for NaN
-        raise UserError(
+        raise MismatchError(
             f"{output} was not written: on {description}, its probabilities differ from the trained model's by up to "
             f"{difference:.2g} and its class on {wrong:,}; choose another format."
         )
