@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from ..core.errors import UserError
-from ..core.files import MARK, check_output, reason, write_atomic, write_output
+from ..core.files import MARK, check_output, reason, sha256, write_atomic, write_output
 from ..core.tensor_files import encode
 from ..data.prepare import split_folder
 from ..data.shards import Shards
@@ -66,15 +66,26 @@ def export(run: Path, kind: str, output: Path | None = None, *, int8: bool = Fal
     check_output(output)
     if kind == "onnx":
         check_onnx_is_installed()
-    # Files of one name share the card.
-    beside = [] if int8 else [name for name in _FORMATS if output.with_suffix(f".{name}").is_file()]
-    exported = export_model(TrainedClassifier(run), kind, output, beside, int8=int8)
+    trained = TrainedClassifier(run)
+    beside = [] if int8 else _beside(output, _digest(trained))
+    exported = export_model(trained, kind, output, beside, int8=int8)
     write_output(output, exported.content)
     return [
         f"{output}: {len(exported.content) / 1e6:.2f} MB.",
         *exported.comparison,
         _write_card(output.with_suffix(".md"), exported.card),
     ]
+
+
+def _beside(output: Path, weights: str) -> list[str]:
+    """Formats of the files that share the card of `output`: of its name, and with the sha256 of these weights."""
+    beside = []
+    for name in _FORMATS:
+        path = output.with_suffix(f".{name}")
+        with suppress(OSError):
+            if path.is_file() and weights.encode() in path.read_bytes():
+                beside.append(name)
+    return beside
 
 
 def default_output(run: Path, name: str) -> Path:
@@ -163,7 +174,7 @@ def check_onnx_is_installed() -> None:
 
 
 def _metadata(trained: TrainedClassifier, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The metadata of an exported file: those of the run's weights, its name, its recipe and its test metrics.
+    """The metadata of an exported file: those of the run's weights, their sha256, its name, recipe and test metrics.
 
     Of the data's folder on this machine only the name is kept.
     """
@@ -172,10 +183,16 @@ def _metadata(trained: TrainedClassifier, results: dict[str, dict[str, Any]]) ->
         for part, result in results.items()
     }
     origin = {"generator": MARK, "name": trained.name, "recipe": trained.config.recipe}
-    about = origin | trained.about | {"shape": trained.shape, "converted": trained.converted} | metrics
+    known = {"weights": _digest(trained), "shape": trained.shape, "converted": trained.converted}
+    about = origin | trained.about | known | metrics
     if "data" in about:
         about["data"] = re.sub(r"(?<= from ).*[/\\]", "", about["data"])  # a phrase: balanced from /data/emnist (…)
     return about
+
+
+def _digest(trained: TrainedClassifier) -> str:
+    """By which exported files are known to be of one model."""
+    return sha256(RunFolder(trained.path).best)
 
 
 def _export_onnx(
