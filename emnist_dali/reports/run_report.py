@@ -68,14 +68,15 @@ def _distinct(paths: Iterable[Path]) -> list[Path]:
 
 def _shown(run: RunData) -> dict[str, Any]:
     """What the pages show of one run."""
-    machine = {**run.env, **run.env["packages"]}
+    env = run.env or {}
+    machine = {**env, **env.get("packages", {})}
     return {
         "name": run.name,
         "subject": _subject(run),
         "story": _story(run),
         "headline": _headline(run),
-        "command": run.env["command"],
-        "resumed": run.env.get("resumed", []),
+        "command": env.get("command", ""),
+        "resumed": env.get("resumed", []),
         "machine": {key: value for key, value in machine.items() if key not in ("command", "packages", "resumed")},
         "settings": _settings(run),
         "test": sections(run) if "test" in run.results else None,
@@ -106,6 +107,8 @@ def _settings(run: RunData) -> dict[str, str]:
 
 def _machine(run: RunData) -> str:
     """The one that the run ended on."""
+    if run.env is None:
+        return "a machine that is not known"
     env = (run.env.get("resumed") or [run.env])[-1]
     return env["gpu"] or "a GPU" if run.config.run.device.startswith("cuda") else f"{env['cpu']}, {env['cpus']} CPUs"
 
@@ -136,7 +139,7 @@ def _story(run: RunData) -> str:
         if last["epochs_done"] < config.training.epochs and last["step"] < (config.training.steps or np.inf):
             sentences.append("The run has not finished.")
         sentences.append("It has not been tested: the figures are those of the validation images.")
-    if any(resumed["test_was_read"] for resumed in run.env.get("resumed", ())):
+    if any(resumed["test_was_read"] for resumed in (run.env or {}).get("resumed", ())):
         sentences.append("It was resumed after its test images had been read once.")
     return " ".join(sentences)
 

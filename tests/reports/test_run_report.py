@@ -451,6 +451,14 @@ def test_images_of_other_data_are_not_shown(misread, tmp_path):
     assert pictures(markup(page)) == []
 
 
+def test_a_run_from_the_hub_has_no_machine(misread, tmp_path):
+    run = copy(misread[0], tmp_path / "run")
+    for name in ("env.json", "predictions-test.safetensors"):
+        (run / name).unlink()
+    assert "epochs on a machine that is not known." in text(write_report([run]))
+    assert "a machine that is not known" in text(write_report([run, misread[0]], tmp_path / "both.html"))
+
+
 def test_names_of_classes_are_text_everywhere(trained_run, tmp_path, opened):
     run = copy(trained_run, tmp_path / "<i>run")
     best = run / "checkpoints/best.safetensors"
