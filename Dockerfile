@@ -16,5 +16,7 @@ RUN --mount=type=bind,target=/src,rw \
 USER 1000
 WORKDIR /work
 EXPOSE 8000
+# As process 1 the server is deaf to SIGTERM, for which Python has no handler; a training ends in the same way on both.
+STOPSIGNAL SIGINT
 ENTRYPOINT ["emnist-dali"]
 CMD ["serve", "--host", "0.0.0.0"]

@@ -13,7 +13,7 @@ GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 	$(BIN)/pip install --quiet --constraint requirements/constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed  ## the whole main job on drawn glyphs: no download, no GPU
+demo: .venv/installed  ## the whole main job on drawn glyphs: no data are downloaded, no GPU
 	$(BIN)/emnist-dali train --split balanced --source glyphs --recipe cpu --epochs 4
 
 test: .venv/installed

@@ -28,8 +28,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/":
             return self._answer(200, b"")
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/main)?", self.path.partition("?")[0]):
-            known = match[1] in self.server.repos
-            return self._json({"id": match[1], "xetEnabled": False} if known else {}, 200 if known else 404)
+            if match[1] not in self.server.repos:
+                return self._json({}, 404)
+            oid, files = (self.server.repos[match[1]] or [(None, {})])[-1]
+            private = self.server.created.get(match[1], {}).get("visibility") == "private"
+            about = {"sha": oid, "private": private, "siblings": [{"rfilename": name} for name in files]}
+            return self._json({"id": match[1], "xetEnabled": False, **about})
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path.partition("?")[0])
         if not match:
             return self._json({"error": self.path}, 404)
@@ -39,6 +43,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self._answer(401, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
         oid = commits[-1][0] if revision == "main" and commits else revision
         files = dict(commits).get(oid, {})
+        if file in self.server.failing:
+            return self._answer(503, b"")
         if file not in files:
             return self._answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": oid})
         content = files[file]
@@ -91,10 +97,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _commit(self, repo: str, body: bytes) -> None:
         commits = self.server.repos[repo]
-        files = dict(commits[-1][1]) if commits else {}
+        head, files = commits[-1] if commits else (None, {})
+        files = dict(files)
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
-            if line["key"] == "file":
+            if line["key"] == "header" and value.get("parentCommit", head) != head:
+                return self._json({"error": "A commit has happened since"}, 412)
+            if line["key"] == "deletedFile":
+                del files[value["path"]]
+            elif line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.server.objects[value["oid"]]
@@ -119,7 +130,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def hub() -> Iterator[http.server.ThreadingHTTPServer]:
-    """Serves at `url`; `repos` has the commits of each repository (oid, files by path), `asked` the requests."""
+    """Serves at `url`; `repos` has the commits of each repository (oid, files by path), `asked` the requests.
+
+    Asking for a file in `failing` is answered with 503.
+    """
     with local_server(Handler) as server:
-        server.repos, server.created, server.objects, server.asked = {}, {}, {}, []
+        server.repos, server.created, server.objects, server.asked, server.failing = {}, {}, {}, [], set()
         yield server

@@ -9,7 +9,7 @@ from .program import print_lines
 @click.command(short_help="Push a run to the Hugging Face Hub.")
 @click.argument("run", type=RUN_OR_BUILTIN)
 @click.argument("repo", metavar="USER/NAME")
-@click.option("--private", is_flag=True, help="If the repository is missing, create it as a private one.")
+@click.option("--private", is_flag=True, help="Create a private repository; refuse a public one.")
 @trust_option
 def push(run: Path, repo: str, private: bool) -> None:
     """Push a run's best weights, settings, metrics and model card to the repository USER/NAME of the Hugging Face

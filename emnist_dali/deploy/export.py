@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from ..core.errors import UserError
-from ..core.files import MARK, check_output, reason, write_atomic, write_output
+from ..core.files import MARK, check_output, reason, sha256, write_atomic, write_output
 from ..core.tensor_files import encode
 from ..data.prepare import split_folder
 from ..data.shards import Shards
@@ -45,6 +45,10 @@ MAX_CARD = 2**20  # bytes; ours have 10 kB
 Probabilities = Callable[[np.ndarray], np.ndarray]  # images (N, H, W) uint8 → (N, classes) float32
 
 
+class MismatchError(UserError):
+    """An exported model answers differently from the trained one."""
+
+
 def export(run: Path, kind: str, output: Path | None = None, *, int8: bool = False) -> list[str]:
     """Writes `output`, by default model.<kind> in the run folder, and a model card next to it; returns a report.
 
@@ -62,15 +66,26 @@ def export(run: Path, kind: str, output: Path | None = None, *, int8: bool = Fal
     check_output(output)
     if kind == "onnx":
         check_onnx_is_installed()
-    # Files of one name share the card.
-    beside = [] if int8 else [name for name in _FORMATS if output.with_suffix(f".{name}").is_file()]
-    exported = export_model(TrainedClassifier(run), kind, output, beside, int8=int8)
+    trained = TrainedClassifier(run)
+    beside = [] if int8 else _beside(output, _digest(trained))
+    exported = export_model(trained, kind, output, beside, int8=int8)
     write_output(output, exported.content)
     return [
         f"{output}: {len(exported.content) / 1e6:.2f} MB.",
         *exported.comparison,
         _write_card(output.with_suffix(".md"), exported.card),
     ]
+
+
+def _beside(output: Path, weights: str) -> list[str]:
+    """Formats of the files that share the card of `output`: of its name, and with the sha256 of these weights."""
+    beside = []
+    for name in _FORMATS:
+        path = output.with_suffix(f".{name}")
+        with suppress(OSError):
+            if path.is_file() and weights.encode() in path.read_bytes():
+                beside.append(name)
+    return beside
 
 
 def default_output(run: Path, name: str) -> Path:
@@ -159,7 +174,7 @@ def check_onnx_is_installed() -> None:
 
 
 def _metadata(trained: TrainedClassifier, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The metadata of an exported file: those of the run's weights, its name, its recipe and its test metrics.
+    """The metadata of an exported file: those of the run's weights, their sha256, its name, recipe and test metrics.
 
     Of the data's folder on this machine only the name is kept.
     """
@@ -168,10 +183,16 @@ def _metadata(trained: TrainedClassifier, results: dict[str, dict[str, Any]]) ->
         for part, result in results.items()
     }
     origin = {"generator": MARK, "name": trained.name, "recipe": trained.config.recipe}
-    about = origin | trained.about | {"shape": trained.shape, "converted": trained.converted} | metrics
+    known = {"weights": _digest(trained), "shape": trained.shape, "converted": trained.converted}
+    about = origin | trained.about | known | metrics
     if "data" in about:
         about["data"] = re.sub(r"(?<= from ).*[/\\]", "", about["data"])  # a phrase: balanced from /data/emnist (…)
     return about
+
+
+def _digest(trained: TrainedClassifier) -> str:
+    """By which exported files are known to be of one model."""
+    return sha256(RunFolder(trained.path).best)
 
 
 def _export_onnx(
@@ -267,15 +288,15 @@ def _exporting(trained: TrainedClassifier, kind: str) -> Iterator[None]:
 def _compare(trained: TrainedClassifier, probabilities: Probabilities, output: Path) -> list[str]:
     """Compares with the trained model in float32 without autocast, whatever precision the run used; returns a report.
 
-    If the run used another precision, the last line is about that. Raises UserError if any probability differs by
-    more than TOLERANCE, or any class differs.
+    If the run used another precision, the last line is about that. Raises MismatchError if any probability
+    differs by more than TOLERANCE, or any class differs.
     """
     images, description = _images(trained)
     expected, actual = trained.in_float32().probabilities(images), probabilities(images)
     difference, classes = float(np.abs(actual - expected).max()), actual.argmax(1)
     wrong = int((expected.max(1) - expected[np.arange(len(images)), classes] > TIE).sum())
     if not difference <= TOLERANCE or wrong:  # true for NaN
-        raise UserError(
+        raise MismatchError(
             f"{output} was not written: on {description}, its probabilities differ from the trained model's by up to "
             f"{difference:.2g} and its class on {wrong:,}; choose another format."
         )

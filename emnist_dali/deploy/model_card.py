@@ -64,7 +64,7 @@ def model_card(
     int8 = about.get("precision") == "int8"
     licence = "apache-2.0" if trained.path.resolve() == BUILTIN.resolve() else None
     given = arguments(config.model.model, len(trained.classes), config.data.image_size)
-    in_repo = {"safetensors": BEST} if repo else {}
+    files = {name: f"{printable(output.stem)}.{name}" for name in formats} | ({"safetensors": BEST} if repo else {})
     template = environment.from_string(Path(__file__).with_name("model_card.md").read_text("utf-8"))
     return template.render(
         metadata=_metadata(trained, name, about["data"], licence, {} if int8 else results).to_yaml(),
@@ -91,7 +91,8 @@ def model_card(
         is_own=is_import_path(config.model.model),
         arguments=", ".join(f"{name}={value}" for name, value in given.items()),
         first_layers=first_layers(trained.model) if config.model.stem_stride else (),
-        files={name: f"{printable(output.stem)}.{name}" for name in formats} | in_repo,
+        files=files,
+        graphs=" and ".join(f"`{file}`" for name, file in files.items() if name != "safetensors"),
         repo=repo,
         comparison=comparison,
         today=date.today().isoformat(),

@@ -10,7 +10,7 @@ from ..runs import hub, schema
 from ..runs.file_names import BEST, CONFIG, METRICS
 from ..runs.folder import RunFolder
 from ..runs.trained_classifier import TrainedClassifier
-from .export import check_onnx_is_installed, export_model, is_unedited_card, signed_card
+from .export import MismatchError, check_onnx_is_installed, export_model, is_unedited_card, signed_card
 
 CARD, ONNX = "README.md", "model.onnx"
 
@@ -20,10 +20,11 @@ def push(run: Path, repo: str, *, private: bool = False) -> list[str]:
 
     A repository that is missing is created, `private` or as the Hub's settings say. In it are the files of a run
     folder that `load_classifier("hf://user/name")` reads, without this machine's paths. A model card that was edited
-    on the Hub stays. Raises UserError, before anything is sent, if the run has no weights or the exported ones answer
-    differently, and if the Hub cannot be reached or refuses.
+    on the Hub stays; an ONNX file of an earlier push goes if this one has none. Raises UserError, before anything is
+    sent, if the run has no weights or the exported ones answer differently, and if the Hub cannot be reached or
+    refuses, if the repository is public in spite of `private`, and if another process writes to it meanwhile.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 
     hub.check_name(repo)
     if not get_token():
@@ -34,11 +35,18 @@ def push(run: Path, repo: str, *, private: bool = False) -> list[str]:
     with hub.hub_errors(repo):
         api = HfApi()
         api.create_repo(repo, private=private or None, exist_ok=True)
-        if not _is_card_ours(repo):
+        head = api.model_info(repo)
+        if private and not head.private:
+            raise UserError(f"{repo} is public; make it private in its settings on the Hub, or leave out --private.")
+        there = {file.rfilename for file in head.siblings or ()}
+        if CARD in there and not is_unedited_card(Path(api.hf_hub_download(repo, CARD, revision=head.sha))):
             del files[CARD]
             lines.append(f"{CARD} was edited or is not from emnist-dali, and was not replaced.")
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-        commit = api.create_commit(repo, operations, commit_message="A run of emnist-dali")
+        if ONNX in there - files.keys():
+            operations.append(CommitOperationDelete(ONNX))
+            lines.append(f"{ONNX} of an earlier push was removed: it has other weights. The Hub's history keeps it.")
+        commit = api.create_commit(repo, operations, commit_message="A run of emnist-dali", parent_commit=head.sha)
     size = sum(map(len, files.values())) / 1e6
     return [f"{commit.commit_url}: {', '.join(files)}; {size:.2f} MB.", *lines]
 
@@ -57,6 +65,8 @@ def _files(trained: TrainedClassifier, repo: str) -> tuple[dict[str, bytes], lis
         check_onnx_is_installed()
         onnx = export_model(trained, "onnx", Path(ONNX), ["safetensors"], repo=repo)
         files[ONNX], card, lines = onnx.content, onnx.card, onnx.comparison
+    except MismatchError:
+        raise
     except UserError as error:
         lines.append(f"Without {ONNX}: {error}")
     return {CARD: signed_card(card), **files}, lines
@@ -72,14 +82,3 @@ def _without_paths(config: Config) -> Config:
         model=replace(config.model, weights=config.model.weights and Path(config.model.weights).name),
         run=run,
     )
-
-
-def _is_card_ours(repo: str) -> bool:
-    """Whether the repository has no card, or one that `push` wrote."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        return is_unedited_card(Path(hf_hub_download(repo, CARD)))
-    except EntryNotFoundError:
-        return True

@@ -7,7 +7,7 @@ shares of the chart's width or height, so that a chart fits any page while its t
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import log10
+from math import inf, log10
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,9 @@ Tick = tuple[float, str]  # a place in percent from the left or the top, and wha
 
 
 def number(value: float) -> str:
-    return f"{value:,.4g}".replace("-", "\N{MINUS SIGN}") if abs(value) < 1e5 else f"{value / 1e3:,.0f}k"
+    value, unit = (value / 1e3, "k") if abs(value) >= 1e5 else (value, "")
+    digits = f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.4g}"
+    return digits.replace("-", "\N{MINUS SIGN}") + unit
 
 
 def share(value: float) -> str:
@@ -50,6 +52,8 @@ class Axis:
 
         low = min(values) if self.low is None else self.low
         high = max(values) if self.high is None else self.high
+        # Margins do not pass what a share can be.
+        lowest, highest = (min(low, 0.0), max(high, 1.0)) if self.format is share else (-inf, inf)
         largest = max(abs(low), abs(high))
         if high - low <= 5e-4 * largest:  # ticks would have the same four digits
             margin = 0.05 * largest or 0.5
@@ -64,6 +68,7 @@ class Axis:
         if not self.log:  # from tick to tick, but for ends that were asked for
             low = low if self.low is not None or self.whole else min(low, ticks[0])
             high = high if self.high is not None or self.whole else max(high, ticks[-1])
+        low, high = max(low, lowest), min(high, highest)
         slack = (high - low) * 1e-9
         return _Scale(low, high, self.log, [tick for tick in ticks if low - slack <= tick <= high + slack])
 

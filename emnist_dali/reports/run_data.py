@@ -17,7 +17,7 @@ from ..data.shards import Shards
 from ..evaluation.inference import evaluated_indices
 from ..runs.calibration import Calibration
 from ..runs.checkpoint import load_weights
-from ..runs.file_names import METRICS, is_run
+from ..runs.file_names import ENVIRONMENT, METRICS, is_run
 from ..runs.folder import RunFolder
 from ..runs.predictions import read_predictions
 from ..runs.schema import read_robustness
@@ -30,13 +30,13 @@ class RunData:
     `dataset` describes the data in a phrase; `epochs` are entries of metrics.jsonl, never empty; `results` are those
     of `metrics.score` by part, empty before the test; `predictions` are the test's, after `calibration`, with
     probabilities (N, classes), predicted and labels (N,). `robustness` is what `measure_robustness` gave for these
-    weights, None if it was not made. `test_images` gives images (n, H, W) uint8 by their indices
-    (n,) in `predictions`; `data_problem` says why it or `manifest` is None.
+    weights, None if it was not made. `env` is None if the run was pushed, without it, to the Hub. `test_images` gives
+    images (n, H, W) uint8 by their indices (n,) in `predictions`; `data_problem` says why it or `manifest` is None.
     """
 
     name: str
     config: Config
-    env: dict[str, Any]
+    env: dict[str, Any] | None
     dataset: str
     classes: tuple[str, ...]
     epochs: list[dict[str, Any]]
@@ -82,7 +82,7 @@ def read_run_data(path: Path, name: str) -> RunData:
     return RunData(
         name=name,
         config=config,
-        env=run.environment(),
+        env=run.environment() if (path / ENVIRONMENT).exists() else None,
         dataset=about["data"],
         classes=tuple(about["classes"]),
         epochs=epochs,

@@ -1,7 +1,7 @@
 """One HTML page about a run, or about several side by side."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,16 @@ _CURVES = (
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     """Writes the page about `runs` to `out`, by default report.html in the first one's folder; returns its path.
 
-    A group stands for its runs. Of runs that differ by seed or fold alone the page has means ± standard deviations.
+    A group stands for its runs; a run that is named twice, or beside its group, is counted once. Of runs that differ
+    by seed or fold alone the page has means ± standard deviations.
 
     Raises UserError if a folder holds no run, a run has not finished an epoch, or `out` exists and was not written by
     this project.
     """
     out = out or runs[0] / REPORT
     check_output(out)
-    folders = [folder for path in runs for folder in runs_of(path)]
+    runs = _distinct(runs)
+    folders = _distinct(folder for path in runs for folder in runs_of(path))
     names = [printable(path.resolve().name) for path in folders]
     if len(set(names)) < len(names):
         names = [printable(str(path)) for path in folders]
@@ -56,16 +58,25 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     return out
 
 
+def _distinct(paths: Iterable[Path]) -> list[Path]:
+    """Each folder by the first of its names."""
+    folders: dict[Path, Path] = {}
+    for path in paths:
+        folders.setdefault(path.resolve(), path)
+    return list(folders.values())
+
+
 def _shown(run: RunData) -> dict[str, Any]:
     """What the pages show of one run."""
-    machine = {**run.env, **run.env["packages"]}
+    env = run.env or {}
+    machine = {**env, **env.get("packages", {})}
     return {
         "name": run.name,
         "subject": _subject(run),
         "story": _story(run),
         "headline": _headline(run),
-        "command": run.env["command"],
-        "resumed": run.env.get("resumed", []),
+        "command": env.get("command", ""),
+        "resumed": env.get("resumed", []),
         "machine": {key: value for key, value in machine.items() if key not in ("command", "packages", "resumed")},
         "settings": _settings(run),
         "test": sections(run) if "test" in run.results else None,
@@ -96,6 +107,8 @@ def _settings(run: RunData) -> dict[str, str]:
 
 def _machine(run: RunData) -> str:
     """The one that the run ended on."""
+    if run.env is None:
+        return "a machine that is not known"
     env = (run.env.get("resumed") or [run.env])[-1]
     return env["gpu"] or "a GPU" if run.config.run.device.startswith("cuda") else f"{env['cpu']}, {env['cpus']} CPUs"
 
@@ -126,7 +139,7 @@ def _story(run: RunData) -> str:
         if last["epochs_done"] < config.training.epochs and last["step"] < (config.training.steps or np.inf):
             sentences.append("The run has not finished.")
         sentences.append("It has not been tested: the figures are those of the validation images.")
-    if any(resumed["test_was_read"] for resumed in run.env.get("resumed", ())):
+    if any(resumed["test_was_read"] for resumed in (run.env or {}).get("resumed", ())):
         sentences.append("It was resumed after its test images had been read once.")
     return " ".join(sentences)
 

@@ -9,7 +9,7 @@ from ..config import Config
 from ..core import text
 from ..core.errors import UserError
 from ..core.files import printable
-from .file_names import is_run
+from .file_names import ENVIRONMENT, is_run
 from .folder import RunFolder
 from .group import is_group, read_group
 
@@ -103,7 +103,7 @@ def _run(folder: Path) -> Row:
         "test_accuracy": test,
         "validation_accuracy": max(validations, default=None),
         "seconds": sum(entry["seconds"] for entry in epochs),
-        "started": run.environment()["time"],
+        "started": run.environment()["time"] if (folder / ENVIRONMENT).exists() else None,  # a pushed run has none
         "unfinished": missing if test is None else "",
     }
 
@@ -118,6 +118,9 @@ def table(rows: Sequence[Row], folder: Path) -> str:
     """The rows of `list_runs` of `folder` as lines of text, problems last."""
     if not rows:
         return f"{printable(str(folder))} holds no runs."
+    problems = [printable(row["problem"]) for row in rows if row["problem"]]
+    if len(problems) == len(rows):
+        return "\n".join(problems)
     lines = [("run", "recipe", "data", "test, %", "validation, %", "time", "started", "")]
     for row in rows:
         if row["problem"]:
@@ -136,9 +139,7 @@ def table(rows: Sequence[Row], folder: Path) -> str:
                 row["unfinished"],
             )
         )
-    return "\n".join(
-        [*text.table(lines, right=(3, 4, 5)), *(printable(row["problem"]) for row in rows if row["problem"])]
-    )
+    return "\n".join([*text.table(lines, right=(3, 4, 5)), *problems])
 
 
 def _below(path: Path, folder: Path) -> str:

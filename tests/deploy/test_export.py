@@ -300,6 +300,20 @@ def test_the_model_card_tells_which_weights_it_began_with(run, tmp_path, weights
     assert f"| initialized from | {told} |" in (path / "model.md").read_text()
 
 
+def test_the_model_card_names_files_of_the_same_weights_only(run, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(run, path)
+    assert "All of that is in `model.onnx` and `model.pt2`, whose output is" in (path / "model.md").read_text()
+    weights, about = load_weights(path / "checkpoints/best.safetensors")
+    about = {"about": json.dumps({**about, "step": about["step"] + 1})}
+    (path / "checkpoints/best.safetensors").write_bytes(encode(weights, about))
+    export(path, "safetensors")
+    card = (path / "model.md").read_text()
+    assert "The answer is `probabilities`" in card
+    assert "`model.safetensors`:" in card
+    assert not re.search(r"model\.(onnx|pt2)|ONNX", card)
+
+
 def test_the_model_cards_examples_run(run, monkeypatch):
     monkeypatch.chdir(run)
     examples = re.findall(r"```python\n(.*?)```", (run / "model.md").read_text(), re.DOTALL)

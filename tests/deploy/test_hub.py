@@ -15,11 +15,12 @@ from emnist_dali.cli import main
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json, write_json
 from emnist_dali.deploy import push as push_module
-from emnist_dali.deploy.export import signed_card
+from emnist_dali.deploy.export import ExportedModel, MismatchError, signed_card
 from emnist_dali.deploy.push import push
 from emnist_dali.runs import hub as hub_module
 from emnist_dali.runs.file_names import BEST, CONFIG
 from emnist_dali.runs.folder import RunFolder
+from emnist_dali.runs.trained_classifier import TrainedClassifier
 
 from ..hub_server import OWNER, TOKEN, hub
 
@@ -130,6 +131,73 @@ def test_pushing_again_replaces_the_card_unless_it_was_edited(pushed, at_hub, ru
     at_hub.repos[repo].append(("e" * 40, {**files, "README.md": b"mine"}))
     assert "README.md was edited or is not from emnist-dali, and was not replaced." in push(run, repo)
     assert at_hub.repos[repo][-1][1]["README.md"] == b"mine"
+
+
+@pytest.fixture
+def of_two_files(at_hub, trained_run, monkeypatch) -> str:
+    """A repository to which a card and an ONNX file were pushed; the next push has only another card."""
+    repo = f"{OWNER}/two-files"
+    at_hub.repos.pop(repo, None)
+    monkeypatch.setattr(push_module, "_files", lambda *_: ({"README.md": signed_card("1\n"), "model.onnx": b"1"}, []))
+    push(trained_run, repo)
+    monkeypatch.setattr(push_module, "_files", lambda *_: ({"README.md": signed_card("2\n")}, []))
+    return repo
+
+
+def test_a_card_that_cannot_be_read_stops_the_push(of_two_files, at_hub, trained_run, monkeypatch):
+    from huggingface_hub import hf_hub_download
+
+    commits = at_hub.repos[of_two_files]
+    hf_hub_download(of_two_files, "README.md")  # an older one is in the cache
+    commits.append(("e" * 40, {"README.md": b"mine"}))
+    monkeypatch.setattr(at_hub, "failing", {"README.md"})
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
+    with pytest.raises(UserError, match=r"someone/two-files on http.* could not be used") as caught:
+        push(trained_run, of_two_files)
+    assert "\n" not in str(caught.value)
+    assert commits[-1][1] == {"README.md": b"mine"}
+
+
+def test_an_onnx_file_of_other_weights_is_removed(of_two_files, at_hub, trained_run):
+    report = push(trained_run, of_two_files)
+    assert at_hub.repos[of_two_files][-1][1] == {"README.md": signed_card("2\n")}
+    assert report[1].startswith("model.onnx of an earlier push was removed: it has other weights")
+
+
+def test_a_private_push_to_a_public_repository_is_refused(of_two_files, at_hub, trained_run):
+    with pytest.raises(UserError, match=r"someone/two-files is public; make it private .* or leave out --private"):
+        push(trained_run, of_two_files, private=True)
+    assert len(at_hub.repos[of_two_files]) == 1
+
+
+def test_a_push_that_another_overtook_is_refused(of_two_files, at_hub, trained_run, monkeypatch):
+    commits = at_hub.repos[of_two_files]
+
+    def overtaken(card):
+        commits.append(("e" * 40, {"README.md": b"mine"}))
+        return True
+
+    monkeypatch.setattr(push_module, "is_unedited_card", overtaken)
+    with pytest.raises(UserError, match=r"could not be used .*; try again later"):
+        push(trained_run, of_two_files)
+    assert commits[-1][1] == {"README.md": b"mine"}
+
+
+@pytest.mark.parametrize("error", [MismatchError, UserError])
+def test_onnx_that_answers_differently_is_refused_and_that_fails_left_out(error, trained_run, monkeypatch):
+    def export_model(trained, kind, *_, **__):
+        if kind == "onnx":
+            raise error("ONNX.")
+        return ExportedModel(b"1", "A card.\n", [])
+
+    monkeypatch.setattr(push_module, "export_model", export_model)
+    trained = TrainedClassifier(trained_run)
+    if error is MismatchError:
+        with pytest.raises(MismatchError):
+            push_module._files(trained, REPO)
+    else:
+        files, lines = push_module._files(trained, REPO)
+        assert ("model.onnx" in files, lines) == (False, ["Without model.onnx: ONNX."])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from emnist_dali.reports.charts import Axis, Series, bar_chart, matrix_chart, share, xy_chart
+from emnist_dali.reports.charts import Axis, Series, bar_chart, matrix_chart, number, share, xy_chart
 
 
 def places(ticks):
@@ -32,6 +32,31 @@ def test_points_and_ticks_lie_on_the_chart_in_order(values, axis):
     assert -1e-6 <= min(places(chart.y_ticks)) <= max(places(chart.y_ticks)) <= 100 + 1e-6
     labels = [label for _, label in chart.y_ticks]
     assert len(set(labels)) == len(labels)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (0.00012, "0.00012"),
+        (0.25, "0.25"),
+        (1234.5, "1,234"),
+        (9999.9, "10,000"),
+        (12_500, "12,500"),
+        (-99_999, "−99,999"),
+        (303_250, "303.2k"),
+        (-2e6, "−2,000k"),
+    ],
+)
+def test_numbers_are_written_out(value, told):
+    assert number(value) == told
+
+
+@pytest.mark.parametrize("values", [[1.0], [0.0], [0.9996, 1.0], [0.001, 0.9993]])
+def test_axes_of_shares_end_at_0_and_1(values):
+    chart = xy_chart([Series(name="a", x=[1, 2][: len(values)], y=values)], Axis(), Axis(format=share))
+    ticks = [float(label[:-2]) for _, label in chart.y_ticks]
+    assert 0 <= min(ticks) < max(ticks) <= 100
+    assert all(0 <= y <= 100 for _, y in chart.series[0]["places"])
 
 
 def test_ticks_of_whole_numbers_are_whole():

@@ -385,8 +385,11 @@ def test_a_group_is_its_runs_with_their_mean(trained_group, tmp_path):
     assert f"seed-0, seed-1 {mean}" in told
     assert f"{np.mean(f1):.4f} ± {np.std(f1, ddof=1):.4f}" in told
     assert "Differences" not in told
-    with_itself = text(write_report([group, group / "seed-0"], tmp_path / "both.html"))
+    (tmp_path / "link").symlink_to(group / "seed-0")
+    with_itself = text(write_report([group, group / "seed-0", tmp_path / "link"], tmp_path / "both.html"))
     assert "Welch's t-test on 108 images, at the 5 % level." in with_itself
+    assert f"seed-0, seed-1 {mean}" in " ".join(with_itself.split())  # each run counts once
+    assert headings(write_report([group / "seed-0", tmp_path / "link"]))[0] == SECTIONS[0]
 
 
 def test_runs_that_cannot_be_compared_are_shown_with_the_reason(trained_group, tmp_path):
@@ -446,6 +449,14 @@ def test_images_of_other_data_are_not_shown(misread, tmp_path):
     page = write_report([run])
     assert "holds other test images than the run was tested on" in text(page)
     assert pictures(markup(page)) == []
+
+
+def test_a_run_from_the_hub_has_no_machine(misread, tmp_path):
+    run = copy(misread[0], tmp_path / "run")
+    for name in ("env.json", "predictions-test.safetensors"):
+        (run / name).unlink()
+    assert "epochs on a machine that is not known." in text(write_report([run]))
+    assert "a machine that is not known" in text(write_report([run, misread[0]], tmp_path / "both.html"))
 
 
 def test_names_of_classes_are_text_everywhere(trained_run, tmp_path, opened):

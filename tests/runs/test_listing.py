@@ -74,6 +74,8 @@ def test_a_row_says_what_its_run_has(runs):
     assert (group["recipe"], group["data"], group["unfinished"]) == ("cpu", "small (glyphs)", "")
     assert (trial["test_accuracy"], trial["unfinished"]) == (None, "not tested")
     assert 0 <= trial["validation_accuracy"] <= 1
+    (runs / "good" / "env.json").unlink()  # as in a run from the Hub
+    assert {**rows[f"{runs}/good"], "started": None} in list_runs(runs)
     (runs / "fast" / "metrics.jsonl").unlink()  # as in its first epoch
     assert next(row["unfinished"] for row in list_runs(runs, "name")) == "0 of 1 epochs"
     assert rows[f"{runs}/good"]["unfinished"] == rows[f"{runs}/good"]["problem"] == ""
@@ -92,6 +94,8 @@ def test_what_cannot_be_read_is_a_line(runs):
     lines = table(rows, runs).splitlines()
     assert len(lines) == 1 + len(rows)
     assert f"{runs}/good/config.json could not be read as JSON" in "\n".join(lines[-3:])
+    (alone,) = list_runs(runs / "broken")
+    assert table([alone], runs) == alone["problem"]  # no header without a row
 
 
 def test_the_command(runs, tmp_path):
