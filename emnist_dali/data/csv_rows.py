@@ -18,13 +18,15 @@ MAX_LINE = 2**20  # bytes; a row of EMNIST's has at most 3,142
 BLOCK = 2**22  # pixels parsed at once
 # In a header, the column that is not a pixel; without one it is the first.
 LABEL = ("label", "class")
+OTHERS = (b";", b"\t")  # separators that are recognized, and refused
 _ADVICE = "a row is a label and the pixels of a square image, whole numbers from 0 to 255"
 
 
 def is_csv(start: bytes) -> bool:
     """Whether a file that begins with `start` may be such a CSV."""
     start = start.removeprefix(BOM_UTF8)
-    return start.isascii() and b"\0" not in start and start.split(b"\n")[0].count(b",") >= 64
+    line = start.split(b"\n")[0]
+    return start.isascii() and b"\0" not in start and max(map(line.count, (b",", *OTHERS))) >= 64
 
 
 def read(path: Path) -> Stored:
@@ -37,6 +39,13 @@ def read(path: Path) -> Stored:
             headed = _are_names(names)
             column = next((names.index(name) for name in LABEL if name in names), 0) if headed else 0
             side = math.isqrt(len(names) - 1)
+            if other := next((mark for mark in map(bytes.decode, OTHERS) if first.count(mark) > len(names)), None):
+                raise UserError(f"{path} separates its columns by {other!r}; write it with commas.")
+            if len(names) > 1 and len(names) == math.isqrt(len(names)) ** 2:
+                raise UserError(
+                    f"{path} has {len(names):,} columns, which are pixels without a label; leave it out, and draw "
+                    "test images with --test-fraction 0.1."
+                )
             if len(names) != side**2 + 1 or not side:
                 raise UserError(f"{path} has {len(names):,} columns, which are no label and square image: {_ADVICE}.")
             lines = lines if headed else chain([first], lines)

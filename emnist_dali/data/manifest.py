@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..core.errors import UserError
 from ..core.files import is_plain, is_temporary, read_json, reason, sha256, write_json
@@ -27,7 +27,7 @@ PARTS = ("train", "test", "validation", "unseen")
 # Images of one part; a billion of EMNIST's would be 400 GB.
 MAX_SAMPLES = 10**9
 DEMO = "demo"  # the folder of --data-dir with the drawn glyphs
-_REMAKE = "delete that folder and run `emnist-dali prepare` again"
+_About = Literal["source", "orientation", "test_fraction"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,20 +105,21 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise UserError(f"{folder} holds no prepared data; run `emnist-dali prepare` first.")
-    content = read_json(path, _REMAKE)
+    remake = f"delete that folder and prepare --split {shlex.quote(folder.name)} from its --source again"
+    content = read_json(path, remake)
     try:
         if content["format"] != FORMAT:
             raise UserError(
-                f"{path} has format {content['format']!r:.20}, but this version reads format {FORMAT}; {_REMAKE}."
+                f"{path} has format {content['format']!r:.20}, but this version reads format {FORMAT}; {remake}."
             )
         manifest = _from_json(content)
         for part, files in manifest.shards.items():
             if [file.file for file in files] != [shard_name(part, i) for i in range(len(files))]:
-                raise UserError(f"{path} names files other than the shards of its folder; {_REMAKE}.")
+                raise UserError(f"{path} names files other than the shards of its folder; {remake}.")
         if wrong := _wrong_fields(manifest):
             raise ValueError(f"wrong {', '.join(wrong)}")
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not a valid manifest ({reason(error)}); {_REMAKE}.") from error
+        raise UserError(f"{path} is not a valid manifest ({reason(error)}); {remake}.") from error
     return manifest
 
 
@@ -188,7 +189,10 @@ def repack(folder: Path, manifest: Manifest) -> str:
         words += ["--size", str(manifest.shape[0])]
     if own and (orientation := saved(folder, manifest, "orientation")):
         words += ["--orientation", orientation]
-    also = ", with the --test-fraction that it had, if any" if own else ""
+    if own and (fraction := saved(folder, manifest, "test_fraction")):
+        words += ["--test-fraction", fraction]
+    unknown = own and saved(folder, manifest, "source") is None
+    also = ", with the --test-fraction that it had, if any" if unknown else ""
     return f"run `emnist-dali prepare {shlex.join(words)}`{also}"
 
 
@@ -224,14 +228,16 @@ def save_verified(
     content = {
         "fingerprint": manifest.fingerprint,
         "shards": {**previous.get("shards", {}), **states},
-        **{name: about.get(name) or previous.get(name) for name in ("source", "orientation")},
+        **{name: about.get(name) or previous.get(name) for name in get_args(_About)},
     }
     with suppress(UserError):  # the folder may be read-only: then every run hashes the shards again
         write_json(folder / VERIFIED, content)
 
 
-def saved(folder: Path, manifest: Manifest, name: Literal["source", "orientation"]) -> str | None:
-    """The `listing_digest` of the source that was packed, or how it held its images, if known."""
+def saved(folder: Path, manifest: Manifest, name: _About) -> str | None:
+    """What is known about the source that was packed: its `listing_digest`, how it held its images, and which share
+    of its train images became test images.
+    """
     return _read_verified(folder, manifest).get(name)
 
 

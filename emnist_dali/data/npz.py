@@ -4,6 +4,7 @@ The name of an array says its part (x_train, val_images), or else that of its fi
 Images have three dimensions, or a fourth of 1 or 3 channels, labels one, or a second of 1.
 """
 
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,10 @@ def _check(shape: tuple[int, ...], dtype: np.dtype, at: str) -> None:
         channels = shape[3] if len(shape) == 4 else 1
         if channels == 3:
             check_size((3 * shape[0], *shape[1:3]), at)
+    elif len(shape) == 2 and shape[1] >= 64 and shape[1] == (side := math.isqrt(shape[1])) ** 2:
+        raise UserError(
+            f"{at} has rows of {shape[1]:,} numbers; reshape images to ({shape[0]}, {side}, {side}): {_ADVICE}."
+        )
     elif dtype.kind not in "bui" or len(shape) not in (1, 2) or not 1 <= shape[0] <= MAX_IMAGES or shape[1:] > (1,):
         raise UserError(f"{at} has labels of type {dtype} and shape {shape}, not one integer an image: {_ADVICE}.")
 

@@ -127,7 +127,8 @@ def check_replaceable(folder: Path) -> None:
             return
         if MANIFEST not in names:
             raise UserError(
-                f"{folder} holds {_summarize(names)}, but no prepared data; choose another --split or --data-dir."
+                f"{folder} holds {_summarize(names)}, but no prepared data; move that away, or choose another "
+                "--split or --data-dir."
             )
         manifest = read_manifest(folder)
         shards = {shard.file for part in manifest.shards.values() for shard in part}

@@ -1,6 +1,7 @@
 """Reads parquet files as Hugging Face's `datasets` writes them: encoded images, and labels with class names."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ def read(parts: Mapping[str, Sequence[Path]], size: int) -> tuple[dict[str, Stor
     classes: tuple[str, ...] | None = None
     stored: dict[str, Stored] = {}
     for part, paths in parts.items():
+        _check_complete(paths)
         files = [_File(path) for path in paths]
         for file in files:
             classes = classes or file.classes
@@ -60,6 +62,19 @@ def read(parts: Mapping[str, Sequence[Path]], size: int) -> tuple[dict[str, Stor
             numbers = np.array(labels, np.int64)
         stored[part] = Stored(images, str(paths[0]), numbers, str(paths[0]))
     return stored, classes
+
+
+def _check_complete(paths: Sequence[Path]) -> None:
+    """Raises UserError if the name of a file, as train-00000-of-00002, says that there are others which are not."""
+    for path in paths:
+        if numbered := re.fullmatch(r"(.*-)\d+-of-(\d+)([-.].*)?", path.name):
+            before, number, _ = numbered.groups()
+            found = {p.name.removeprefix(before)[: len(number)] for p in paths if p.name.startswith(before)}
+            if len(found) < int(number):
+                raise UserError(
+                    f"{path.parent} holds {len(found):,} of {int(number):,} files {before}*-of-{number}; download "
+                    "the others, too."
+                )
 
 
 def _indices(labels: Sequence[Any], classes: Sequence[str], at: Path) -> list[int]:

@@ -88,6 +88,8 @@ def prepare(
         cache = Path(data_dir) / "source"
         loaded = load(split, source, cache, size, orientation, test_fraction)
         manifest = pack(loaded, split, folder, listing=listing)
+        if test_fraction:
+            save_verified(folder, manifest, {}, test_fraction=str(test_fraction))
     say(f"{_describe(folder, manifest)} (packed).")
     return folder
 

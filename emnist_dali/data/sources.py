@@ -318,6 +318,8 @@ def _labels(
                 f"{stored['train'].images_at} holds the characters {''.join(characters)}, by their strokes, and not "
                 f"{name}; choose another --split."
             )
+    elif split in {*SPLITS, *SETS} and len(classes) != (number := len({**SPLITS, **SETS}[split].classes)):
+        raise UserError(f"{origin} has {len(classes):,} classes, but {split} has {number}; choose another --split.")
     if len(classes) > MAX_CLASSES or len(set(classes)) != len(classes) or not all(map(is_plain, classes)):
         raise UserError(
             f"{origin} has {len(classes)} classes, but up to {MAX_CLASSES} with different printable names are "

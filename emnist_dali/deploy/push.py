@@ -45,7 +45,9 @@ def push(run: Path, repo: str, *, private: bool = False) -> list[str]:
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         if ONNX in there - files.keys():
             operations.append(CommitOperationDelete(ONNX))
-            lines.append(f"{ONNX} of an earlier push was removed: it may have other weights. The Hub's history keeps it.")
+            lines.append(
+                f"{ONNX} of an earlier push was removed: it may have other weights. The Hub's history keeps it."
+            )
         commit = api.create_commit(repo, operations, commit_message="A run of emnist-dali", parent_commit=head.sha)
     size = sum(map(len, files.values())) / 1e6
     return [f"{commit.commit_url}: {', '.join(files)}; {size:.2f} MB.", *lines]

@@ -49,9 +49,10 @@ def compare(*runs: Path) -> dict[str, Any]:
     test, or by Welch's t-test where one is a group; `holm_p`, corrected for the number of pairs (Holm 1979); and
     `second_is_better`, the probability of that under a flat prior.
 
-    Reads the runs' saved predictions and no test image. Raises UserError if a run has none, or if they were tested on
-    different images.
+    Reads the runs' saved predictions and no test image. Raises UserError if a run has none, if they were tested on
+    different images, and for a group beside one of its own runs.
     """
+    _check_apart(runs)
     sides = [_side(path) for path in runs]
     for side in sides[1:]:
         if not side.images.same(sides[0].images):
@@ -72,6 +73,14 @@ def compare(*runs: Path) -> dict[str, Any]:
         "interval": [each["interval"] for each in means],
         "pairs": pairs,
     }
+
+
+def _check_apart(runs: Sequence[Path]) -> None:
+    """Raises UserError for a group beside one of its runs, or beside itself: they are not independent."""
+    folders = [{folder.resolve() for folder in tested_runs(path)} for path in runs]
+    for (first, one), (second, other) in combinations(zip(runs, folders, strict=True), 2):
+        if one & other and (is_group(first) or is_group(second)):
+            raise UserError(f"{first} and {second} have a run in common; leave out one of the two.")
 
 
 def _side(path: Path) -> _Side:

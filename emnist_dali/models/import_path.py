@@ -47,7 +47,9 @@ def factory(path: str) -> Callable[..., Any]:
     name = path.partition(":")[2]
     module = _imported(path)
     if not callable(found := getattr(module, name, None)):
-        close = get_close_matches(name, [name for name in vars(module) if not name.startswith("_")], 1)
+        close = get_close_matches(
+            name, [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")], 1
+        )
         hint = f"; did you mean {close[0]}?" if close else "."
         raise UserError(f"{module.__name__} ({module.__file__}) has no function or class {name}{hint}")
     return found

@@ -12,7 +12,7 @@ from ..core.text import duration
 from ..evaluation.inference import TRIAL_IMAGES
 from ..evaluation.significance import wilson
 from ..runs.file_names import REPORT
-from ..runs.group import runs_of
+from ..runs.group import is_group, runs_of
 from .charts import Axis, Series, XYChart, bar_chart, number, share, xy_chart
 from .html import percent, render
 from .run_data import RunData, part_name, read_run_data
@@ -59,11 +59,13 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def _distinct(paths: Iterable[Path]) -> list[Path]:
-    """Each folder by the first of its names."""
+    """Each folder by the first of its names, and no run beside its group."""
     folders: dict[Path, Path] = {}
     for path in paths:
         folders.setdefault(path.resolve(), path)
-    return list(folders.values())
+    groups = [folder for folder in folders if is_group(folder)]
+    inside = {run.resolve() for group in groups for run in runs_of(group)}
+    return [path for folder, path in folders.items() if folder not in inside]
 
 
 def _shown(run: RunData) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from .file_names import (
     TRACKERS,
     is_run,
 )
-from .group import is_group, runs_of
+from .group import is_group, is_member, runs_of
 from .predictions import Predictions, write_predictions
 
 
@@ -48,6 +48,8 @@ def check_can_create(out: str | None) -> None:
         raise UserError(_exists(path))
     if is_group(path):
         raise UserError(f"{path} is a group of runs; go on with --resume {path}, or choose another run.out.")
+    if (outer := next(filter(is_group, path.absolute().parents), None)) and not is_member(path, outer):
+        raise UserError(f"{outer} is a group of runs, which {path} is none of; choose another run.out.")
     parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not os.access(parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"{path} could not be created ({os.strerror(errno.EACCES)}); choose another run.out.")

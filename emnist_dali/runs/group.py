@@ -58,6 +58,11 @@ def is_group(path: Path) -> bool:
     return (path / GROUP).exists()
 
 
+def is_member(path: Path, group: Path) -> bool:
+    """Whether `path` is the folder of one of the runs of the group in `group`, begun or not."""
+    return path.absolute() in {folder.absolute() for folder in read_group(group).members}
+
+
 def read_group(path: Path) -> Group:
     """The group in a folder; raises UserError if its file is missing, damaged or something else."""
     file = path / GROUP

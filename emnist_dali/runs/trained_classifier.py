@@ -71,7 +71,16 @@ class TrainedClassifier:
         return other
 
     def preprocess(self, images: np.ndarray) -> torch.Tensor:
-        """(N, H, W) uint8 → (N, 1, S, S) float32 on the host, as the model sees them."""
+        """(N, H, W) uint8 → (N, 1, S, S) float32 on the host, as the model sees them.
+
+        Raises UserError for images of another type or shape.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != self.shape:
+            height, width = self.shape
+            raise UserError(
+                f"{self.name} takes images (N, {height}, {width}) uint8, not {images.shape} {images.dtype}; convert "
+                "or resize them."
+            )
         size = self.config.data.image_size
         out = np.empty((len(images), size, size), np.float32)
         preprocess = Preprocess(self.stats.pixel_spec(self.shape, size), compressed=False)
@@ -79,7 +88,8 @@ class TrainedClassifier:
         return torch.from_numpy(out)[:, None]
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """(N, H, W) uint8 → (N, classes) float32."""
+        """(N, H, W) uint8 → (N, classes) float32; raises UserError for images of another type or shape."""
+        images = np.asarray(images)
         context, batches = autocast(self.config), [np.empty((0, len(self.classes)), np.float32)]
         with torch.inference_mode(), context():
             for start in progress(range(0, len(images), _BATCH), description="recognizing", unit=" batches"):

@@ -180,6 +180,14 @@ def _data(data_dir: Path) -> Iterator[Check]:
         except UserError as error:
             found, _, advice = str(error).rpartition("; ")
             yield Check(name, f"{found}.", advice)
+    yield from _without_manifest(data_dir)
+
+
+def _without_manifest(data_dir: Path) -> Iterator[Check]:
+    for folder in sorted({path.parent for path in data_dir.glob("*/*-00000.safetensors")}):
+        if not (folder / MANIFEST).exists():
+            advice = f"Move {folder} away, and prepare it again."
+            yield Check(f"data in {folder}", f"shards, but no {MANIFEST}", advice)
 
 
 def _space(data_dir: Path) -> Check:

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
@@ -88,7 +89,7 @@ def train(
         if state:
             _restore(training, state, facts, force)
             if training.trainer.done and any(entry["kind"] == "test" for entry in state["log"]):
-                say(f"{run.path} is complete.")
+                say(f"{run.path} is complete. It stays as it is: nothing was trained, tested or tracked.")
                 return run
         if requested.run.compile == "graph" and config.run.compile == "off":
             say(
@@ -235,7 +236,7 @@ class Session:
         self.run.log(*entries)
         if distributed.is_main():
             for entry in entries:
-                self.log(entry)
+                self.log(deepcopy(entry))  # this one is in every checkpoint
 
     def _tell_of_other_work(self, cpu_seconds: float, seconds: float) -> None:
         """Once, where other processes took so much of the CPUs in the last `seconds`."""

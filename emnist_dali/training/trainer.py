@@ -159,7 +159,7 @@ class Trainer:
         size, n = self.config.data.image_size, self.config.data.batch_size // distributed.world_size()
         shape, dtype = (n, 1, size, size), torch.float16 if half_images(self.config) else torch.float32
         if self.augment:
-            _check_augment(self.augment, torch.zeros((2, 1, size, size), dtype=dtype, device=self.device))
+            self._augmented(torch.zeros((2, 1, size, size), dtype=dtype, device=self.device))
         try:
             images = torch.zeros(shape, dtype=dtype, device=self.device)
             targets = torch.full((n, self.classes), 1 / self.classes, device=self.device)
@@ -322,8 +322,20 @@ class Trainer:
         if training.mixing and self.step < training.mixing.until * training.epochs * self.steps_per_epoch:
             generator = sampling.generator(training.seed, sampling.Stream.MIXING, self.epoch, self.micro)
             how = mixing.draw(training.mixing, self.config.data.image_size, generator)
-        images = self.augment(batch.images) if self.augment else batch.images
+        images = self._augmented(batch.images) if self.augment else batch.images
         return mixing.mix(images, batch.labels, how, self.classes, training.label_smoothing)
+
+    def _augmented(self, images: torch.Tensor) -> torch.Tensor:
+        """What the user's `augment` makes of them; raises UserError if that is no images like those."""
+        made = self.augment(images)
+        is_tensor = isinstance(made, torch.Tensor)
+        if not is_tensor or (made.shape, made.dtype, made.device) != (images.shape, images.dtype, images.device):
+            what = f"{tuple(made.shape)} {made.dtype}" if is_tensor else type(made).__name__
+            raise UserError(
+                f"augment got {tuple(images.shape)} {images.dtype} and returned {what}; it must return images like "
+                "those."
+            )
+        return made
 
     def _update(self) -> None:
         self.scaler.unscale_(self.optimizer)
@@ -412,17 +424,6 @@ class Trainer:
         self.loss_sum.copy_(local["loss_sum"])
         for name, model in (("model", self.model), ("trained", self.trained)):
             model.load_state_dict(local[name], strict=False)
-
-
-def _check_augment(augment: Augment, images: torch.Tensor) -> None:
-    """Raises UserError if it does not return images like those that it gets."""
-    made = augment(images)
-    is_tensor = isinstance(made, torch.Tensor)
-    if not is_tensor or (made.shape, made.dtype, made.device) != (images.shape, images.dtype, images.device):
-        what = f"{tuple(made.shape)} {made.dtype}" if is_tensor else type(made).__name__
-        raise UserError(
-            f"augment got {tuple(images.shape)} {images.dtype} and returned {what}; it must return images like those."
-        )
 
 
 _POSITION = ("epoch", "micro", "step", "seconds", "waited", "ended")

@@ -12,7 +12,7 @@ from emnist_dali.core.files import sha256
 from emnist_dali.data import csv_rows, glyphs, named_sets, npz, orientation, stored
 from emnist_dali.data.emnist import SPLITS, file_name
 from emnist_dali.data.find import find, kind_of
-from emnist_dali.data.manifest import VERIFIED, read_manifest
+from emnist_dali.data.manifest import VERIFIED, read_manifest, repack
 from emnist_dali.data.prepare import prepare
 from emnist_dali.data.shards import Shards
 
@@ -212,10 +212,13 @@ def test_test_images_are_drawn_by_class(digits, tmp_path):
     assert sorted(map(bytes, whole)) == sorted(map(bytes, few["all"][0]))
     again, _ = packed("again", source, tmp_path / "data", test_fraction=0.25)
     assert read_manifest(folder).fingerprint == read_manifest(again).fingerprint
+    with pytest.raises(UserError, match="has 10 classes, but letters has 26; choose another --split"):
+        prepare("letters", str(source), tmp_path / "data", test_fraction=0.25)
     with pytest.raises(UserError, match="leaves no train images of a, which has 20; choose a smaller one"):
         prepare("all", str(source), tmp_path / "data", test_fraction=0.99)
     prepare("flat", str(source), tmp_path / "data", test_fraction=0.25)
     prepare("flat", None, tmp_path / "data")
+    assert repack(folder, read_manifest(folder)).endswith("--force --orientation upright --test-fraction 0.25`")
     with pytest.raises(UserError, match="prepared with other test images"):
         prepare("flat", str(source), tmp_path / "data", test_fraction=0.5)
     with pytest.raises(UserError, match="leaves no test images"):
@@ -275,7 +278,9 @@ ROW = ",".join(["1"] * 785)
         (f"{ROW}\n{ROW[:-1]}0.5\n", r"'0\.5' to uint8"),
         (f"{ROW}\n-{ROW}\n", "'-1' to uint8"),
         (f"{ROW[1:]}\n{ROW}\n", r"line 1 on, cannot be read .*'' to uint8"),
-        (f"{ROW[:-2]}\n", "784 columns, which are no label and square image"),
+        (f"{ROW[:-2]}\n", "784 columns, which are pixels without a label"),
+        (f"{ROW},1\n", "786 columns, which are no label and square image"),
+        (ROW.replace(",", ";"), "separates its columns by ';'; write it with commas"),
         ("label," + ",".join(f"pixel{i}" for i in range(784)), "has no rows"),
         ("1," * 2**20, "has a line of more than 1,048,576 bytes"),
     ],
@@ -319,6 +324,7 @@ IMAGES, LABELS = np.zeros((4, 5, 5), np.uint8), np.array([0, 1, 0, 1])
         ({"x_train": IMAGES / 255, "y_train": LABELS}, "images of type float64"),
         ({"x_train": IMAGES, "y_train": np.eye(4, dtype=int)}, "labels .* not one integer an image"),
         ({"x_train": IMAGES, "y_train": LABELS / 2}, "labels of type float64"),
+        ({"x_train": np.zeros((4, 784), "u1"), "y_train": LABELS}, r"reshape images to \(4, 28, 28\)"),
         ({"x_train": IMAGES[..., None].repeat(2, -1), "y_train": LABELS}, r"shape \(4, 5, 5, 2\)"),
         ({"x_train": IMAGES, "train_images": IMAGES, "y_train": LABELS}, "beside another array of train"),
         ({"x_train": IMAGES, "y_train": np.array(list("abab"), object)}, "labels of type object"),
@@ -400,6 +406,9 @@ def test_parquet_columns(digits, tmp_path, monkeypatch):
         prepare("more", str(tmp_path / "named"), tmp_path / "data")
     parts = {part: (images[::5], labels[::5]) for part, (images, labels) in digits.items()}
     source = published.hugging_face(tmp_path / "hub", parts, list(DIGITS))
+    (source / "data/train-00001-of-00002.parquet").unlink()
+    with pytest.raises(UserError, match=r"holds 1 of 2 files train-\*-of-00002; download the others, too"):
+        prepare("more", str(source), tmp_path / "data")
     published.parquet(source / "data/train-00001-of-00002.parquet", *parts["train"], list(DIGITS[::-1]))
     with pytest.raises(
         UserError, match=r"train-00001-of-00002\.parquet names other classes than the files before it"

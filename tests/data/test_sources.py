@@ -232,14 +232,14 @@ def test_a_folder_of_images(folder):
 
 
 def test_the_hash_covers_names_contents_and_classes(folder):
-    first = load(folder).files[0]
-    assert load(folder).files[0] == first
+    first = load(folder, "own").files[0]
+    assert load(folder, "own").files[0] == first
     (folder / "train" / "b" / "1.png").rename(folder / "train" / "b" / "0.png")
-    renamed = load(folder).files[0]
+    renamed = load(folder, "own").files[0]
     (folder / "train" / "b" / "0.png").rename(folder / "train" / "a" / "3.png")
-    moved = load(folder).files[0]
+    moved = load(folder, "own").files[0]
     save(folder, "train/a/3.png", grey(201))
-    changed = load(folder).files[0]
+    changed = load(folder, "own").files[0]
     assert len({file.sha256 for file in (first, renamed, moved, changed)}) == 4
 
 
@@ -247,7 +247,7 @@ def test_resizing_keeps_orientation_and_polarity(folder):
     image = np.zeros((56, 56), np.uint8)
     image[:28, 28:] = 255
     save(folder, "train/a/x.png", Image.fromarray(image))
-    read = load(folder).parts["train"].images[0]
+    read = load(folder, "own").parts["train"].images[0]
     assert read.shape == (28, 28)
     np.testing.assert_array_equal(read[[2, 2, 25, 25], [2, 25, 2, 25]], [0, 255, 0, 0])
 
@@ -282,7 +282,7 @@ SIXTEEN_BIT = Image.fromarray(np.full((4, 4), 0x8080, np.uint16))
 def test_any_image_becomes_grey(folder, name, image, options, expected):
     save(folder, f"train/a/{name}", image, **options)
     (folder / "train/a/x.png").unlink()
-    read = load(folder, size=4).parts["train"].images[0]
+    read = load(folder, "own", size=4).parts["train"].images[0]
     assert abs(int(read[1, 1]) - expected) <= 1
 
 
@@ -292,7 +292,7 @@ def test_exif_orientation_is_applied(folder):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate clockwise for display
     save(folder, "train/a/x.png", Image.fromarray(image), exif=exif)
-    read = load(folder, size=4).parts["train"].images[0]
+    read = load(folder, "own", size=4).parts["train"].images[0]
     assert (read[0, 3], read[0, 0]) == (255, 0)
 
 

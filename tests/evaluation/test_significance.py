@@ -193,10 +193,18 @@ def test_seeds_that_agree_leave_the_variance_of_the_images(save_group):
     assert (high - low) / 2 == pytest.approx(1.959964 * sqrt(variance), rel=0.05)
 
 
+def test_a_group_is_not_compared_with_its_own_runs(save_group):
+    group = save_group("group", [3000, 3100])
+    for other in (group, group / "seed-0"):
+        with pytest.raises(UserError, match="have a run in common"):
+            compare(group, other)
+
+
 def test_a_difference_beyond_all_doubt_is_as_small_a_p_in_either_order(save_group):
     first, second = save_group("first", [1000] * 3), save_group("second", [3900] * 3)
     (one,), (other,) = (compare(*pair)["pairs"] for pair in ((first, second), (second, first)))
-    assert 0 < one["p"] == pytest.approx(other["p"]) < 1e-16
+    assert one["p"] == pytest.approx(other["p"])
+    assert 0 < one["p"] < 1e-16
 
 
 def test_the_interval_of_a_group_holds_its_seeds_and_its_images():

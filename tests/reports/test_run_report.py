@@ -387,7 +387,7 @@ def test_a_group_is_its_runs_with_their_mean(trained_group, tmp_path):
     assert "Differences" not in told
     (tmp_path / "link").symlink_to(group / "seed-0")
     with_itself = text(write_report([group, group / "seed-0", tmp_path / "link"], tmp_path / "both.html"))
-    assert "Welch's t-test on 108 images, at the 5 % level." in with_itself
+    assert "Welch" not in with_itself  # with what would it be compared
     assert f"seed-0, seed-1 {mean}" in " ".join(with_itself.split())  # each run counts once
     assert headings(write_report([group / "seed-0", tmp_path / "link"]))[0] == SECTIONS[0]
 

@@ -27,6 +27,14 @@ def test_a_classifier_agrees_with_the_evaluation_of_its_run(trained_run, folder)
     assert (probabilities.argmax(1) == shards.labels()).mean() > 0.6
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((2, 24, 24), "u1"), ((1, 784), "u1"), ((28, 28), "u1"), ((2, 28, 28), "f4")]
+)
+def test_images_of_another_shape_or_type_are_refused(trained_run, shape, dtype):
+    with pytest.raises(UserError, match=r"takes images \(N, 28, 28\) uint8, not"):
+        load_classifier(trained_run).probabilities(np.zeros(shape, dtype))
+
+
 def test_a_classifier_describes_its_inputs_and_outputs(trained_run):
     trained = TrainedClassifier(trained_run)
     assert (trained.name, trained.classes, trained.shape, trained.converted) == (

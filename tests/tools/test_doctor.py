@@ -58,7 +58,7 @@ def test_damaged_data_are_named(data_dir, tmp_path):
     (shard.parent / "manifest.json").write_text("{}")
     found = checks(tmp_path / "data")[f"data in {shard.parent}"]
     assert "is not a valid manifest" in found["found"]
-    assert found["advice"] == "delete that folder and run `emnist-dali prepare` again."
+    assert found["advice"] == "delete that folder and prepare --split small from its --source again."
 
 
 def test_without_data_it_says_how_to_have_them(tmp_path):

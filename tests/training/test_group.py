@@ -119,7 +119,10 @@ def test_groups_and_runs_do_not_lie_in_each_other(copied, data_dir):
     assert "already contains a run" in refused(again(copied / "seed-0", data_dir))
     with pytest.raises(UserError, match="is a group of runs; go on with --resume"):
         train(quick(data_dir, copied))
+    with pytest.raises(UserError, match=r"is a group of runs, which .*another is none of"):
+        train(quick(data_dir, copied / "another"))
     assert not (copied / "inner").exists()
+    assert not (copied / "another").exists()
 
 
 def test_what_cannot_be_trained_leaves_no_group(data_dir, tmp_path):

@@ -64,6 +64,16 @@ def test_without_images_held_out_there_is_no_accuracy(data_dir, tmp_path):
     assert seen == [(1, None)]
 
 
+def test_a_logger_may_take_its_entries_apart(data_dir, tmp_path):
+    run = train(quick(data_dir, tmp_path / "run", epochs=1), log=dict.clear)
+    assert [entry["kind"] for entry in lines(go_on(run.path))] == ["epoch", "test", "unseen"]
+
+
+def test_an_augmentation_is_checked_at_each_batch(data_dir, tmp_path):
+    with pytest.raises(UserError, match=r"augment got \(64, 1, 16, 16\) torch.float32 and returned \(3, 1, 16, 16\)"):
+        train(quick(data_dir, tmp_path / "run"), augment=lambda images: images[:3])
+
+
 def test_an_optimizer_may_keep_what_it_likes(data_dir, tmp_path):
     """Adafactor's state has rows and columns, which have other shapes than the weights."""
     adafactor = {"optimizer": lambda groups, lr: torch.optim.Adafactor(groups, lr=lr)}

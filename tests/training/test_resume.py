@@ -115,7 +115,7 @@ def test_steps_that_end_a_run_do_not_end_its_validation(data_dir, tmp_path, monk
 def test_a_finished_run_is_complete_and_stays_as_it_is(whole, capsys):
     before = {path: path.read_bytes() for path in whole.rglob("[a-z]*") if path.is_file()}
     go_on(whole)
-    assert f"{whole} is complete." in capsys.readouterr().out
+    assert f"{whole} is complete. It stays as it is" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in whole.rglob("[a-z]*") if path.is_file()} == before
 
 
