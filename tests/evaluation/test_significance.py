@@ -201,7 +201,7 @@ def test_a_group_is_not_compared_with_its_own_runs(save_group):
 
 
 def test_a_difference_beyond_all_doubt_is_as_small_a_p_in_either_order(save_group):
-    first, second = save_group("first", [1000] * 3), save_group("second", [3900] * 3)
+    first, second = save_group("first", [2000] * 3), save_group("second", [2600] * 3)
     (one,), (other,) = (compare(*pair)["pairs"] for pair in ((first, second), (second, first)))
     assert one["p"] == pytest.approx(other["p"])
     assert 0 < one["p"] < 1e-16
