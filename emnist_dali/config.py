@@ -175,11 +175,6 @@ class Training(Part, path="training"):
         super().__post_init__()
         if self.freeze_epochs and self.freeze == "none":
             raise UserError("training.freeze_epochs needs training.freeze, stem or backbone; drop one of the two.")
-        if self.freeze_epochs and self.freeze_epochs >= self.epochs:
-            raise UserError(
-                f"training.freeze_epochs is {self.freeze_epochs}, and there are {self.epochs} epochs; "
-                "make it smaller, or drop it to freeze throughout."
-            )
         if self.layer_decay and self.optimizer == "muon":
             raise UserError(
                 "training.layer_decay needs an optimizer other than muon, which has one rate; set training.optimizer "
@@ -266,6 +261,15 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts that `from_dict` reads back."""
         return asdict(self)
+
+    def free(self) -> dict[str, Any]:
+        """The fields that cannot change a result, by path."""
+        return {
+            f"{name}.{f.name}": getattr(getattr(self, name), f.name)
+            for name, part in PARTS.items()
+            for f in fields(part)
+            if not f.metadata["affects_result"]
+        }
 
     def identity(self) -> dict[str, dict[str, Any]]:
         """The fields that can change a result, by part, as they come back from JSON.

@@ -231,7 +231,8 @@ def _read(path: Path, split: str | None, gpu: bool) -> Config:
             raise FileError(
                 f"{path} has no {lacking[0]}, and no base to take it from; add a base: {', '.join(RECIPES)} or auto."
             )
-        config = replace(config, run=replace(config.run, out=None, wandb_group=None))  # another run's
+        if config.run.out is not None:  # another run's
+            config = replace(config, run=replace(config.run, out=None, wandb_group=None))
         return config.override({"split": split})
     base, name = content.pop("base"), content.pop("recipe", None)
     try:

@@ -1,1 +1,1 @@
-"""The commands, a file each: options and nothing else. The work is in the folders below."""
+"""The commands, a file each, and what they share in options.py and program.py."""

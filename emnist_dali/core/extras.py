@@ -1,4 +1,4 @@
-"""What the extras of setup.cfg are for the import system."""
+"""The packages of each extra of setup.cfg, by the names under which they are imported."""
 
 from importlib.util import find_spec
 

@@ -26,7 +26,7 @@ _RETRY = 0.2  # seconds; only flock can wait
 
 
 class Lock:
-    """Holds an exclusive lock on the file `path`, which is created and left in place, until `close`.
+    """Holds an exclusive lock on the file `path`, which is created if it is missing, until `close`.
 
     `guarded` is the folder that messages name. If another process or thread holds the lock, raises InUseError, which
     names the holder; with `wait`, says so and waits instead. Raises UserError if the file cannot be created. On file

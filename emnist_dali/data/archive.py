@@ -16,7 +16,7 @@ from . import idx
 MAX_DIRECTORY = 2**20
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NIST's; a 9-byte LZMA header can ask for gigabytes
 # What reading a member of a broken archive raises; RuntimeError for an encrypted one.
-BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, UnicodeDecodeError)
+BROKEN = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError, KeyError)
 
 
 def with_members(archive: Path, choices: Sequence[Sequence[str]], read: Callable[[list[zipfile.Path]], Any]) -> Any:

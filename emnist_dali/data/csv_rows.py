@@ -22,11 +22,11 @@ OTHERS = (b";", b"\t")  # separators that are recognized, and refused
 _ADVICE = "a row is a label and the pixels of a square image, whole numbers from 0 to 255"
 
 
-def is_csv(start: bytes) -> bool:
-    """Whether a file that begins with `start` may be such a CSV."""
+def is_csv(start: bytes, suffix: str = "") -> bool:
+    """Whether a file that begins with `start`, whose name ends in `suffix`, may be such a CSV."""
     start = start.removeprefix(BOM_UTF8)
-    line = start.split(b"\n")[0]
-    return start.isascii() and b"\0" not in start and max(map(line.count, (b",", *OTHERS))) >= 64
+    separators = (b",", *OTHERS) if suffix.lower() == ".csv" else (b",",)
+    return start.isascii() and b"\0" not in start and max(map(start.split(b"\n")[0].count, separators)) >= 64
 
 
 def read(path: Path) -> Stored:

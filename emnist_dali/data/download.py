@@ -25,7 +25,7 @@ import urllib3
 from remotezip import RangeNotSupported, RemoteZip, RemoteZipError
 
 from ..core.errors import UserError
-from ..core.files import atomic_write, sha256
+from ..core.files import atomic_write, reason, sha256
 from ..core.locks import LOCK, Lock
 from ..core.progress import progress, say
 from .emnist import ARCHIVE_FOLDER, ARCHIVE_MD5, ARCHIVE_URL, OFFICIAL_FILES, file_name
@@ -217,7 +217,10 @@ def _retried(transfer: Callable[[], T], delays: Sequence[float]) -> T:
     for delay in delays:
         try:
             return transfer()
-        except requests.RequestException:
+        except requests.RequestException as error:
+            if error.response is not None and error.response.status_code < 500:  # the same again
+                raise
+            say(f"The transfer failed ({reason(error)}); it is tried again in {delay:g} s.")
             time.sleep(delay)
     return transfer()
 
@@ -225,7 +228,10 @@ def _retried(transfer: Callable[[], T], delays: Sequence[float]) -> T:
 def _size(session: requests.Session, url: str) -> int | None:
     """None if the server does not tell: some refuse HEAD and answer GET."""
     response = session.head(url, allow_redirects=True, timeout=TIMEOUT)
-    return (int(response.headers.get("Content-Length", 0)) or None) if response.ok else None
+    if 400 <= response.status_code < 500:
+        return None
+    response.raise_for_status()
+    return int(response.headers.get("Content-Length", 0)) or None
 
 
 def _fetch_whole(session: requests.Session, url: str, part: Path) -> None:

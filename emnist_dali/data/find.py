@@ -81,6 +81,8 @@ def _find(split: str, path: Path) -> Found:
     for kind, file in _data_files(path, DEPTH):
         sets.setdefault((kind, _set_words(file.relative_to(path))), []).append(file)
     if key := _choose(split, path, list(sets)):
+        if key[0] == "parquet":
+            parquet.check_complete(sets[key])
         return Found(key[0], _parts(key[0], path, sets[key]), key[1])
     if _holds_class_folders(path):
         if part := next((entry.name for entry in entries(path) if entry.name.lower() in PART_WORDS), None):
@@ -119,7 +121,7 @@ def kind_of(path: Path) -> str | None:
         return "parquet"
     if start.startswith(matlab.MAGIC):
         return "mat"
-    return _idx_kind(start) or ("csv" if csv_rows.is_csv(start) else None)
+    return _idx_kind(start) or ("csv" if csv_rows.is_csv(start, path.suffix) else None)
 
 
 def _idx_kind(start: bytes) -> str | None:

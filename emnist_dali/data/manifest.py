@@ -182,7 +182,7 @@ def shard_name(part: str, i: int) -> str:
 def repack(folder: Path, manifest: Manifest) -> str:
     """Advice in messages about damaged shards: the command that packs them again from where they came."""
     place = Path(os.path.abspath(folder))
-    data_dir = place.parents[1] if place.parent.name == DEMO else place.parent
+    data_dir = place.parents[1] if manifest.origin == "glyphs" else place.parent
     words = ["--split", place.name, "--source", manifest.origin, "--data-dir", str(data_dir), "--force"]
     own = manifest.origin not in ("official", "glyphs")
     if own and manifest.resized:

@@ -39,7 +39,6 @@ def read(parts: Mapping[str, Sequence[Path]], size: int) -> tuple[dict[str, Stor
     classes: tuple[str, ...] | None = None
     stored: dict[str, Stored] = {}
     for part, paths in parts.items():
-        _check_complete(paths)
         files = [_File(path) for path in paths]
         for file in files:
             classes = classes or file.classes
@@ -64,7 +63,7 @@ def read(parts: Mapping[str, Sequence[Path]], size: int) -> tuple[dict[str, Stor
     return stored, classes
 
 
-def _check_complete(paths: Sequence[Path]) -> None:
+def check_complete(paths: Sequence[Path]) -> None:
     """Raises UserError if the name of a file, as train-00000-of-00002, says that there are others which are not."""
     for path in paths:
         if numbered := re.fullmatch(r"(.*-)\d+-of-(\d+)([-.].*)?", path.name):

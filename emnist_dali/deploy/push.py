@@ -20,9 +20,9 @@ def push(run: Path, repo: str, *, private: bool = False) -> list[str]:
 
     A repository that is missing is created, `private` or as the Hub's settings say. In it are the files of a run
     folder that `load_classifier("hf://user/name")` reads, without this machine's paths. A model card that was edited
-    on the Hub stays; an ONNX file of an earlier push goes if this one has none. Raises UserError, before anything is
-    sent, if the run has no weights or the exported ones answer differently, and if the Hub cannot be reached or
-    refuses, if the repository is public in spite of `private`, and if another process writes to it meanwhile.
+    on the Hub stays; a model.onnx there goes if this push has none. Raises UserError, before anything is sent, if the
+    run has no weights or the exported ones answer differently; also if the Hub cannot be reached or refuses, if the
+    repository is public in spite of `private`, and if another process writes to it meanwhile.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 
@@ -45,9 +45,7 @@ def push(run: Path, repo: str, *, private: bool = False) -> list[str]:
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         if ONNX in there - files.keys():
             operations.append(CommitOperationDelete(ONNX))
-            lines.append(
-                f"{ONNX} of an earlier push was removed: it may have other weights. The Hub's history keeps it."
-            )
+            lines.append(f"{ONNX} was removed, because it may be of other weights; the Hub's history keeps it.")
         commit = api.create_commit(repo, operations, commit_message="A run of emnist-dali", parent_commit=head.sha)
     size = sum(map(len, files.values())) / 1e6
     return [f"{commit.commit_url}: {', '.join(files)}; {size:.2f} MB.", *lines]

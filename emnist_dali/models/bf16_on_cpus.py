@@ -21,7 +21,7 @@ def gradients_checked(net: torch.nn.Module) -> Iterator[None]:
         if any(side < stride for side, stride in zip(sides, strides, strict=True)):
             raise ValueError(
                 f"in bfloat16 on a CPU the gradient of a depthwise convolution of stride {strides[0]} on "
-                f"{sides[0]}×{sides[1]} pixels is wrong, without run.amp off"
+                f"{sides[0]}×{sides[1]} pixels is wrong unless run.amp is off"
             )
 
     depthwise = [m for m in net.modules() if type(m) is torch.nn.Conv2d and m.groups == m.in_channels > 1]

@@ -35,7 +35,7 @@ from .file_names import (
     TRACKERS,
     is_run,
 )
-from .group import is_group, is_member, runs_of
+from .group import enclosing_group, is_group, is_member, runs_of
 from .predictions import Predictions, write_predictions
 
 
@@ -48,7 +48,7 @@ def check_can_create(out: str | None) -> None:
         raise UserError(_exists(path))
     if is_group(path):
         raise UserError(f"{path} is a group of runs; go on with --resume {path}, or choose another run.out.")
-    if (outer := next(filter(is_group, path.absolute().parents), None)) and not is_member(path, outer):
+    if (outer := enclosing_group(path)) and not is_member(path, outer):
         raise UserError(f"{outer} is a group of runs, which {path} is none of; choose another run.out.")
     parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not os.access(parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
@@ -91,11 +91,14 @@ class RunFolder:
         path, folders = distributed.broadcast_from_main(lambda: _create(config))
         run = cls(path)
         if distributed.is_main():
-            new = [path for name in (*FILES, LAST, STARTING, LOCK) if not os.path.lexists(path := run.path / name)]
-            run._lock = Lock(run.path / LOCK, run.path)
+            lock = run.path / LOCK
+            new = [] if os.path.lexists(lock) else [lock]
+            run._lock = Lock(lock, run.path)
             try:
                 run._undo = partial(_remove, new, folders)
                 check_can_create(config.run.out)  # again, where no other process begins a run
+                # Only what is not there now will be this start's.
+                new += [path for name in (*FILES, LAST, STARTING) if not os.path.lexists(path := run.path / name)]
                 (run.path / STARTING).touch()
                 run.last.parent.mkdir(exist_ok=True)
                 (run.path / METRICS).unlink(missing_ok=True)  # from a start that was killed

@@ -3,6 +3,7 @@
 Imports no torch, for commands that only ask whether a folder is a group.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -47,6 +48,11 @@ class Group:
         """The folders of the runs that have begun."""
         return [folder for folder in self.members if is_run(folder)]
 
+    @property
+    def untested(self) -> list[Path]:
+        """The folders of the runs that have not been tested, those that have not begun included."""
+        return [folder for folder in self.members if not (folder / TEST_PREDICTIONS).is_file()]
+
     def write(self) -> None:
         """Writes the group's file, from which `read_group` makes the same group."""
         content = {"kind": self.kind, "number": self.number, "config": self.config.to_dict(), "data": self.data}
@@ -61,6 +67,15 @@ def is_group(path: Path) -> bool:
 def is_member(path: Path, group: Path) -> bool:
     """Whether `path` is the folder of one of the runs of the group in `group`, begun or not."""
     return path.absolute() in {folder.absolute() for folder in read_group(group).members}
+
+
+def enclosing_group(path: Path) -> Path | None:
+    """The folder of the group that `path` lies in; another's group.json is none."""
+    for folder in filter(is_group, path.absolute().parents):
+        with suppress(UserError):
+            read_group(folder)
+            return folder
+    return None
 
 
 def read_group(path: Path) -> Group:

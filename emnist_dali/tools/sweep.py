@@ -308,7 +308,7 @@ def _train(search: _Sweep, trial: "Trial", folder: str) -> float:
     config = search.space.apply(trial.params).override({"out": str(search.out / folder)})
     say(f"Trial {trial.number}: {describe(config)}.")
 
-    def after_epoch(epochs_done: int, accuracy: float) -> None:
+    def after_epoch(epochs_done: int, accuracy: float | None) -> None:
         # Optuna's steps count from 0.
         if search.database.report(trial, epochs_done - 1, accuracy) and epochs_done < config.training.epochs:
             say(f"Trial {trial.number} is pruned: below the median of the others after epoch {epochs_done}.")

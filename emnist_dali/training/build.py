@@ -77,6 +77,12 @@ def build_training(
             f"training.freeze keeps pretrained weights, and {config.model.model} starts from random ones; name some "
             "with model.weights, or turn on model.pretrained."
         )
+    epochs, frozen = config.training.epochs, config.training.freeze_epochs
+    if frozen and frozen >= epochs:
+        raise UserError(
+            f"training.freeze_epochs is {frozen}, and there are {epochs} epochs; make it smaller, or drop it to "
+            "freeze throughout."
+        )
     if config.run.compile == "graph" and (optimizer or config.training.freeze_epochs):
         config = replace(config, run=replace(config.run, compile="off"))  # a graph holds one step of our optimizers
     _tune_device(config)

@@ -24,7 +24,7 @@ def freeze(net: torch.nn.Module, what: str) -> list[torch.nn.Parameter]:
 
 
 def keep_statistics(net: torch.nn.Module, what: str) -> None:
-    """Puts the norms of `what` is frozen into evaluation: their running statistics stay as they are, too."""
+    """Puts the norms of the frozen part, `what`, into evaluation mode, which keeps their running statistics, too."""
     layers = _layers(net, what)
     for name, module in net.named_modules():
         if hasattr(module, "running_mean") and _is_frozen(f"{name}.", layers, what):

@@ -20,7 +20,7 @@ from ..core.text import table
 from ..evaluation.significance import mean
 from ..runs.file_names import GROUP, is_run
 from ..runs.folder import RunFolder
-from ..runs.group import Group, Kind, is_group, read_group
+from ..runs.group import Group, Kind, enclosing_group, is_group, read_group
 from ..runtime import resolve
 from . import resume
 from .build import training_shards
@@ -57,7 +57,8 @@ def train_group(group: Group, force: bool = False) -> None:
     """
     distributed.broadcast_from_main(lambda: check_can_train(group))
     new = not group.path.exists()
-    group = replace(group, data=training_shards(resolve(group.config)).manifest.fingerprint)
+    if distributed.broadcast_from_main(lambda: group.untested):  # what is complete needs no data
+        group = replace(group, data=training_shards(resolve(group.config)).manifest.fingerprint)
     with ExitStack() as stack:
         distributed.broadcast_from_main(lambda: _begin(group, stack))
         try:
@@ -83,7 +84,7 @@ def check_can_train(group: Group) -> None:
     path, advice = group.path, "choose another run.out"
     if is_run(path):
         raise UserError(f"{path} already contains a run; {advice}.")
-    if outer := next(filter(is_group, path.absolute().parents), None):
+    if outer := enclosing_group(path):
         raise UserError(f"{outer} is a group itself; {advice}, outside of it.")
     if is_group(path) and (before := read_group(path)).begun:
         # Seeds can be added; each fold is another when there are more.
@@ -108,7 +109,8 @@ def _begin(group: Group, stack: ExitStack) -> None:
     stack.enter_context(Lock(path / LOCK, path))
     remove_temporaries(path)
     check_can_train(group)  # here, where no other process begins one
-    group.write()
+    if group.untested:
+        group.write()
 
 
 def _refuse_changes(path: Path, config: Config, before: Config, advice: str) -> None:

@@ -47,8 +47,8 @@ def find(resume: str, out: str | None) -> Path | None:
 def load(path: Path, recipe: str | None, values: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The config of the checkpoint's run, overridden by `values` (`Config.override`), and the checkpoint.
 
-    A file with a recipe is read again: `check` compares its settings with the run's. Raises UserError for another
-    recipe than the run's.
+    A file with a recipe is read again, and `check` compares its settings with the run's; what changes no result stays
+    as the run has it. Raises UserError for another recipe than the run's.
     """
     version = _version(path)
     state = load_state(path)
@@ -57,7 +57,9 @@ def load(path: Path, recipe: str | None, values: Mapping[str, Any]) -> tuple[Con
     config = from_dict(state["asked"], str(path))
     if recipe is not None and is_document(recipe):
         device = str(values.get("run.device") or config.run.device)
-        config, _ = choose(recipe, values.get("data.split"), gpu=torch.cuda.is_available() and device != "cpu")
+        gpu = torch.cuda.is_available() and not device.startswith("cpu")
+        file, _ = choose(recipe, values.get("data.split") or config.data.split, gpu)
+        config = file.override(config.free())
     elif recipe not in (None, "auto", config.recipe):
         raise UserError(f"{path} was trained with recipe {config.recipe}, not {recipe}; start a new run for that.")
     state["file"] = str(path), version

@@ -226,10 +226,12 @@ class Session:
             self._save_best(entry, predictions)
         trainer.begin(trainer.epoch + 1)
         self._save()
-        if self.after_epoch(entry["epochs_done"], entry.get("val_accuracy")):
-            trainer.ended = True
-            self._save()  # resumed, it does not train on
-        self._stop_if_signalled()  # without a test nothing else would notice it after the last epoch
+        try:
+            if self.after_epoch(entry["epochs_done"], entry.get("val_accuracy")):
+                trainer.ended = True
+                self._save()  # resumed, it does not train on
+        finally:  # also where a sweep ends a trial, and after the last epoch without a test
+            self._stop_if_signalled()
 
     def record(self, *entries: dict[str, Any]) -> None:
         """Appends to metrics.jsonl, and tells the user's `log`."""

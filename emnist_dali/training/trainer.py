@@ -84,7 +84,8 @@ class Trainer:
         self.model = build_model(config.model, self.classes, config.data.image_size).to(self.device)
         if training.sync_bn:
             self.model = convert_sync_batchnorm(self.model)
-        self._frozen = freeze(self.model, training.freeze) if training.freeze != "none" else []
+        self._is_frozen = training.freeze != "none"
+        self._frozen = freeze(self.model, training.freeze) if self._is_frozen else []
         self._build_step()
         self.ema = ModelEmaV3(self.model, decay=training.ema, use_warmup=True) if training.ema else None
         self._averages = _pairs_by_dtype(self.ema.module, self.model) if self.ema else []
@@ -115,16 +116,16 @@ class Trainer:
 
     def _train_mode(self) -> None:
         self.model.train()
-        if self._frozen:
+        if self._is_frozen:
             keep_statistics(self.model, self.config.training.freeze)
 
     def _thaw(self) -> None:
         """After `training.freeze_epochs` what was frozen is trained, too, by an optimizer that begins anew."""
         after = self.config.training.freeze_epochs
-        if after and self.epoch >= after and self._frozen:
+        if after and self.epoch >= after and self._is_frozen:
             for parameter in self._frozen:
                 parameter.requires_grad_(True)
-            self._frozen = []
+            self._is_frozen, self._frozen = False, []
             self._build_step()
 
     @property

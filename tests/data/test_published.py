@@ -218,7 +218,7 @@ def test_test_images_are_drawn_by_class(digits, tmp_path):
         prepare("all", str(source), tmp_path / "data", test_fraction=0.99)
     prepare("flat", str(source), tmp_path / "data", test_fraction=0.25)
     prepare("flat", None, tmp_path / "data")
-    assert repack(folder, read_manifest(folder)).endswith("--force --orientation upright --test-fraction 0.25`")
+    assert repack(folder, read_manifest(folder)).endswith("--size 28 --orientation upright --test-fraction 0.25`")
     with pytest.raises(UserError, match="prepared with other test images"):
         prepare("flat", str(source), tmp_path / "data", test_fraction=0.5)
     with pytest.raises(UserError, match="leaves no test images"):

@@ -161,7 +161,7 @@ def test_a_card_that_cannot_be_read_stops_the_push(of_two_files, at_hub, trained
 def test_an_onnx_file_of_other_weights_is_removed(of_two_files, at_hub, trained_run):
     report = push(trained_run, of_two_files)
     assert at_hub.repos[of_two_files][-1][1] == {"README.md": signed_card("2\n")}
-    assert report[1].startswith("model.onnx of an earlier push was removed: it may have other weights")
+    assert report[1].startswith("model.onnx was removed, because it may be of other weights")
 
 
 def test_a_private_push_to_a_public_repository_is_refused(of_two_files, at_hub, trained_run):

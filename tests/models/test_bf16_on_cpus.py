@@ -36,7 +36,7 @@ def test_what_is_not_refused_has_the_right_gradient(side, stride, kernel):
 
 
 def test_a_training_of_such_a_net_is_refused_in_bfloat16_only(data_dir, tmp_path):
-    with pytest.raises(UserError, match=r"on images of 16×16 \(in bfloat16 on a CPU .* without run\.amp off\)"):
+    with pytest.raises(UserError, match=r"on images of 16×16 \(in bfloat16 on a CPU .* unless run\.amp is off\)"):
         train(quick(data_dir, tmp_path / "run", amp="bf16"))
     assert not (tmp_path / "run").exists()
     train(quick(data_dir, tmp_path / "larger", amp="bf16", image_size=32, steps=1), test=False)

@@ -13,6 +13,7 @@ from emnist_dali.runs.checkpoint import load_weights
 from emnist_dali.training.freezing import freeze, keep_statistics
 from emnist_dali.training.optim import build_optimizer, set_learning_rate
 from emnist_dali.training.session import train
+from emnist_dali.weights import FOLDER as BUILTIN
 from tests.training_runs import assert_same, at_step, go_on, quick, stopped
 
 NETS = ("test_efficientnet", "test_vit", "emnist_fast", "emnist_fast_wide", "emnist_fast_trio")
@@ -119,6 +120,8 @@ def test_random_weights_are_not_kept(data_dir, tmp_path):
         train(quick(data_dir, tmp_path / "run", freeze="backbone"))
     with pytest.raises(UserError, match=r"training\.freeze_epochs needs training\.freeze"):
         Training(freeze_epochs=2)
+    with pytest.raises(UserError, match=r"training\.freeze_epochs is 2, and there are 2 epochs"):
+        train(tuned(data_dir, tmp_path / "run", BUILTIN, freeze="stem", freeze_epochs=2))
     assert not (tmp_path / "run").exists()
 
 

@@ -145,6 +145,15 @@ def test_other_data_are_refused(copied, data_dir):
     assert not (copied / "seed-2").exists()
 
 
+def test_a_complete_group_needs_no_data(copied, data_dir, capsys):
+    before = kept(copied), (copied / "group.json").read_bytes()
+    group = read_group(copied)
+    train_group(replace(group, config=group.config.override({"data_dir": str(copied / "gone")})))
+    assert "mean ± sd" in capsys.readouterr().out
+    assert (kept(copied), (copied / "group.json").read_bytes()) == before
+    assert not (copied / "gone").exists()
+
+
 def test_what_auto_became_is_no_change(copied, data_dir):
     train_group(again(copied, data_dir, device="auto" if torch.cuda.is_available() else "cpu", amp="off"))
 
