@@ -17,7 +17,7 @@ from emnist_dali.runs.folder import RunFolder
 from emnist_dali.runs.group import read_group
 from emnist_dali.training import build
 from emnist_dali.training import group as group_module
-from emnist_dali.training.group import find_group, group_of, train_group
+from emnist_dali.training.group import check_can_train, find_group, group_of, train_group
 from emnist_dali.training.session import train
 
 from ..training_runs import assert_same, kept, lines, quick, signalled
@@ -154,8 +154,13 @@ def test_a_complete_group_needs_no_data(copied, data_dir, capsys):
     assert not (copied / "gone").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="auto is another device with a GPU")
 def test_what_auto_became_is_no_change(copied, data_dir):
-    train_group(again(copied, data_dir, device="auto" if torch.cuda.is_available() else "cpu", amp="off"))
+    content = read_json(copied / "group.json")
+    content["config"]["run"] |= {"device": "auto", "amp": "auto"}
+    write_json(copied / "group.json", content)
+    check_can_train(again(copied, data_dir))  # device cpu and amp off
+    assert "run.amp is bf16 and was off" in refused(again(copied, data_dir, amp="bf16"))
 
 
 def test_each_image_is_validated_on_in_one_fold(data_dir, tmp_path, monkeypatch):
