@@ -86,8 +86,8 @@ def measure(config: Config, target: float, runs: int) -> dict[str, Any]:
     return document
 
 
-def run(config: Config, shards: Shards) -> dict[str, Any]:
-    """Trains once from scratch and then evaluates on the images held out, if there are any, or on the test split."""
+def run(config: Config, shards: Shards, *, held_out: bool = False) -> dict[str, Any]:
+    """Trains once from scratch and then evaluates on the test split, or on the images that the config holds out."""
     started = perf_counter()
     with build_training(config, shards) as training:
         trainer, loader = training.trainer, training.loader
@@ -100,7 +100,10 @@ def run(config: Config, shards: Shards) -> dict[str, Any]:
             trainer.begin(epoch)
             entries.append(trainer.train_epoch(loader))
         seconds = perf_counter() - started
-        scored = training.validation or Loader.from_config(Shards(shards.folder, "test"), config, train=False)
+        if held_out:
+            scored = training.validation
+        else:
+            scored = Loader.from_config(Shards(shards.folder, "test"), config, train=False)
         with scored:
             predictions = predict(trainer.trained, scored, autocast(config), "evaluation")
     scores = score(predictions, shards.manifest.classes)

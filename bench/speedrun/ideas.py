@@ -237,7 +237,7 @@ def measure(configs: dict[str, Config], seeds: int, json_file: Path | None = Non
                 continue
             click.echo(f"{name}:")
             statistics(shards.folder, config.data.image_size, config.data.equalize)
-            result = time_to_accuracy.run(config.override({"seed": seed}), shards)
+            result = time_to_accuracy.run(config.override({"seed": seed}), shards, held_out=True)
             document["runs"].setdefault(name, []).append(result)
             if json_file:
                 write_result_file(json_file, document)

@@ -1,6 +1,7 @@
 """The frontier's nets are those that are published, and its result file can be continued; no test trains one well."""
 
 import json
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -13,6 +14,7 @@ import time_to_accuracy
 from emnist_dali.core.errors import UserError
 from emnist_dali.models.build import build_model, channels_last
 from emnist_dali.runtime import resolve
+from emnist_dali.training.build import training_shards
 from frontier_nets import NETS, missing, with_net
 
 # With 10 classes and one channel.
@@ -120,6 +122,20 @@ def test_rates_are_chosen_on_validation_images_and_the_test_is_read_once_a_run(m
     for run in document["runs"]:
         assert run["config"]["training"]["lr"] == run["lr"] == document["nets"][run["net"]]["lr"]
         assert run["config"]["data"]["val_fraction"] == 0
+
+
+def test_a_part_of_an_epoch_is_evaluated_on_the_test_too(base):
+    config = resolve(with_net("lenet5", base.override({"epochs": 1, "val_fraction": 0.5})))
+    result = time_to_accuracy.run(config, training_shards(config))
+    right = 108 * result["accuracy"]
+    assert right == pytest.approx(round(right), abs=1e-4)  # of 108 test images; 300 are held out
+
+
+def test_the_record_is_of_test_images():
+    document = json.loads((Path(frontier.__file__).parent / "records" / "frontier-cpu-2-cores.json").read_text())
+    for run in document["runs"]:
+        right = document["test_images"] * run["accuracy"]
+        assert right == pytest.approx(round(right), abs=0.01), (run["net"], run["budget"])
 
 
 def test_what_is_in_the_file_is_not_repeated(measured, base, tmp_path, monkeypatch):
