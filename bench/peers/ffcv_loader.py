@@ -21,9 +21,12 @@ from ffcv.traversal_order import Random
 from ffcv.writer import DatasetWriter
 
 from emnist_dali.pipelines.fused import (
+    BYTES,
+    COUNTERS,
     STREAMED,
-    _equalized_levels,
+    _equalization,
     _fence,
+    _look_up,
     _resize_columns,
     _resize_rows,
     _stream_columns,
@@ -74,42 +77,39 @@ class Preprocess(Operation):
         height, width, size, scale, shift = self._height, self._width, self._size, self._scale, self._shift
         x0, x1, wx = bilinear_axis(width, size)
         y0, y1, wy = bilinear_axis(height, size)
+        resized, streamed, threads = (height, width) != (size, size), self._streamed, self._threads
         parallel_range = Compiler.get_iterator()
 
         def preprocess(images, out):
-            for i in parallel_range(images.shape[0]):
-                image = images[i].reshape(height * width)
-                histograms = np.empty((4, 256), np.int32)
-                levels = np.empty(256, np.float32)
-                row = np.empty(width + 2, np.float32)
-                lines = np.empty((height, size), np.float32)
-                _equalized_levels(image, histograms, scale, shift, levels)
-                _resize_rows(image, levels, x0, x1, wx, row, lines)
-                _resize_columns(lines, y0, y1, wy, out[i, 0])
-            return out
-
-        threads = self._threads
-
-        def preprocess_and_stream(images, out):
             samples = images.shape[0]
             for thread in parallel_range(threads):
-                histograms = np.empty((4, 256), np.int32)
+                lit = np.empty(height * width + BYTES, np.uint8)
+                histograms = np.empty((COUNTERS, 256), np.int32)
+                table = np.empty(256, np.uint8)
                 levels = np.empty(256, np.float32)
+                pixels = np.empty(height * width, np.float32)
                 row = np.empty(width + 2, np.float32)
                 lines = np.empty((height, size), np.float32)
                 line = np.empty(size, np.float32)
                 for i in range(thread * samples // threads, (thread + 1) * samples // threads):
                     image = images[i].reshape(height * width)
-                    _equalized_levels(image, histograms, scale, shift, levels)
-                    _resize_rows(image, levels, x0, x1, wx, row, lines)
-                    # FFCV's memory is torch's, which is aligned to 64 bytes.
-                    _stream_columns(lines, y0, y1, wy, line, out.ctypes.data + i * size * size * 4)
-                _fence()
+                    _equalization(image, lit, histograms, table)
+                    if not resized:
+                        _look_up(image, table, scale, shift, levels, out[i].reshape(size * size))
+                        continue
+                    _look_up(image, table, scale, shift, levels, pixels)
+                    _resize_rows(pixels, x0, x1, wx, row, lines)
+                    if streamed:
+                        # FFCV's memory is torch's, which is aligned to 64 bytes.
+                        _stream_columns(lines, y0, y1, wy, line, out.ctypes.data + i * size * size * 4)
+                    else:
+                        _resize_columns(lines, y0, y1, wy, out[i, 0])
+                if streamed:
+                    _fence()
             return out
 
-        code = preprocess_and_stream if self._streamed else preprocess
-        code.is_parallel = True
-        return code
+        preprocess.is_parallel = True
+        return preprocess
 
 
 class Indexed:

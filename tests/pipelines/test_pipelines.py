@@ -138,6 +138,16 @@ def test_equalize_equals_opencv_on_odd_images(run, odd_images):
     np.testing.assert_array_equal(run(odd_images, 28, 0, 1 / 255), equalized(odd_images))
 
 
+@pytest.mark.parametrize("black", [0, 0.7, 1])
+@pytest.mark.parametrize("side", [1, 7, 8, 9, 28, 33])  # images of 64 pixels and more are looked up 64 at a time
+def test_equalize_equals_opencv_at_any_size(side, black):
+    rng = np.random.default_rng(side)
+    images = rng.integers(0, 256, (16, side, side), dtype=np.uint8) * (rng.random((16, side, side)) >= black)
+    found = run_fused(images.astype(np.uint8), side, 0, 1) / LEVEL
+    expected = [cv2.equalizeHist(image.astype(np.uint8)) for image in images]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
 @pytest.mark.parametrize("run", ENGINES)
 def test_equalize_equals_opencv_on_real_images(run, real_images):
     images = real_images[:10_240]
@@ -228,20 +238,30 @@ def test_a_warp_of_sixteen_pixels_at_once_agrees_with_the_reference(size, shape)
     assert np.abs(found - run_reference(images, size, 0, 1, matrices)).max() <= 0.01 * LEVEL
 
 
-def test_a_cpu_without_the_instructions_makes_the_same_warp(tmp_path):
+def made_of_random_images() -> dict[str, np.ndarray]:
+    """Equalized, resized and warped."""
+    images = np.random.default_rng(0).integers(0, 256, (16, 28, 28), dtype=np.uint8)
+    images *= images > 100  # some black, as the background is
+    return {
+        "equalized": run_fused(images, 28, 0, 1),
+        "resized": run_fused(images, 112, 0, 1),
+        "warped": run_fused(images, 112, 0, 1, draw_matrices(16, 112)),
+    }
+
+
+def test_a_cpu_without_the_instructions_makes_the_same(tmp_path):
     """Where numba is told of another CPU, in which it then compiles for that one."""
     script = (
         "import sys, numpy as np; from tests.pipelines import test_pipelines as tests; "
-        "assert not tests.fused.HAS_LANES; "
-        "images = np.random.default_rng(0).integers(0, 256, (16, 28, 28), dtype=np.uint8); "
-        "np.save(sys.argv[1], tests.run_fused(images, 112, 0, 1, tests.draw_matrices(16, 112)))"
+        "assert not (tests.fused.HAS_LANES or tests.fused.HAS_BYTES); "
+        "np.savez(sys.argv[1], **tests.made_of_random_images())"
     )
     environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", script, str(tmp_path / "found.npy")]
+    command = [sys.executable, "-c", script, str(tmp_path / "found.npz")]
     subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], check=True)
-    images = np.random.default_rng(0).integers(0, 256, (16, 28, 28), dtype=np.uint8)
-    expected = run_fused(images, 112, 0, 1, draw_matrices(16, 112))
-    assert np.abs(np.load(tmp_path / "found.npy") - expected).max() <= 0.01 * LEVEL
+    found = np.load(tmp_path / "found.npz")
+    for name, expected in made_of_random_images().items():
+        assert np.abs(found[name] - expected).max() <= 0.01 * LEVEL, name
 
 
 def test_engines_agree_on_images_that_are_not_square():
