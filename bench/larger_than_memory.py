@@ -194,9 +194,9 @@ def _measure(settings: dict[str, Any]) -> float:
         numbers, threads = count(), available_cpus()
 
         def gather(number: int) -> int:
-            indices = loader.plan.batch(number).indices
-            shards.records(indices)
-            return len(indices)
+            batch = loader.plan.batch(number)
+            batch.shards.records(batch.indices)
+            return len(batch.indices)
 
         with ThreadPoolExecutor(threads) as pool:
             return _rate(lambda: sum(pool.map(gather, islice(numbers, 8 * threads))), settings["seconds"])

@@ -98,7 +98,7 @@ class CpuBackend:
         planned = self._plan.batch(i)
         slot.labels.numpy()[:] = planned.labels
         images = slot.images.numpy()[:, 0]
-        self._plan.shards.preprocess(self._preprocess, planned.indices, planned.matrices, images)
+        planned.shards.preprocess(self._preprocess, planned.indices, planned.matrices, images)
         images[len(planned.indices) :] = 0
 
     def next(self) -> Batch:
@@ -196,9 +196,9 @@ class DaliBackend:
         blocks = (self._blocks, len(indices) // self._blocks)
         parts = [planned.labels.reshape(blocks)]
         if self._compressed:
-            parts += self._plan.shards.records(indices, self._blocks)
+            parts += planned.shards.records(indices, self._blocks)
         else:
-            images = self._plan.shards.images(indices)
+            images = planned.shards.images(indices)
             parts.append(images.reshape(*blocks, *images.shape[1:], 1))
         if len(planned.matrices):
             parts.append(planned.matrices.reshape(*blocks, 2, 3))

@@ -1,6 +1,8 @@
 """What is in each batch, before any image is touched."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from math import inf
 from threading import Lock, Thread
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ import numpy as np
 from ..config import Affine
 from ..core.errors import UserError
 from ..core.machine import available_memory
-from ..data.shards import Shards
+from ..data.shards import Held, Shards
 from ..pipelines import affine as affine_matrices
 from . import sampling
 from .windows import Windows
@@ -19,6 +21,10 @@ _NO_WARP = np.empty((0, 2, 3), np.float32)
 BATCHES_AHEAD = 8
 # Samples that a disk reads in the time of one that it has to find: 1,300 MB/s and 14,000 reads/s.
 SPARSEST = 200
+# Of the memory that a window may take, with what lies between its samples; up to three are there at once.
+WINDOW_SHARE = 1 / 8
+# Batches that one thread of a loader may be behind another.
+BEHIND = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +68,12 @@ class BatchSpec:
 
 class PlannedBatch(NamedTuple):
     """One rank's part of a batch: sample indices (n,) int64, labels (N,) int64, −1 where padded, and matrices
-    (N, 2, 3) float32, or (0, 2, 3) without a warp."""
+    (N, 2, 3) float32, or (0, 2, 3) without a warp; `shards` gives its records, from memory where they are there."""
 
     indices: np.ndarray
     labels: np.ndarray
     matrices: np.ndarray
+    shards: Shards
 
 
 class BatchPlan:
@@ -83,8 +90,9 @@ class BatchPlan:
         self._windows = Windows.of(self.samples, spec.window) if spec.train and spec.window else None
         if self._windows:
             _check_mixed(shards)
-        self._reads_ahead = False
-        self._read = 0  # windows that have been read ahead, counted through all epochs
+        self._reads_ahead, self._cached, self._room = False, True, 0.0
+        self._reader: ThreadPoolExecutor | None = None
+        self._held: dict[int, Future] = {}  # windows in memory or on the way there, counted through all epochs
         self._lock = Lock()
         if spec.train:
             self.batches = sampling.batches_per_epoch(self.samples, spec.batch_size, spec.accumulation)
@@ -95,8 +103,9 @@ class BatchPlan:
         spec, n = self.spec, self.spec.local_batch_size
         epoch, batch = divmod(i, self.batches)
         positions = sampling.rank_batch(self.samples, batch, spec.batch_size, spec.rank, spec.world_size)
+        shards = self.shards
         if self._reads_ahead and self._windows:
-            self._read_windows(self._windows, positions, epoch)
+            shards = self._holding(self._windows, positions, epoch)
         elif self._reads_ahead and not spec.train:
             self._read_on(batch + BATCHES_AHEAD)
         if not spec.train:
@@ -110,7 +119,7 @@ class BatchPlan:
         if self.indices is not None:
             indices = self.indices[indices]
         labels = np.full(n, -1, np.int64)
-        labels[: len(indices)] = self.shards.labels(indices)
+        labels[: len(indices)] = shards.labels(indices)
         matrices = _NO_WARP
         if self._affine:
             # Drawn for all ranks, so that an image's warp does not depend on their number.
@@ -119,31 +128,48 @@ class BatchPlan:
                 generator, spec.batch_size, self.shards.shape, self.size, **self._affine
             )
             matrices = of_all_ranks[spec.rank * n : (spec.rank + 1) * n]
-        return PlannedBatch(indices, labels, matrices)
+        return PlannedBatch(indices, labels, matrices, shards)
 
     def read_ahead(self) -> None:
-        """From now on brings what the next batches need into the system's cache, where that may not hold all.
+        """From now on reads what the next batches need: windows into memory; an evaluation's into the system's cache.
 
         A shuffle of all takes single records from anywhere, and has nothing to read ahead.
         """
         memory = available_memory()
         if not self._windows and (memory is None or self.shards.bytes <= memory / 2):
             return
+        self._cached = memory is None or self.shards.bytes <= memory
+        self._room = inf if memory is None else WINDOW_SHARE * memory  # bytes
         self.shards.read_singly()
         self._reads_ahead = self.indices is None or bool((np.diff(self.indices) > 0).all())
+        if self._reads_ahead and self._windows and not self._reader:
+            self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
 
-    def _read_windows(self, windows: Windows, positions: range, epoch: int) -> None:
-        """Begins to read the windows of a batch and the next one, the first time that they are needed."""
-        first = epoch * len(windows) + windows.at(positions.start)
-        last = epoch * len(windows) + windows.at(max(positions.start, positions.stop - 1))
+    def _holding(self, windows: Windows, positions: range, epoch: int) -> Shards:
+        """The shards with a batch's windows in memory; begins to read the next window, and forgets old ones."""
+        first, last = windows.at(positions.start), windows.at(max(positions.start, positions.stop - 1))
+        begun = positions.start - windows.places(first).start < BEHIND * self.spec.batch_size
+        first, last = epoch * len(windows) + first, epoch * len(windows) + last
         with self._lock:
-            if self._read > last + 3:  # further back than threads that work on several batches at once
-                self._read = first
-            wanted = range(max(first, self._read), last + 2)
-            self._read = max(self._read, wanted.stop)
-        for each in wanted:
-            of_epoch, window = divmod(each, len(windows))
-            self._begin_to_read(windows.read(window, self.spec.seed, of_epoch))
+            self._held = {n: held for n, held in self._held.items() if first - begun <= n <= last + 2}
+            for number in range(first, last + 2):
+                if number not in self._held:
+                    self._held[number] = self._reader.submit(self._hold, windows, number)
+            futures = [self._held[number] for number in range(first, last + 1)]
+        parts = [future.result() for future in futures]
+        if len(parts) == 1:
+            return parts[0][1]
+        return self.shards.with_held([held for part, _ in parts for held in part])
+
+    def _hold(self, windows: Windows, number: int) -> tuple[list[Held], Shards]:
+        """A window, counted through all epochs, in memory, or on its way into the cache where that is too little."""
+        epoch, window = divmod(number, len(windows))
+        parts = [self._spanned(part) for part in windows.read(window, self.spec.seed, epoch)]
+        if sum(map(len, parts)) * self.shards.bytes / len(self.shards) > self._room:
+            self.shards.read_ahead(parts)
+            return [], self.shards
+        held = self.shards.hold(parts, cached=self._cached)
+        return held, self.shards.with_held(held)
 
     def _read_on(self, batch: int) -> None:
         """Begins to read an evaluation's batch, with what lies between its samples, unless they are far apart."""

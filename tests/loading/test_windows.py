@@ -1,6 +1,8 @@
 """The order of data larger than memory, and that what it needs is read before."""
 
+import errno
 import mmap
+import os
 from unittest import mock
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emnist_dali.core import machine
+from emnist_dali.core import disk, machine
 from emnist_dali.core.errors import UserError
 from emnist_dali.data.pack import pack
 from emnist_dali.data.shards import Shards
@@ -108,22 +110,53 @@ def test_an_epoch_has_each_image_once_and_the_next_another_order(shards):
     assert (first != second).mean() > 0.9
 
 
-@pytest.mark.parametrize(("start", "batch_size"), [(0, 24), (5, 24), (0, 150)])
-def test_what_a_batch_takes_has_been_asked_for(start, batch_size, asked, shards):
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("batch_size", [24, 150])
+def test_batches_come_from_windows_in_memory(batch_size, cached, shards, monkeypatch):
+    """Each window is read once, and its batches are those of the mapped shards."""
+    memory = 100 * shards.bytes if cached else shards.bytes - 1
+    monkeypatch.setattr("emnist_dali.loading.batch_plan.available_memory", lambda: memory)
+    monkeypatch.setattr("emnist_dali.loading.batch_plan.WINDOW_SHARE", 1)
+    held, hold = [], shards.hold
+    monkeypatch.setattr(
+        shards, "hold", lambda parts, cached: held.append((parts, cached)) or hold(parts, cached=cached)
+    )
     plan = BatchPlan(shards, BatchSpec(batch_size=batch_size, window=64), 28, np.arange(0, 600, 2))
+    mapped = BatchPlan(shards, plan.spec, 28, plan.indices)
     plan.read_ahead()
-    for i in range(start, 3 * plan.batches):
-        taken = plan.batch(i).indices
-        # In the last three windows that were asked for, or as many as the batch reaches into.
-        latest = asked[-3 - batch_size // 64 :]
-        assert set(taken.tolist()) <= {k for parts in latest for part in parts for k in part}
+    for i in range(3 * plan.batches):
+        batch, expected = plan.batch(i), mapped.batch(i)
+        for found, other in zip(batch[:3], expected[:3], strict=True):
+            np.testing.assert_array_equal(found, other)
+        np.testing.assert_array_equal(batch.shards.images(batch.indices), shards.images(batch.indices))
+        # Its records lie in none of the files.
+        table = batch.shards._records.table
+        places = np.searchsorted(table.starts, batch.indices, side="right") - 1
+        assert not set(table.records[places].tolist()) & set(shards._records.table.records.tolist())
+    plan._reader.shutdown()
     windows = 300 // 16 // 4
-    assert len(asked) == 3 * windows + 1 - start // 5  # each once: the fifth batch begins in the second window
-    plan.batch(3 * plan.batches - 1)
-    assert len(asked) == 3 * windows + 1 - start // 5
-    asked.clear()
-    taken = plan.batch(1).indices  # from the beginning again
-    assert set(taken.tolist()) <= {k for parts in asked for part in parts for k in part}
+    assert len(held) == 3 * windows + 1
+    assert {each for _, each in held} == {cached}
+
+
+def test_a_window_that_has_been_forgotten_is_read_again(shards):
+    plan = BatchPlan(shards, BatchSpec(batch_size=24, window=64), 28)
+    mapped = BatchPlan(shards, plan.spec, 28)
+    plan.read_ahead()
+    for i in (0, 3 * plan.batches, 1, 7, 2):
+        np.testing.assert_array_equal(plan.batch(i).indices, mapped.batch(i).indices)
+        assert len(plan._held) <= 5
+
+
+def test_a_window_larger_than_its_share_of_memory_is_only_read_ahead(shards, asked, monkeypatch):
+    monkeypatch.setattr("emnist_dali.loading.batch_plan.available_memory", lambda: shards.bytes // 2)
+    plan = BatchPlan(shards, BatchSpec(batch_size=24, window=64), 28)
+    plan.read_ahead()
+    monkeypatch.setattr(shards, "hold", None)
+    assert plan.batch(0).shards is shards
+    plan._reader.shutdown()
+    assert len(asked) == 2
+    assert set(plan.batch(0).indices.tolist()) <= {k for part in asked[0] for k in part}
 
 
 @pytest.fixture
@@ -140,6 +173,49 @@ class _AtOnce:
 
     def __init__(self, target, args, daemon):
         self.start = lambda: target(*args)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_what_is_held_is_what_the_files_have(cached, shards):
+    held = shards.hold([range(590, 600), range(240, 260)], cached=cached)  # the second over the end of a file
+    assert [(each.start, len(each.labels)) for each in held] == [(590, 10), (240, 10), (250, 10)]
+    for each in held:
+        some = np.arange(each.start, each.start + 10)
+        records, sizes = shards.records(some)
+        assert each.records.tobytes() == records.tobytes()
+        np.testing.assert_array_equal(np.diff(each.offsets), sizes[0])
+        np.testing.assert_array_equal(each.labels, shards.labels(some))
+    together = shards.with_held(held)
+    np.testing.assert_array_equal(together.images(np.arange(600)), shards.images(np.arange(600)))
+    np.testing.assert_array_equal(together.labels(np.arange(600)), shards.labels())
+
+
+def test_a_shard_that_has_become_shorter_cannot_be_held(shards):
+    path = shards._paths[1]
+    path.write_bytes(path.read_bytes()[: shards._places[1]["records"] + 1])
+    with pytest.raises(UserError, match=r"train-00001.safetensors (was changed|is damaged)"):
+        shards.hold([range(300, 310)])
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="only Linux reads past the cache")
+@pytest.mark.parametrize(("owner", "name"), [(os, "open"), (disk, "_read")])
+def test_a_file_system_without_reads_past_the_cache(owner, name, tmp_path, monkeypatch):
+    content = np.random.default_rng(0).integers(0, 256, 20_000, dtype=np.uint8)
+    (tmp_path / "file").write_bytes(content.tobytes())
+    refused, real = [], getattr(owner, name)
+
+    def without(*arguments):
+        if arguments[-1] & os.O_DIRECT:
+            refused.append(True)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, without)
+    found = disk.read(tmp_path / "file", 5000, 19_999, *disk.memory([14_999]), cached=False)
+    np.testing.assert_array_equal(found, content[5000:19_999])
+    assert refused
+    with pytest.raises(EOFError, match="ends after 20000 bytes"):
+        disk.read(tmp_path / "file", 5000, 20_001, *disk.memory([15_001]), cached=True)
 
 
 def test_reading_ahead_asks_for_the_bytes_of_the_samples(shards, monkeypatch):
@@ -190,12 +266,14 @@ def test_indices_in_no_order_are_not_read_ahead(asked, shards):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "dali", "resident"])
-def test_backends_that_take_records_batch_by_batch_read_ahead(backend, asked, shards):
-    spec = BatchSpec(batch_size=48, window=64)
-    with Loader(shards, spec, Stats(0.2, 0.3).pixel_spec(shards.shape, 28), backend=backend) as loader:
+def test_backends_that_take_records_batch_by_batch_hold_windows(backend, shards, monkeypatch):
+    held, hold = [], shards.hold
+    monkeypatch.setattr(shards, "hold", lambda parts, cached: held.append(parts) or hold(parts, cached=cached))
+    pixels = Stats(0.2, 0.3).pixel_spec(shards.shape, 28)
+    with Loader(shards, BatchSpec(batch_size=48, window=64), pixels, backend=backend) as loader:
         images = [batch.images.clone() for batch in loader]
     assert len(images) == 12
-    assert bool(asked) == (backend != "resident")
+    assert bool(held) == (backend != "resident")
 
 
 def test_what_is_advised_is_the_pages_of_an_array_in_pieces_that_the_system_takes(monkeypatch):
