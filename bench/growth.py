@@ -84,8 +84,11 @@ def _by_records(setup: Setup) -> list[dict[str, Any]]:
     return results
 
 
-def repeat_records(shards: Shards, folder: Path, records: int) -> None:
-    """Writes a split of `records` records, those of `shards` repeated; every shard is a file of its own."""
+def repeat_records(shards: Shards, folder: Path, records: int, codec: str | None = None) -> None:
+    """Writes a split of `records` records, those of `shards` repeated; every shard is a file of its own.
+
+    The `codec` is that of `shards` by default.
+    """
     whole_shards, rest = divmod(records, packing.SHARD_SAMPLES)
     files: list[ShardFile] = []
     manifest = None
@@ -96,7 +99,7 @@ def repeat_records(shards: Shards, folder: Path, records: int) -> None:
         indices = np.resize(np.arange(len(shards)), samples)
         part = Part(shards.images(indices), shards.labels(indices))
         source = Source("copies", shards.manifest.classes, {"train": part}, (), official=False)
-        manifest = pack(source, "growth", folder / "one", shards.manifest.codec)
+        manifest = pack(source, "growth", folder / "one", codec or shards.manifest.codec)
         (packed,) = manifest.shards["train"]
         for _ in range(copies):
             name = shard_name("train", len(files))

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Batches from data larger than memory, beside the disk's own rate: one shuffle of all, and shuffled in windows.
+"""Batches from data larger than memory, beside the disk's own rate: this project's, and those of two peers.
 
 python bench/larger_than_memory.py --records 10000000 --memory 1024
 
 Writes the records of the prepared split again and again, and reads them in processes whose memory, the system's cache
 for them included, is bounded by a control group (Linux, as root), each after the files have been dropped from the
-cache. The last line is a JSON document.
+cache. The peers take more memory for their order of so many records than such a bound leaves, so that they only
+begin with such a cache. The last line is a JSON document.
 """
 
 import json
@@ -16,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from itertools import count, islice
 from pathlib import Path
@@ -37,12 +38,20 @@ from emnist_dali.data.stats import Stats, statistics
 from emnist_dali.loading.batch_plan import BatchSpec
 from emnist_dali.loading.loader import Loader
 from gpu_check import raise_on_signals
+from peers import PEERS, Peer
+from peers.process import Process
+from peers.work import Missing, Work, check
 from result_file import check_result_file, write_result_file
 
 BATCH_SIZE = 512
 SIZE = 28
 GROUPS = Path("/sys/fs/cgroup")
+OURS = "emnist-dali"
+LARGE_PEERS = {name: PEERS[name] for name in ("FFCV, fused", "MosaicML Streaming")}
+TOLERANCE = 1.0  # grey levels
 DISK = "disk, in order"
+BATCHES = "batches, its own shuffle"
+FROM_MEMORY = "batches from memory"
 # What else the processes measure: whether images are shuffled in windows, and whether batches are made of them.
 KINDS = {
     "records, all shuffled": (False, False),
@@ -50,12 +59,13 @@ KINDS = {
     "batches, all shuffled": (False, True),
     "batches, windows": (True, True),
 }
+_MEASURED = KINDS | {FROM_MEMORY: (False, True)}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--records", type=click.IntRange(10**4), default=10**7, show_default=True)
 @click.option("--memory", type=click.IntRange(256), default=1024, show_default=True, help="MiB, cache included.")
-@click.option("--window", type=click.IntRange(1), default=2**18, show_default=True, help="Images shuffled together.")
+@click.option("--window", type=click.IntRange(1), default=2**17, show_default=True, help="Images shuffled together.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--split", default="balanced", show_default=True)
@@ -81,60 +91,121 @@ def main(
 
 
 def measure(shards: Shards, records: int, memory: int, window: int, seconds: float, repeats: int) -> dict[str, Any]:
-    """The document; each kind is measured `repeats` times, in turns."""
-    with tempfile.TemporaryDirectory(prefix="emnist-dali-large-", dir=shards.folder.parent) as scratch:
-        if shutil.disk_usage(scratch).free < 1.2 * shards.bytes / len(shards) * records:
-            raise UserError(f"{scratch} has too little space for {records:,} records; choose another --data-dir.")
-        folder = Path(scratch) / "records"
-        growth.repeat_records(shards, folder, records)
-        os.sync()  # what is not written yet cannot be dropped from the cache
-        total = Shards(folder, "train").bytes
-        settings = {
-            "folder": str(folder),
-            "window": window,
-            "seconds": seconds,
-            "stats": asdict(statistics(shards.folder, SIZE)),
-        }
-        values: dict[str, list[float]] = {name: [] for name in (DISK, *KINDS)}
-        with bounded(memory) as group:
-            for _ in range(repeats):
-                for name in values:
-                    values[name].append(_in_a_process(settings | {"name": name, "group": group}))
-        small = {"name": "batches, all shuffled", "folder": str(shards.folder), "group": None}
-        from_memory = _in_a_process(settings | small)
-    return {
+    """The document; what is measured of one system's files is measured `repeats` times, in turns."""
+    document = {
         "benchmark": "larger_than_memory",
         "machine": environment("cpu"),
         "data": stage_timers.data_description(shards),
         "records": records,
-        "bytes": total,
-        "records_from_memory": len(shards),
         "memory_mib": memory,
-        "bounded_by": "control group" if group else "nothing: caches were only dropped before",
         "window": window,
         "seconds": seconds,
-        "images_per_second": values,
-        "from_memory": from_memory,
+        "repeats": repeats,
+        "systems": {},
     }
+    with tempfile.TemporaryDirectory(prefix="emnist-dali-large-", dir=shards.folder.absolute().parent) as scratch:
+        for codec in ("lz4", "raw"):
+            _progress(f"{OURS}, {codec}")
+            folder = Path(scratch) / codec
+            document["systems"][f"{OURS}, {codec}"] = _ours(shards, folder, codec, document)
+            shutil.rmtree(folder)
+        for name, peer in LARGE_PEERS.items():
+            _progress(name)
+            folder = Path(scratch) / "peer"
+            folder.mkdir()
+            document["systems"][name] = _theirs(peer, shards, folder, document)
+            shutil.rmtree(folder)
+    return document
+
+
+def _ours(shards: Shards, folder: Path, codec: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """In processes that are bounded where this user may; also of a copy of the records that fits memory."""
+    _check_space(folder, 1.2 * shards.shape[0] * shards.shape[1] * asked["records"])
+    growth.repeat_records(shards, folder, asked["records"], codec)
+    few = folder.with_name(f"{codec}-few")
+    growth.repeat_records(shards, few, len(shards), codec)
+    os.sync()  # what is not written yet cannot be dropped from the cache
+    stats = asdict(statistics(shards.folder, SIZE))
+    settings = {name: asked[name] for name in ("window", "seconds")} | {"stats": stats, "group": None}
+    values: dict[str, list[float]] = {name: [] for name in (DISK, *KINDS)}
+    with bounded(asked["memory_mib"]) as group:
+        for name in [*values] * asked["repeats"]:
+            each = {"folder": str(folder), "name": name, "group": group}
+            values[name].append(_in_a_process(settings | each))
+    each = {"folder": str(few), "name": FROM_MEMORY}
+    values[FROM_MEMORY] = [_in_a_process(settings | each) for _ in range(asked["repeats"])]
+    whole = Shards(folder, "train")
+    return {"records": len(whole), "bytes": whole.bytes, "bounded": bool(group), "images_per_second": values}
+
+
+def _theirs(peer: Peer, shards: Shards, folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """Without a bound: from caches that its files have been dropped from."""
+    images = shards.images(np.arange(min(len(shards), asked["records"])))
+    _check_space(folder, 1.5 * images[0].nbytes * asked["records"])
+    np.save(folder / "images.npy", images)
+    stats = statistics(shards.folder, SIZE)
+    work = Work(
+        name="peer",
+        folder=folder,
+        shards=shards.folder.absolute(),
+        size=SIZE,
+        mean=stats.mean,
+        std=stats.std,
+        batch_size=BATCH_SIZE,
+        device="cpu",
+        half=False,
+        threads=available_cpus(),
+        affine=None,
+        repeats=max(asked["records"] // len(images), 2),
+    )
+    values: dict[str, list[float]] = {DISK: [], BATCHES: []}
+    try:
+        with closing(Process(peer, work)) as process:  # writes the files
+            off = check(process.batch(), work)
+        if off > TOLERANCE:
+            return {"failed": f"off by {off:.2f} grey levels: not timed"}
+        os.sync()
+        samples = len(images) * work.repeats
+        paths = [work.own] if work.own.is_file() else sorted(path for path in work.own.rglob("*") if path.is_file())
+        for _ in range(asked["repeats"]):
+            _drop_from_cache(paths)
+            values[DISK].append(_disk(paths, asked["seconds"]) * samples / process.disk_bytes)
+            _drop_from_cache(paths)
+            with closing(Process(peer, work)) as process:
+                values[BATCHES].append(process.rate(asked["seconds"])["images_per_second"])
+    except (Missing, RuntimeError) as error:
+        return {"missing" if isinstance(error, Missing) else "failed": str(error).splitlines()[-1]}
+    return {"records": samples, "bytes": process.disk_bytes, "bounded": False, "images_per_second": values}
+
+
+def _check_space(folder: Path, size: float) -> None:
+    if shutil.disk_usage(folder.parent).free < size:
+        raise UserError(f"{folder.parent} lacks {size / 1e9:.1f} GB of free space; choose another --data-dir.")
 
 
 def table(document: dict[str, Any]) -> str:
-    disk = float(np.median(document["images_per_second"][DISK]))
-    size = document["bytes"] / document["records"]
     lines = [
-        f"{document['records']:,} records of {size:.0f} bytes, {document['bytes'] / 1e9:.1f} GB, in "
-        f"{document['memory_mib']} MiB; bounded by: {document['bounded_by']}",
+        f"In {document['memory_mib']} MiB where bounded; windows of {document['window']:,} images.",
         "",
-        "| what | img/s | lowest–highest | share of the disk's rate |",
-        "|---|---|---|---|",
+        "| what | records | GB | bounded | img/s | lowest–highest | of the disk's rate |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name, values in document["images_per_second"].items():
-        median = float(np.median(values))
-        spread = f"{min(values):,.0f}–{max(values):,.0f}"
-        lines.append(f"| {name} | {median:,.0f} | {spread} | {100 * median / disk:.1f} % |")
-    lines.append(
-        f"| batches from memory, {document['records_from_memory']:,} records | {document['from_memory']:,.0f} | | |"
-    )
+    for system, measured in document["systems"].items():
+        if "images_per_second" not in measured:
+            lines.append(f"| {system} | | | | {measured.get('missing') or measured['failed']} | | |")
+            continue
+        disk = float(np.median(measured["images_per_second"][DISK]))
+        for name, values in measured["images_per_second"].items():
+            median = float(np.median(values))
+            what = ["", "", "", f"{median:,.0f}", f"{min(values):,.0f}–{max(values):,.0f}"]
+            if name != FROM_MEMORY:
+                what[:3] = [
+                    f"{measured['records']:,}",
+                    f"{measured['bytes'] / 1e9:.1f}",
+                    "yes" if measured["bounded"] else "no",
+                ]
+            share = "" if name == FROM_MEMORY else f"{100 * median / disk:.0f} %"
+            lines.append(f"| {system}: {name} | {' | '.join([*what, share])} |")
     return "\n".join(lines)
 
 
@@ -177,13 +248,11 @@ def _in_a_process(settings: dict[str, Any]) -> float:
 def _measure(settings: dict[str, Any]) -> float:
     """In a process of its own: images/s of one of KINDS."""
     paths = sorted(Path(settings["folder"]).glob("train-*.safetensors"))
-    for path in paths:
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    _drop_from_cache(paths)
     shards = Shards(settings["folder"], "train")
     if settings["name"] == DISK:
         return _disk(paths, settings["seconds"]) * len(shards) / shards.bytes
-    in_windows, batches = KINDS[settings["name"]]
+    in_windows, batches = _MEASURED[settings["name"]]
     spec = BatchSpec(batch_size=BATCH_SIZE, window=settings["window"] if in_windows else None)
     pixels = Stats(**settings["stats"]).pixel_spec(shards.shape, SIZE)
     with Loader(shards, spec, pixels) as loader:
@@ -200,6 +269,16 @@ def _measure(settings: dict[str, Any]) -> float:
 
         with ThreadPoolExecutor(threads) as pool:
             return _rate(lambda: sum(pool.map(gather, islice(numbers, 8 * threads))), settings["seconds"])
+
+
+def _drop_from_cache(paths: list[Path]) -> None:
+    for path in paths:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _progress(text: str) -> None:
+    click.echo(f"… {text}", err=True)
 
 
 def _rate(step: Callable[[], int], seconds: float) -> float:

@@ -115,19 +115,20 @@ class Preprocess(Operation):
 class Indexed:
     """(image, index) pairs for FFCV's writer."""
 
-    def __init__(self, images: np.ndarray) -> None:
-        self._images = images
+    def __init__(self, work: Work) -> None:
+        self._images, self._repeats = work.images, work.repeats
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._images) * self._repeats
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+    def __getitem__(self, place: int) -> tuple[np.ndarray, int]:
+        index = place % len(self._images)
         return self._images[index], index
 
 
 def write(work: Work, **_: object) -> None:
     fields = {"images": NDArrayField(work.images.dtype, work.shape[1:]), "indices": IntField()}
-    DatasetWriter(str(work.own), fields, num_workers=work.threads).from_indexed_dataset(Indexed(work.images))
+    DatasetWriter(str(work.own), fields, num_workers=work.threads).from_indexed_dataset(Indexed(work))
 
 
 def stream(work: Work, kernel: str) -> Stream:
@@ -141,17 +142,19 @@ def stream(work: Work, kernel: str) -> Stream:
         str(work.own),
         batch_size=work.batch_size,
         num_workers=work.threads,
-        order=OrderOption.RANDOM,
-        os_cache=True,
+        # Its documentation for data that do not fit memory; a random order would take all of their pages there.
+        order=OrderOption.RANDOM if work.repeats == 1 else OrderOption.QUASI_RANDOM,
+        os_cache=work.repeats == 1,
         batches_ahead=AHEAD,
         pipelines={
             "images": [NDArrayField.get_decoder_class(None)(), *operations, *to_torch],
             "indices": [IntField.get_decoder_class(None)(), *to_torch],
         },
     )
-    # FFCV 1.0.2's own argument for this does not work: it calls the instance that it takes.
-    loader.traversal_order = LongEpochs(loader)
-    loader.first_traversal_order = loader.next_traversal_order()
+    if work.repeats == 1:
+        # FFCV 1.0.2's own argument for this does not work: it calls the instance that it takes.
+        loader.traversal_order = LongEpochs(loader)
+        loader.first_traversal_order = loader.next_traversal_order()
     preprocess = whole_batches.Preprocess(work, work.shape[1:]) if kernel == "torch" else None
 
     def batches() -> Iterator[Batch]:

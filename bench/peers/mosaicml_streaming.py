@@ -24,8 +24,9 @@ class Images(StreamingDataset):
 def write(work: Work, **_: object) -> None:
     shape = ",".join(map(str, work.shape[1:]))
     with MDSWriter(out=str(work.own), columns={"image": f"ndarray:uint8:{shape}", "index": "int"}) as writer:
-        for index, image in enumerate(work.images):
-            writer.write({"image": image, "index": index})
+        for _ in range(work.repeats):
+            for index, image in enumerate(work.images):
+                writer.write({"image": image, "index": index})
 
 
 def stream(work: Work, workers: int, state: dict | None = None) -> Stream:

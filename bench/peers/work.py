@@ -31,7 +31,8 @@ class Work:
 
     `folder` holds images.npy, (n, H, W) uint8, the first n of the prepared split `shards`. `mean` and `std` are of
     the equalized and resized images, on the scale 0 … 1. With `affine`, a recipe's settings, images are warped.
-    `half` asks for float16, on a GPU.
+    `half` asks for float16, on a GPU. A peer's files hold the images `repeats` times: more than once, they are larger
+    than memory, and shuffled as the peer does then.
     """
 
     name: str  # of the peer
@@ -45,6 +46,7 @@ class Work:
     half: bool
     threads: int
     affine: dict[str, Any] | None
+    repeats: int = 1
 
     @cached_property
     def images(self) -> np.ndarray:

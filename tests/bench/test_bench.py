@@ -38,6 +38,7 @@ from emnist_dali.data.shards import Shards
 from emnist_dali.data.stats import Stats
 from emnist_dali.runtime import resolve
 from emnist_dali.training import trainer
+from peers import Peer
 
 from ..training_runs import TINY, at_step, signalled
 
@@ -211,6 +212,8 @@ def test_data_larger_than_memory_is_measured_in_turns(setup, monkeypatch):
     """In this process instead of one each, and unbounded: control groups need root."""
     monkeypatch.setattr(larger_than_memory, "BATCH_SIZE", 64)
     monkeypatch.setattr(larger_than_memory, "GROUPS", Path("/no/control/groups"))
+    peer = Peer("mosaicml_streaming", environment="none")
+    monkeypatch.setattr(larger_than_memory, "LARGE_PEERS", {"a peer": peer})
     seen = []
 
     def measured(settings):
@@ -221,12 +224,15 @@ def test_data_larger_than_memory_is_measured_in_turns(setup, monkeypatch):
     document = larger_than_memory.measure(setup.shards, 1500, 300, 500, seconds=0.02, repeats=2)
     assert not list(setup.shards.folder.parent.glob("emnist-dali-large-*"))
     kinds = [larger_than_memory.DISK, *larger_than_memory.KINDS]
-    assert seen == [*kinds, *kinds, "batches, all shuffled"]
-    assert all(min(values) > 0 and len(values) == 2 for values in document["images_per_second"].values())
-    assert "caches were only dropped" in document["bounded_by"]
+    assert seen == [*kinds, *kinds, *2 * ["batches from memory"]] * 2
+    *ours, theirs = document["systems"].values()
+    for system in ours:
+        assert (system["records"], system["bounded"]) == (1500, False)
+        assert all(min(values) > 0 and len(values) == 2 for values in system["images_per_second"].values())
+    assert theirs == {"missing": "It is not installed; run «bash bench/peers.sh none»."}
     text = larger_than_memory.table(document)
-    assert "1,500 records" in text
-    assert all(f"| {name} |" in text for name in kinds)
+    assert all(f"emnist-dali, {codec}: {name} |" in text for name in kinds for codec in ("lz4", "raw"))
+    assert "| a peer | | | | It is not installed" in text
 
 
 @pytest.mark.parametrize("group", ["block", "queue", "ahead", "threads", "gathering", "codec", "warp"])
