@@ -30,10 +30,11 @@ import numpy as np
 import growth
 import stage_timers
 from emnist_dali.commands.options import with_flags
+from emnist_dali.core import disk
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.machine import available_cpus, environment
 from emnist_dali.data.prepare import prepare
-from emnist_dali.data.shards import Shards
+from emnist_dali.data.shards import READERS, Shards
 from emnist_dali.data.stats import Stats, statistics
 from emnist_dali.loading.batch_plan import BatchSpec
 from emnist_dali.loading.loader import Loader
@@ -45,11 +46,13 @@ from result_file import check_result_file, write_result_file
 
 BATCH_SIZE = 512
 SIZE = 28
+PART = 1 << 22  # bytes that the disk is asked for at once
 GROUPS = Path("/sys/fs/cgroup")
 OURS = "emnist-dali"
 LARGE_PEERS = {name: PEERS[name] for name in ("FFCV, fused", "MosaicML Streaming")}
 TOLERANCE = 1.0  # grey levels
 DISK = "disk, in order"
+DIRECT = "disk, past the cache, in threads"
 BATCHES = "batches, its own shuffle"
 FROM_MEMORY = "batches from memory"
 # What else the processes measure: whether images are shuffled in windows, and whether batches are made of them.
@@ -109,6 +112,7 @@ def measure(shards: Shards, records: int, memory: int, window: int, seconds: flo
             folder = Path(scratch) / codec
             document["systems"][f"{OURS}, {codec}"] = _ours(shards, folder, codec, document)
             shutil.rmtree(folder)
+            shutil.rmtree(_few(folder))
         for name, peer in LARGE_PEERS.items():
             _progress(name)
             folder = Path(scratch) / "peer"
@@ -122,20 +126,24 @@ def _ours(shards: Shards, folder: Path, codec: str, asked: dict[str, Any]) -> di
     """In processes that are bounded where this user may; also of a copy of the records that fits memory."""
     _check_space(folder, 1.2 * shards.shape[0] * shards.shape[1] * asked["records"])
     growth.repeat_records(shards, folder, asked["records"], codec)
-    few = folder.with_name(f"{codec}-few")
-    growth.repeat_records(shards, few, len(shards), codec)
+    growth.repeat_records(shards, _few(folder), len(shards), codec)
     os.sync()  # what is not written yet cannot be dropped from the cache
     stats = asdict(statistics(shards.folder, SIZE))
     settings = {name: asked[name] for name in ("window", "seconds")} | {"stats": stats, "group": None}
-    values: dict[str, list[float]] = {name: [] for name in (DISK, *KINDS)}
+    values: dict[str, list[float]] = {name: [] for name in (DISK, DIRECT, *KINDS)}
     with bounded(asked["memory_mib"]) as group:
         for name in [*values] * asked["repeats"]:
             each = {"folder": str(folder), "name": name, "group": group}
             values[name].append(_in_a_process(settings | each))
-    each = {"folder": str(few), "name": FROM_MEMORY}
+    each = {"folder": str(_few(folder)), "name": FROM_MEMORY}
     values[FROM_MEMORY] = [_in_a_process(settings | each) for _ in range(asked["repeats"])]
     whole = Shards(folder, "train")
     return {"records": len(whole), "bytes": whole.bytes, "bounded": bool(group), "images_per_second": values}
+
+
+def _few(folder: Path) -> Path:
+    """Beside many records those that fit memory."""
+    return folder.with_name(f"{folder.name}-few")
 
 
 def _theirs(peer: Peer, shards: Shards, folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
@@ -194,7 +202,7 @@ def table(document: dict[str, Any]) -> str:
         if "images_per_second" not in measured:
             lines.append(f"| {system} | | | | {measured.get('missing') or measured['failed']} | | |")
             continue
-        disk = float(np.median(measured["images_per_second"][DISK]))
+        in_order = float(np.median(measured["images_per_second"][DISK]))
         for name, values in measured["images_per_second"].items():
             median = float(np.median(values))
             what = ["", "", "", f"{median:,.0f}", f"{min(values):,.0f}–{max(values):,.0f}"]
@@ -204,7 +212,7 @@ def table(document: dict[str, Any]) -> str:
                     f"{measured['bytes'] / 1e9:.1f}",
                     "yes" if measured["bounded"] else "no",
                 ]
-            share = "" if name == FROM_MEMORY else f"{100 * median / disk:.0f} %"
+            share = "" if name == FROM_MEMORY else f"{100 * median / in_order:.0f} %"
             lines.append(f"| {system}: {name} | {' | '.join([*what, share])} |")
     return "\n".join(lines)
 
@@ -248,10 +256,14 @@ def _in_a_process(settings: dict[str, Any]) -> float:
 def _measure(settings: dict[str, Any]) -> float:
     """In a process of its own: images/s of one of KINDS."""
     paths = sorted(Path(settings["folder"]).glob("train-*.safetensors"))
-    _drop_from_cache(paths)
+    if settings["name"] == FROM_MEMORY:
+        _disk(paths, settings["seconds"])  # so that they are in the cache
+    else:
+        _drop_from_cache(paths)
     shards = Shards(settings["folder"], "train")
-    if settings["name"] == DISK:
-        return _disk(paths, settings["seconds"]) * len(shards) / shards.bytes
+    if settings["name"] in (DISK, DIRECT):
+        read = _disk if settings["name"] == DISK else _past_the_cache
+        return read(paths, settings["seconds"]) * len(shards) / shards.bytes
     in_windows, batches = _MEASURED[settings["name"]]
     spec = BatchSpec(batch_size=BATCH_SIZE, window=settings["window"] if in_windows else None)
     pixels = Stats(**settings["stats"]).pixel_spec(shards.shape, SIZE)
@@ -295,11 +307,32 @@ def _disk(paths: list[Path], seconds: float) -> float:
     started, read = perf_counter(), 0
     for path in paths:
         with path.open("rb", buffering=0) as file:
-            while part := file.read(1 << 22):
+            while part := file.read(PART):
                 read += len(part)
                 if perf_counter() > started + seconds:
                     return read / (perf_counter() - started)
     return read / (perf_counter() - started)
+
+
+def _past_the_cache(paths: list[Path], seconds: float) -> float:
+    """The same with as many threads as `Shards.hold` has, and as that reads data larger than memory."""
+    parts = [
+        (path, start, min(start + PART, path.stat().st_size))
+        for path in paths
+        for start in range(0, path.stat().st_size, PART)
+    ]
+    memory, started = disk.allocate([PART] * READERS), perf_counter()
+
+    def read(thread: int) -> int:
+        read = 0
+        for path, start, stop in parts[thread::READERS]:
+            read += len(disk.read(path, start, stop, memory[thread], cached=False))
+            if perf_counter() > started + seconds:
+                break
+        return read
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return sum(pool.map(read, range(READERS))) / (perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -679,12 +679,15 @@ def _run(table, indices, compressed, equalize, height, width, scale, shift, axes
         image = carray(_pointer(address), (size,), np.uint8)
         if equalize:
             _equalization(image, lit, histograms, equalized)
-        if not (resized or matrices.shape[0]):
+        target = out.ctypes.data + i * drawn.nbytes
+        if not (resized or matrices.shape[0] or streamed):
             _look_up(image, equalized, scale, shift, levels, out[i].reshape(size))
             continue
         _look_up(image, equalized, scale, shift, levels, pixels)
-        target = out.ctypes.data + i * drawn.nbytes
-        if matrices.shape[0]:
+        if not (resized or matrices.shape[0]):
+            for k in range(0, drawn.nbytes, 64):
+                _stream_line(pixels.ctypes.data + k, target + k)
+        elif matrices.shape[0]:
             picture = drawn if streamed else out[i]
             _warp(pixels, shift, matrices[i], padded, picture)
             if streamed:

@@ -9,7 +9,7 @@ import numpy as np
 ALIGNED = 4096
 
 
-def memory(sizes: list[int]) -> list[np.ndarray]:
+def allocate(sizes: list[int]) -> list[np.ndarray]:
     """Memory in which `read` may put as many bytes of a file each, in one piece.
 
     For one of 4 MB and more numpy asks for large pages: else the CPU has to look up where nearly every record lies.
@@ -21,7 +21,7 @@ def memory(sizes: list[int]) -> list[np.ndarray]:
 
 
 def read(path: Path, start: int, stop: int, memory: np.ndarray, *, cached: bool) -> np.ndarray:
-    """Bytes start … stop − 1 of a file, in a part of `memory`.
+    """Bytes start … stop − 1 of a file, in a part of `memory`, which is as `allocate` gives it.
 
     Not `cached` they go past the system's cache, where that can be: 0.05 instead of 0.3 CPU-seconds a GB, for what
     would be dropped from it before it is read again. Raises OSError, and EOFError where the file is shorter.

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -73,8 +73,6 @@ class Shards:
         opened = [_open(path, file, self.manifest, advice) for path, file in zip(self._paths, files, strict=True)]
         verify_if_changed(folder, self.manifest, part)
         self._mapped = opened
-        self._places = [_places(path) for path in self._paths]
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")  # which start when they are needed
         self._labels = [labels for *_, labels in opened]
         self._records = fused.Records(opened)
         self._starts = np.cumsum([0, *map(len, self._labels)])
@@ -158,32 +156,45 @@ class Shards:
         raw records in windows came at 93 to 98 % of the disk's rate, and mapped at 56 %.
         """
         rows = list(self._rows(parts))
-        offsets = list(self._readers.map(partial(self._read_offsets, cached=cached), rows))
-        for (shard, *_), each in zip(rows, offsets, strict=True):
-            if not 0 <= each[0] <= each[-1] <= len(self._mapped[shard][0]):
-                raise UserError(f"{self._paths[shard]} is damaged; {self._repack}.")
-        memory = disk.memory([int(each[-1] - each[0]) for each in offsets])
-        return list(self._readers.map(partial(self._hold, cached=cached), rows, offsets, memory))
+        with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as readers:
+            offsets = list(readers.map(partial(self._read_offsets, cached=cached), rows))
+            for (shard, *_), each in zip(rows, offsets, strict=True):
+                if not 0 <= each[0] <= each[-1] <= len(self._mapped[shard][0]):
+                    raise UserError(f"{self._paths[shard]} is damaged; {self._repack}.")
+            memory = disk.allocate([int(each[-1] - each[0]) for each in offsets])
+            return list(readers.map(partial(self._read_rows, cached=cached), rows, offsets, memory))
 
     def _read_offsets(self, rows: _Rows, cached: bool) -> np.ndarray:
-        memory = disk.memory([8 * (rows.end - rows.begin + 1)])[0]
+        (memory,) = disk.allocate([8 * (rows.end - rows.begin + 1)])
         return self._read(rows.shard, "offsets", rows.begin, rows.end + 1, memory, cached)
 
-    def _hold(self, rows: _Rows, offsets: np.ndarray, memory: np.ndarray, cached: bool) -> Held:
+    def _read_rows(self, rows: _Rows, offsets: np.ndarray, memory: np.ndarray, cached: bool) -> Held:
         records = self._read(rows.shard, "records", int(offsets[0]), int(offsets[-1]), memory, cached)
-        labels = self._read(rows.shard, "labels", rows.begin, rows.end, *disk.memory([rows.end - rows.begin]), cached)
+        (memory,) = disk.allocate([rows.end - rows.begin])
+        labels = self._read(rows.shard, "labels", rows.begin, rows.end, memory, cached)
         return Held(int(self._starts[rows.shard]) + rows.begin, records, offsets - offsets[0], labels)
 
     def _read(self, shard: int, tensor: str, begin: int, end: int, memory: np.ndarray, cached: bool) -> np.ndarray:
         """tensor[begin:end] of a shard, in `memory`."""
         path, dtype = self._paths[shard], np.dtype(_DTYPES[tensor])
-        start, stop = (self._places[shard][tensor] + place * dtype.itemsize for place in (begin, end))
         try:
+            start, stop = (self._places[shard][tensor] + place * dtype.itemsize for place in (begin, end))
             return disk.read(path, start, stop, memory, cached=cached).view(dtype)
         except EOFError as error:
             raise UserError(f"{path} was changed while in use; {self._repack}.") from error
         except OSError as error:
             raise UserError(f"{path} could not be read ({reason(error)}); {self._repack}.") from error
+
+    @cached_property
+    def _places(self) -> list[dict[str, int]]:
+        """Where the tensors of each shard begin: after 8 bytes with the size of a header, and that, in JSON."""
+        places = []
+        for path in self._paths:
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+            places.append({tensor: 8 + size + header[tensor]["data_offsets"][0] for tensor in _DTYPES})
+        return places
 
     def with_held(self, held: Sequence[Held]) -> "Shards":
         """The same part, whose samples in memory are taken from there."""
@@ -219,14 +230,6 @@ class Shards:
         shard = int(np.searchsorted(self._starts, indices[failed], side="right")) - 1
         row = indices[failed] - self._starts[shard]
         raise UserError(f"{self._paths[shard]}: record {row} does not decode to one image; {self._repack}.")
-
-
-def _places(path: Path) -> dict[str, int]:
-    """Where the tensors of a valid shard begin: after 8 bytes with the size of a header, and that, in JSON."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-    return {tensor: 8 + size + header[tensor]["data_offsets"][0] for tensor in _DTYPES}
 
 
 def _open(path: Path, file: ShardFile, manifest: Manifest, advice: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -118,6 +118,7 @@ class CpuBackend:
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._plan.close()
 
 
 class DaliBackend:
@@ -214,6 +215,7 @@ class DaliBackend:
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._plan.close()
         del self._pipeline
 
 

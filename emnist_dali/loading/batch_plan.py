@@ -2,13 +2,13 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from math import inf
 from threading import Lock, Thread
 from typing import NamedTuple
 
 import numpy as np
 
 from ..config import Affine
+from ..core.distributed import local_world_size
 from ..core.errors import UserError
 from ..core.machine import available_memory
 from ..data.shards import Held, Shards
@@ -21,8 +21,9 @@ _NO_WARP = np.empty((0, 2, 3), np.float32)
 BATCHES_AHEAD = 8
 # Samples that a disk reads in the time of one that it has to find: 1,300 MB/s and 14,000 reads/s.
 SPARSEST = 200
-# Of the memory that a window may take, with what lies between its samples; up to three are there at once.
-WINDOW_SHARE = 1 / 8
+# Of this machine's memory that a window may take, with what lies between its samples, and the most bytes; three may
+# be there at once. How much memory there is only Linux tells.
+WINDOW_SHARE, LARGEST_WINDOW, LARGEST_OF_UNKNOWN = 1 / 8, 1 << 30, 1 << 28
 # Batches that one thread of a loader may be behind another.
 BEHIND = 64
 
@@ -138,30 +139,38 @@ class BatchPlan:
         memory = available_memory()
         if not self._windows and (memory is None or self.shards.bytes <= memory / 2):
             return
-        self._cached = memory is None or self.shards.bytes <= memory
-        self._room = inf if memory is None else WINDOW_SHARE * memory  # bytes
+        ranks = local_world_size()  # which need the same windows
+        self._cached = ranks > 1 or memory is None or self.shards.bytes <= memory
+        self._room = min(WINDOW_SHARE * memory, LARGEST_WINDOW) / ranks if memory else LARGEST_OF_UNKNOWN
         self.shards.read_singly()
         self._reads_ahead = self.indices is None or bool((np.diff(self.indices) > 0).all())
         if self._reads_ahead and self._windows and not self._reader:
-            self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
+            self._reader = ThreadPoolExecutor(1, thread_name_prefix="windows")
+
+    def close(self) -> None:
+        """Ends the reading, and forgets what is held in memory; `read_ahead` begins anew."""
+        reader, self._reader, self._reads_ahead, self._held = self._reader, None, False, {}
+        if reader:
+            reader.shutdown(cancel_futures=True)
 
     def _holding(self, windows: Windows, positions: range, epoch: int) -> Shards:
         """The shards with a batch's windows in memory; begins to read the next window, and forgets old ones."""
         first, last = windows.at(positions.start), windows.at(max(positions.start, positions.stop - 1))
-        begun = positions.start - windows.places(first).start < BEHIND * self.spec.batch_size
+        places = windows.places(first)
+        begun = positions.start - places.start < min(BEHIND * self.spec.batch_size, len(places) // 2)
         first, last = epoch * len(windows) + first, epoch * len(windows) + last
         with self._lock:
-            self._held = {n: held for n, held in self._held.items() if first - begun <= n <= last + 2}
+            self._held = {n: held for n, held in self._held.items() if n >= first - begun and not _failed(held)}
             for number in range(first, last + 2):
                 if number not in self._held:
-                    self._held[number] = self._reader.submit(self._hold, windows, number)
+                    self._held[number] = self._reader.submit(self._window, windows, number)
             futures = [self._held[number] for number in range(first, last + 1)]
         parts = [future.result() for future in futures]
         if len(parts) == 1:
             return parts[0][1]
         return self.shards.with_held([held for part, _ in parts for held in part])
 
-    def _hold(self, windows: Windows, number: int) -> tuple[list[Held], Shards]:
+    def _window(self, windows: Windows, number: int) -> tuple[list[Held], Shards]:
         """A window, counted through all epochs, in memory, or on its way into the cache where that is too little."""
         epoch, window = divmod(number, len(windows))
         parts = [self._spanned(part) for part in windows.read(window, self.spec.seed, epoch)]
@@ -186,6 +195,10 @@ class BatchPlan:
         if self.indices is None:
             return part
         return range(int(self.indices[part.start]), int(self.indices[part.stop - 1]) + 1)
+
+
+def _failed(future: Future) -> bool:
+    return future.done() and future.exception() is not None
 
 
 def _check_mixed(shards: Shards) -> None:

@@ -223,7 +223,7 @@ def test_data_larger_than_memory_is_measured_in_turns(setup, monkeypatch):
     monkeypatch.setattr(larger_than_memory, "_in_a_process", measured)
     document = larger_than_memory.measure(setup.shards, 1500, 300, 500, seconds=0.02, repeats=2)
     assert not list(setup.shards.folder.parent.glob("emnist-dali-large-*"))
-    kinds = [larger_than_memory.DISK, *larger_than_memory.KINDS]
+    kinds = [larger_than_memory.DISK, larger_than_memory.DIRECT, *larger_than_memory.KINDS]
     assert seen == [*kinds, *kinds, *2 * ["batches from memory"]] * 2
     *ours, theirs = document["systems"].values()
     for system in ours:

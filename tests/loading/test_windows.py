@@ -141,11 +141,49 @@ def test_batches_come_from_windows_in_memory(batch_size, cached, shards, monkeyp
 
 def test_a_window_that_has_been_forgotten_is_read_again(shards):
     plan = BatchPlan(shards, BatchSpec(batch_size=24, window=64), 28)
-    mapped = BatchPlan(shards, plan.spec, 28)
     plan.read_ahead()
     for i in (0, 3 * plan.batches, 1, 7, 2):
-        np.testing.assert_array_equal(plan.batch(i).indices, mapped.batch(i).indices)
-        assert len(plan._held) <= 5
+        batch = plan.batch(i)
+        assert batch.shards is not shards
+        np.testing.assert_array_equal(batch.shards.images(batch.indices), shards.images(batch.indices))
+    plan.close()
+    assert plan.batch(2).shards is shards
+    plan.read_ahead()
+    assert plan.batch(2).shards is not shards
+
+
+def test_no_more_than_three_windows_are_held(shards):
+    plan = BatchPlan(shards, BatchSpec(batch_size=8, window=64), 28)
+    plan.read_ahead()
+    held = []
+    for i in range(2 * plan.batches):
+        plan.batch(i)
+        held.append(len(plan._held))
+    assert max(held) == 3
+    assert held.count(2) >= len(held) / 3
+    plan.close()
+
+
+def test_a_window_that_could_not_be_read_is_read_again(shards, monkeypatch):
+    plan = BatchPlan(shards, BatchSpec(batch_size=24, window=64), 28)
+    plan.read_ahead()
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "read", mock.Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+        with pytest.raises(UserError, match=r"could not be read .*Input/output error"):
+            plan.batch(0)
+    batch = plan.batch(0)
+    np.testing.assert_array_equal(batch.shards.images(batch.indices), shards.images(batch.indices))
+    plan.close()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_on_one_machine_share_its_memory_and_what_one_of_them_has_read(ranks, shards, monkeypatch):
+    monkeypatch.setattr("emnist_dali.loading.batch_plan.local_world_size", lambda: ranks)
+    monkeypatch.setattr("emnist_dali.loading.batch_plan.available_memory", lambda: shards.bytes - 1)
+    plan = BatchPlan(shards, BatchSpec(batch_size=24, window=64), 28)
+    plan.read_ahead()
+    assert plan._cached == (ranks > 1)
+    assert plan._room == (shards.bytes - 1) / 8 / ranks
 
 
 def test_a_window_larger_than_its_share_of_memory_is_only_read_ahead(shards, asked, monkeypatch):
@@ -191,10 +229,25 @@ def test_what_is_held_is_what_the_files_have(cached, shards):
 
 
 def test_a_shard_that_has_become_shorter_cannot_be_held(shards):
-    path = shards._paths[1]
-    path.write_bytes(path.read_bytes()[: shards._places[1]["records"] + 1])
-    with pytest.raises(UserError, match=r"train-00001.safetensors (was changed|is damaged)"):
+    path, places = shards._paths[1], shards._places[1]
+    os.truncate(path, max(places.values()) + 1)
+    with pytest.raises(UserError, match=r"train-00001.safetensors was changed while in use"):
         shards.hold([range(300, 310)])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "dali"])
+@pytest.mark.parametrize(
+    ("row", "said"), [(0, "train-00001.safetensors is damaged"), (7, "record 6 does not decode")]
+)
+def test_offsets_that_became_garbage_are_one_sentence(row, said, backend, shards):
+    """The first of a window's part, or one within, which shows when a record is decoded."""
+    pixels = Stats(0.2, 0.3).pixel_spec(shards.shape, 28)
+    with shards._paths[1].open("r+b") as file:
+        file.seek(shards._places[1]["offsets"] + 8 * row)
+        file.write((2**40).to_bytes(8, "little"))
+    loader = Loader(shards, BatchSpec(batch_size=600, window=600), pixels, backend=backend)
+    with loader, pytest.raises(UserError, match=said):
+        loader.prefetch().next()  # an iteration would see that the file has changed
 
 
 @pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="only Linux reads past the cache")
@@ -211,11 +264,11 @@ def test_a_file_system_without_reads_past_the_cache(owner, name, tmp_path, monke
         return real(*arguments)
 
     monkeypatch.setattr(owner, name, without)
-    found = disk.read(tmp_path / "file", 5000, 19_999, *disk.memory([14_999]), cached=False)
+    found = disk.read(tmp_path / "file", 5000, 19_999, *disk.allocate([14_999]), cached=False)
     np.testing.assert_array_equal(found, content[5000:19_999])
     assert refused
     with pytest.raises(EOFError, match="ends after 20000 bytes"):
-        disk.read(tmp_path / "file", 5000, 20_001, *disk.memory([15_001]), cached=True)
+        disk.read(tmp_path / "file", 5000, 20_001, *disk.allocate([15_001]), cached=True)
 
 
 def test_reading_ahead_asks_for_the_bytes_of_the_samples(shards, monkeypatch):

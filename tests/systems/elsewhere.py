@@ -22,8 +22,8 @@ LIBRARIES = ("huggingface_hub", "numba", "scipy.ndimage", "timm", "torch", "torc
 MODULES = ("fcntl", "grp", "nvidia.dali", "pwd", "resource", "termios", "triton")
 ATTRIBUTES = {
     os: (
-        "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "chown", "fork", "geteuid", "getuid", "killpg", "mkfifo",
-        "posix_fadvise", "pread", "pwrite", "sched_getaffinity", "setsid", "statvfs", "sysconf",
+        "O_DIRECT", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "chown", "fork", "geteuid", "getuid", "killpg",
+        "mkfifo", "posix_fadvise", "pread", "pwrite", "sched_getaffinity", "setsid", "statvfs", "sysconf",
     ),
     signal: ("SIGALRM", "SIGBUS", "SIGHUP", "SIGKILL", "SIGUSR1", "alarm", "setitimer"),
     select: ("epoll", "poll"),
