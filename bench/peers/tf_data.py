@@ -3,9 +3,13 @@ guide, «Better performance with the tf.data API», which advises to map whole b
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import torch
+
+with suppress(ImportError):
+    import triton  # noqa: F401  (torch imports it to train, and after TensorFlow that ends the process: SIGSEGV)
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf

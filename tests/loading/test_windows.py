@@ -352,6 +352,13 @@ def test_what_is_advised_is_the_pages_of_an_array_in_pieces_that_the_system_take
     assert [advice for *_, advice in advised] == [mmap.MADV_RANDOM]
 
 
+def test_a_system_without_advice_or_reads_past_the_cache(tmp_path, monkeypatch):
+    for name in ("O_DIRECT", "posix_fadvise"):
+        monkeypatch.delattr(os, name, raising=False)
+    (tmp_path / "file").write_bytes(b"0123456789")
+    assert disk.read(tmp_path / "file", 2, 9, *disk.allocate([7]), cached=False).tobytes() == b"2345678"
+
+
 def test_the_limit_of_a_container_is_its_memory(monkeypatch):
     files = {
         "/proc/meminfo": "MemTotal: 9000000 kB\nMemAvailable:    8000000 kB\n",
