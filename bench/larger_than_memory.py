@@ -297,9 +297,10 @@ def _rate(step: Callable[[], int], seconds: float) -> float:
     """Images/s of `step`, the first of which, which compiles, does not count."""
     step()
     started, images = perf_counter(), 0
-    while (now := perf_counter()) < started + seconds:
+    while True:
         images += step()
-    return images / (now - started)
+        if (passed := perf_counter() - started) > seconds:
+            return images / passed
 
 
 def _disk(paths: list[Path], seconds: float) -> float:

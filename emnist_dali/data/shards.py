@@ -153,8 +153,10 @@ class Shards:
         """The records of ranges of samples, read into memory; `cached` as in `disk.read`.
 
         Where all are needed once, that is faster than mapping them, which costs a fault for the few images of a page:
-        raw records in windows came at 93 to 98 % of the disk's rate, and mapped at 56 %.
+        in 1 GiB on 2 cores 1,480,000 raw records/s came in windows, and mapped 840,000. Raises UserError where a file
+        has changed: unlike what is mapped, it is opened anew.
         """
+        self.check()
         rows = list(self._rows(parts))
         with ThreadPoolExecutor(READERS, thread_name_prefix="reader") as readers:
             offsets = list(readers.map(partial(self._read_offsets, cached=cached), rows))
@@ -162,7 +164,9 @@ class Shards:
                 if not 0 <= each[0] <= each[-1] <= len(self._mapped[shard][0]):
                     raise UserError(f"{self._paths[shard]} is damaged; {self._repack}.")
             memory = disk.allocate([int(each[-1] - each[0]) for each in offsets])
-            return list(readers.map(partial(self._read_rows, cached=cached), rows, offsets, memory))
+            held = list(readers.map(partial(self._read_rows, cached=cached), rows, offsets, memory))
+        self.check()
+        return held
 
     def _read_offsets(self, rows: _Rows, cached: bool) -> np.ndarray:
         (memory,) = disk.allocate([8 * (rows.end - rows.begin + 1)])
@@ -180,7 +184,7 @@ class Shards:
         try:
             start, stop = (self._places[shard][tensor] + place * dtype.itemsize for place in (begin, end))
             return disk.read(path, start, stop, memory, cached=cached).view(dtype)
-        except EOFError as error:
+        except (EOFError, ValueError, KeyError) as error:
             raise UserError(f"{path} was changed while in use; {self._repack}.") from error
         except OSError as error:
             raise UserError(f"{path} could not be read ({reason(error)}); {self._repack}.") from error

@@ -118,7 +118,6 @@ class CpuBackend:
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-        self._plan.close()
 
 
 class DaliBackend:
@@ -215,7 +214,6 @@ class DaliBackend:
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-        self._plan.close()
         del self._pipeline
 
 

@@ -21,10 +21,10 @@ _NO_WARP = np.empty((0, 2, 3), np.float32)
 BATCHES_AHEAD = 8
 # Samples that a disk reads in the time of one that it has to find: 1,300 MB/s and 14,000 reads/s.
 SPARSEST = 200
-# Of this machine's memory that a window may take, with what lies between its samples, and the most bytes; three may
-# be there at once. How much memory there is only Linux tells.
+# Of this machine's memory that a window may take, with what lies between its samples, and the most bytes: beside it
+# are the next one and, for a while, the one before. How much memory there is only Linux tells.
 WINDOW_SHARE, LARGEST_WINDOW, LARGEST_OF_UNKNOWN = 1 / 8, 1 << 30, 1 << 28
-# Batches that one thread of a loader may be behind another.
+# Batches that one thread of a loader may be behind another; their windows are kept.
 BEHIND = 64
 
 
@@ -94,6 +94,7 @@ class BatchPlan:
         self._reads_ahead, self._cached, self._room = False, True, 0.0
         self._reader: ThreadPoolExecutor | None = None
         self._held: dict[int, Future] = {}  # windows in memory or on the way there, counted through all epochs
+        self._front = 0  # the latest batch
         self._lock = Lock()
         if spec.train:
             self.batches = sampling.batches_per_epoch(self.samples, spec.batch_size, spec.accumulation)
@@ -106,7 +107,7 @@ class BatchPlan:
         positions = sampling.rank_batch(self.samples, batch, spec.batch_size, spec.rank, spec.world_size)
         shards = self.shards
         if self._reads_ahead and self._windows:
-            shards = self._holding(self._windows, positions, epoch)
+            shards = self._holding(self._windows, i)
         elif self._reads_ahead and not spec.train:
             self._read_on(batch + BATCHES_AHEAD)
         if not spec.train:
@@ -141,34 +142,46 @@ class BatchPlan:
             return
         ranks = local_world_size()  # which need the same windows
         self._cached = ranks > 1 or memory is None or self.shards.bytes <= memory
-        self._room = min(WINDOW_SHARE * memory, LARGEST_WINDOW) / ranks if memory else LARGEST_OF_UNKNOWN
+        self._room = (min(WINDOW_SHARE * memory, LARGEST_WINDOW) if memory else LARGEST_OF_UNKNOWN) / ranks
         self.shards.read_singly()
         self._reads_ahead = self.indices is None or bool((np.diff(self.indices) > 0).all())
         if self._reads_ahead and self._windows and not self._reader:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="windows")
 
     def close(self) -> None:
-        """Ends the reading, and forgets what is held in memory; `read_ahead` begins anew."""
-        reader, self._reader, self._reads_ahead, self._held = self._reader, None, False, {}
-        if reader:
-            reader.shutdown(cancel_futures=True)
-
-    def _holding(self, windows: Windows, positions: range, epoch: int) -> Shards:
-        """The shards with a batch's windows in memory; begins to read the next window, and forgets old ones."""
-        first, last = windows.at(positions.start), windows.at(max(positions.start, positions.stop - 1))
-        places = windows.places(first)
-        begun = positions.start - places.start < min(BEHIND * self.spec.batch_size, len(places) // 2)
-        first, last = epoch * len(windows) + first, epoch * len(windows) + last
+        """Ends the reading after the window that it is at, and forgets those in memory; `read_ahead` begins anew."""
         with self._lock:
-            self._held = {n: held for n, held in self._held.items() if n >= first - begun and not _failed(held)}
-            for number in range(first, last + 2):
+            if self._reader:
+                self._reader.shutdown(wait=False, cancel_futures=True)
+            self._reader, self._held, self._front, self._reads_ahead = None, {}, 0, False
+
+    def _holding(self, windows: Windows, i: int) -> Shards:
+        """The shards with batch i's windows in memory; begins to read the next window, and forgets old ones."""
+        numbers = self._numbers(windows, i)
+        with self._lock:
+            if not self._reader:  # closed meanwhile
+                return self.shards
+            if i < self._front - BEHIND:  # from an earlier place again
+                self._held = {}
+                self._front = i
+            self._front = max(self._front, i)
+            oldest = self._numbers(windows, max(self._front - BEHIND, 0)).start
+            self._held = {n: held for n, held in self._held.items() if n >= oldest and not _failed(held)}
+            for number in range(numbers.start, numbers.stop + 1):
                 if number not in self._held:
                     self._held[number] = self._reader.submit(self._window, windows, number)
-            futures = [self._held[number] for number in range(first, last + 1)]
+            futures = [self._held[number] for number in numbers]
         parts = [future.result() for future in futures]
         if len(parts) == 1:
             return parts[0][1]
         return self.shards.with_held([held for part, _ in parts for held in part])
+
+    def _numbers(self, windows: Windows, i: int) -> range:
+        """The windows, counted through all epochs, that batch i takes its samples from."""
+        (epoch, batch), spec = divmod(i, self.batches), self.spec
+        positions = sampling.rank_batch(self.samples, batch, spec.batch_size, spec.rank, spec.world_size)
+        first, last = (epoch * len(windows) + windows.at(at) for at in (positions.start, positions[-1]))
+        return range(first, last + 1)
 
     def _window(self, windows: Windows, number: int) -> tuple[list[Held], Shards]:
         """A window, counted through all epochs, in memory, or on its way into the cache where that is too little."""
@@ -198,7 +211,7 @@ class BatchPlan:
 
 
 def _failed(future: Future) -> bool:
-    return future.done() and future.exception() is not None
+    return future.done() and (future.cancelled() or future.exception() is not None)
 
 
 def _check_mixed(shards: Shards) -> None:

@@ -132,6 +132,7 @@ class Loader:
 
     def close(self) -> None:
         """Ends the prefetching; the loader can be iterated again."""
+        self.plan.close()
         if self._backend is not None:
             self._backend.close()
             self._backend = None
