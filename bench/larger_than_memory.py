@@ -5,8 +5,8 @@ python bench/larger_than_memory.py --records 10000000 --memory 1024
 
 Writes the records of the prepared split again and again, and reads them in processes whose memory, the system's cache
 for them included, is bounded by a control group (Linux, as root), each after the files have been dropped from the
-cache. The peers take more memory for their order of so many records than such a bound leaves, so that they only
-begin with such a cache. The last line is a JSON document.
+cache. The peers' processes are not bounded, and should be measured within their first epoch. The last line is a JSON
+document.
 """
 
 import json
@@ -38,6 +38,7 @@ from emnist_dali.data.shards import READERS, Shards
 from emnist_dali.data.stats import Stats, statistics
 from emnist_dali.loading.batch_plan import BatchSpec
 from emnist_dali.loading.loader import Loader
+from emnist_dali.loading.windows import BLOCK
 from gpu_check import raise_on_signals
 from peers import PEERS, Peer
 from peers.process import Process
@@ -68,7 +69,9 @@ _MEASURED = KINDS | {FROM_MEMORY: (False, True)}
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--records", type=click.IntRange(10**4), default=10**7, show_default=True)
 @click.option("--memory", type=click.IntRange(256), default=1024, show_default=True, help="MiB, cache included.")
-@click.option("--window", type=click.IntRange(1), default=2**17, show_default=True, help="Images shuffled together.")
+@click.option(
+    "--window", type=click.IntRange(BLOCK), default=2**17, show_default=True, help="Images shuffled together."
+)
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--split", default="balanced", show_default=True)
