@@ -669,7 +669,7 @@ def _run(table, indices, compressed, equalize, height, width, scale, shift, axes
     padded = np.empty((height + MARGIN, width + 3), np.float32)
     drawn = np.empty(out.shape[1:], np.float32)
     streamed = drawn.nbytes >= STREAMED and out.shape[2] % 16 == 0 and out.ctypes.data % 64 == 0
-    resized = out.shape[1] != height or out.shape[2] != width
+    resized, warped = out.shape[1] != height or out.shape[2] != width, matrices.shape[0] > 0
     for i in range(indices.size):
         if i + 1 < indices.size:
             _prefetch(table, indices[i + 1])
@@ -679,26 +679,26 @@ def _run(table, indices, compressed, equalize, height, width, scale, shift, axes
         image = carray(_pointer(address), (size,), np.uint8)
         if equalize:
             _equalization(image, lit, histograms, equalized)
-        target = out.ctypes.data + i * drawn.nbytes
-        if not (resized or matrices.shape[0] or streamed):
+        if not (warped or resized or streamed):
             _look_up(image, equalized, scale, shift, levels, out[i].reshape(size))
             continue
         _look_up(image, equalized, scale, shift, levels, pixels)
-        if not (resized or matrices.shape[0]):
-            for k in range(0, drawn.nbytes, 64):
-                _stream_line(pixels.ctypes.data + k, target + k)
-        elif matrices.shape[0]:
+        target = out.ctypes.data + i * drawn.nbytes
+        if warped:
             picture = drawn if streamed else out[i]
             _warp(pixels, shift, matrices[i], padded, picture)
             if streamed:
                 for k in range(0, drawn.nbytes, 64):
                     _stream_line(drawn.ctypes.data + k, target + k)
-        else:
+        elif resized:
             _resize_rows(pixels, x0, x1, wx, row, lines)
             if streamed:
                 _stream_columns(lines, y0, y1, wy, drawn[0], target)
             else:
                 _resize_columns(lines, y0, y1, wy, out[i])
+        else:
+            for k in range(0, drawn.nbytes, 64):
+                _stream_line(pixels.ctypes.data + k, target + k)
     if streamed:
         _fence()
     return SOUND
