@@ -280,27 +280,6 @@ def test_offsets_that_became_garbage_are_one_sentence(row, said, backend, shards
         next(iter(loader))
 
 
-@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="only Linux reads past the cache")
-@pytest.mark.parametrize(("owner", "name"), [(os, "open"), (disk, "_read")])
-def test_a_file_system_without_reads_past_the_cache(owner, name, tmp_path, monkeypatch):
-    content = np.random.default_rng(0).integers(0, 256, 20_000, dtype=np.uint8)
-    (tmp_path / "file").write_bytes(content.tobytes())
-    refused, real = [], getattr(owner, name)
-
-    def without(*arguments):
-        if arguments[-1] & os.O_DIRECT:
-            refused.append(True)
-            raise OSError(errno.EINVAL, "Invalid argument")
-        return real(*arguments)
-
-    monkeypatch.setattr(owner, name, without)
-    found = disk.read(tmp_path / "file", 5000, 19_999, *disk.allocate([14_999]), cached=False)
-    np.testing.assert_array_equal(found, content[5000:19_999])
-    assert refused
-    with pytest.raises(EOFError, match="ends after 20000 bytes"):
-        disk.read(tmp_path / "file", 5000, 20_001, *disk.allocate([15_001]), cached=True)
-
-
 def test_reading_ahead_asks_for_the_bytes_of_the_samples(shards, monkeypatch):
     asked = []
     monkeypatch.setattr("emnist_dali.data.shards.will_need", lambda array: asked.append(array))
@@ -386,13 +365,6 @@ def test_what_is_advised_is_the_pages_of_an_array_in_pieces_that_the_system_take
     advised.clear()
     machine.read_at_random(array)
     assert [advice for *_, advice in advised] == [mmap.MADV_RANDOM]
-
-
-def test_a_system_without_advice_or_reads_past_the_cache(tmp_path, monkeypatch):
-    for name in ("O_DIRECT", "posix_fadvise"):
-        monkeypatch.delattr(os, name, raising=False)
-    (tmp_path / "file").write_bytes(b"0123456789")
-    assert disk.read(tmp_path / "file", 2, 9, *disk.allocate([7]), cached=False).tobytes() == b"2345678"
 
 
 def test_the_limit_of_a_container_is_its_memory(monkeypatch):
