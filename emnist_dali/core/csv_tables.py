@@ -11,11 +11,11 @@ from .files import write_atomic
 
 
 def replace_table(path: Path, column: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `rows`, or removes the file if there are none; a file whose first column is not `column` stays.
+    """Writes `rows`, or removes the file if there are none; a folder, or a file whose first column is another, stays.
 
     The header has all names in the order in which they appear; what a row lacks is empty.
     """
-    if path.exists() and re.split(rb"[,\n]", path.read_bytes(), maxsplit=1)[0] != column.encode():
+    if path.is_dir() or (path.exists() and re.split(rb"[,\n]", path.read_bytes(), maxsplit=1)[0] != column.encode()):
         return  # a user's own
     if not rows:
         path.unlink(missing_ok=True)

@@ -131,7 +131,11 @@ def _idx_kind(start: bytes) -> str | None:
 
 
 def _file(split: str, path: Path) -> Found:
-    kind = kind_of(path)
+    try:
+        with path.open("rb"):
+            kind = kind_of(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
     if kind and kind.endswith("idx"):
         raise UserError(f"{path} is one idx file; give the folder that holds it and the other three.")
     if kind is None:

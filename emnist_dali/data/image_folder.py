@@ -33,6 +33,9 @@ def read(
             f"{folders['train']} has {len(classes)} classes; at most {MAX_CLASSES} are supported, because a label is "
             "one byte."
         )
+    for name in classes:
+        if not entries(folders["train"] / name):
+            raise UserError(f"{folders['train'] / name} contains no images; add some, or remove it.")
     files = {part: ImageFiles(folder) for part, folder in folders.items()}
     return {part: _read_part(files[part], folder, classes, size) for part, folder in folders.items()}, classes, files
 

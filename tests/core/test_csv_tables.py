@@ -21,3 +21,8 @@ def test_a_users_own_file_stays(tmp_path):
         for rows in ([{"step": 1}], []):
             replace_table(path, "step", rows)
             assert path.read_text() == own
+    path.unlink()
+    path.mkdir()
+    replace_table(path, "step", [{"step": 1}])
+    replace_table(path, "step", [])
+    assert path.is_dir()

@@ -335,6 +335,12 @@ def test_invalid_folders_of_images(folder):
     loose = save(folder, "train/loose.png", grey(0))
     refused(folder, f"{loose} is a file, not the folder of a class", "train/<class>/*")
     loose.unlink()
+    empty = folder / "train/empty"
+    empty.mkdir()
+    (empty / ".hidden").touch()
+    refused(folder, f"{empty} contains no images; add some, or remove it")
+    (empty / ".hidden").unlink()
+    empty.rmdir()
     only_test = save(folder, "test/c/x.png", grey(0)).parent
     refused(folder, f"{only_test} is not a class of the train images")
     (only_test / "x.png").unlink()
@@ -344,6 +350,17 @@ def test_invalid_folders_of_images(folder):
     (folder / "test/a").rmdir()
     (folder / "test").rmdir()
     refused(folder, f"{folder} has no test images", "--test-fraction")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = tmp_path / "train.csv"
+    path.touch()
+
+    def forbidden(*args: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    refused(path, f"{path} cannot be read (Permission denied)")
 
 
 def test_more_classes_than_a_byte_holds(folder):
