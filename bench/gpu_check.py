@@ -89,7 +89,8 @@ def parts(data: list[str], device: str, scratch: Path, seconds: float = 0.5) -> 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--data-dir", default="data", show_default=True, help="Folder of the prepared splits.")
 @click.option("--source", help="Source of Balanced, if it is not prepared.  [default: glyphs]")
-@click.option("--device", default="cuda", show_default=True)
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True,
+              help="Another GPU than the first: CUDA_VISIBLE_DEVICES=1.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=0.5, show_default=True,
               help="Per repetition of a measurement.")  # fmt: skip
 @click.option("--part", "names", multiple=True, help="Only this; repeatable.  [default: all]")

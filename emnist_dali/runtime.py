@@ -1,5 +1,6 @@
 """What `auto` means on this machine."""
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -10,6 +11,7 @@ from .config import Config
 from .core import distributed
 from .core.errors import UserError
 from .core.machine import has_native_bf16
+from .core.progress import say
 
 # EfficientNet-B2 at 112×112 needs 17 GB for a batch of 512 on a CPU, and is no faster than with a batch of 64.
 CPU_PIXELS = 64 * 112 * 112
@@ -23,8 +25,11 @@ def resolve(config: Config) -> Config:
 
     Raises UserError for a device that is not available.
     """
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    device = default if config.run.device == "auto" else config.run.device
+    device = config.run.device
+    if device == "auto":
+        device = "cuda" if has_gpu() else "cpu"
+        if device == "cpu" and torch.cuda.is_available():
+            say(f"The CPU trains: this torch has no kernels for {_gpu_name(torch.device('cuda', 0))}.")
     config = with_local_device(replace(config, run=replace(config.run, device=device)))
     device = config.run.device
     try:
@@ -37,15 +42,18 @@ def resolve(config: Config) -> Config:
             f"run.device is {device}, but this machine has {torch.cuda.device_count()} GPUs; choose cpu"
             f"{' or start fewer ranks' if distributed.world_size() > 1 else ''}."
         )
+    if kind == "cuda" and not _has_kernels(parsed):
+        raise UserError(
+            f"run.device is {device}, and this torch has no kernels for {_gpu_name(parsed)}; choose cpu, or install "
+            "one that has (docs/troubleshooting.md)."
+        )
     if kind == "cpu":
         config = replace(config, run=replace(config.run, device="cpu"))  # cpu:0, cpu:1, …
     if config.training.sync_bn and kind == "cpu":
         raise UserError("training.sync_bn needs GPUs: torch has no SyncBatchNorm for CPUs; turn it off.")
     device, amp, data, training = config.run.device, config.run.amp, config.data, config.training
     if amp == "auto":
-        # GPUs before Ampere only emulate bf16.
-        emulated = kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-        amp = "off" if kind == "cpu" else "fp16" if emulated else "bf16"
+        amp = "off" if kind == "cpu" else "bf16" if _has_bf16(parsed) else "fp16"
     elif amp == "native":
         amp = "bf16" if kind == "cuda" or has_native_bf16() else "off"
     compile = config.run.compile
@@ -61,6 +69,31 @@ def resolve(config: Config) -> Config:
     return replace(
         config, data=data, training=training, run=replace(config.run, device=device, amp=amp, compile=compile)
     )
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU and has kernels for the first one: its builds leave out old ones."""
+    return torch.cuda.is_available() and _has_kernels(torch.device("cuda", 0))
+
+
+def _has_kernels(device: torch.device) -> bool:
+    """A kernel runs on GPUs of its major version and of no lower minor one, and its PTX on all later ones."""
+    has = torch.cuda.get_device_capability(device)
+    built = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name) for name in torch.cuda.get_arch_list()]
+    versions = [(name[1], (int(name[2]), int(name[3]))) for name in built if name]
+    fits = (version <= has and (kind == "compute" or version[0] == has[0]) for kind, version in versions)
+    return not versions or any(fits)  # ROCm's have other names
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """GPUs before Ampere only emulate it; torch answers for the current one."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _gpu_name(device: torch.device) -> str:
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)}, of compute capability {major}.{minor}"
 
 
 def use_device(config: Config) -> None:

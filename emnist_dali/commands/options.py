@@ -213,9 +213,9 @@ def uses_gpu(recipe: str, device: str | None) -> bool:
     """Whether the recipe is chosen for a GPU; torch is imported only for those that depend on it, and for files."""
     if (device or "").startswith("cpu") or not (recipe in ("auto", "fast") or is_document(recipe)):
         return False
-    import torch
+    from ..runtime import has_gpu
 
-    return torch.cuda.is_available()
+    return has_gpu()
 
 
 def _trust(ctx: click.Context, param: click.Parameter, paths: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 Without torchrun there is one rank, and everything here is free.
 """
 
+import atexit
 import ctypes
 import os
 import re
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError
+from .errors import UserError, is_out_of_memory
 from .files import printable
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def is_main() -> bool:
 def process_group() -> Iterator[None]:
     """The group of all ranks: NCCL for CUDA tensors, gloo for CPU tensors.
 
-    Raises UserError if another rank exits first, or if torchrun's environment variables are incomplete or invalid.
+    Raises UserError if another rank exits first, if NCCL fails, or if torchrun's environment variables are incomplete
+    or invalid.
     """
     global _in_group
     if os.environ.get("WORLD_SIZE", "1") == "1":
@@ -74,6 +76,7 @@ def process_group() -> Iterator[None]:
     gpu = torch.cuda.is_available() and local_world_size() <= torch.cuda.device_count()
     if gpu:
         torch.cuda.set_device(local_rank())
+    alone = gpu  # leaves the group without the others
     try:
         # After a restart torchrun's store still holds the addresses of the previous ranks, which a fast rank would
         # pick up. Each machine counts restarts on its own: several need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 instead.
@@ -83,16 +86,34 @@ def process_group() -> Iterator[None]:
         device = torch.device("cuda", local_rank()) if gpu else None  # NCCL connects at once, not in the first step
         distributed.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), device_id=device)
         yield
+        alone = False
+    except SystemExit:
+        alone = False
+        raise
     except RuntimeError as error:
-        if is_peer_failure(error):
+        if is_out_of_memory(error) or not is_failure(error):
+            raise
+        if _is_peer_failure(error):
             raise UserError(
                 f"Rank {rank()} stopped because another rank exited first; see that rank's error message."
             ) from error
-        raise
+        last = " ".join(str(error).rpartition("Last error:")[2].split())  # below what NCCL says of every error
+        raise UserError(
+            f"NCCL fails on rank {rank()} ({last[:200]}); NCCL_DEBUG=INFO says more, and Docker needs --ipc=host."
+        ) from error
     finally:
-        if distributed.is_initialized():
+        if alone:
+            # Destroying waits for the other ranks, which may wait for this one: the error would never be printed.
+            atexit.register(_exit_at_once)
+        elif distributed.is_initialized():
             distributed.destroy_process_group()
         _in_group = False
+
+
+def _exit_at_once() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _check_variables() -> None:
@@ -119,10 +140,20 @@ def _die_with_torchrun() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def is_peer_failure(error: BaseException) -> bool:
-    """Whether the error means that another rank has exited."""
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return world_size() > 1 and isinstance(error, RuntimeError) and ("peer" in str(error) or "DistError" in names)
+def is_failure(error: BaseException) -> bool:
+    """Whether the error is the communication's: another rank has exited, or NCCL fails."""
+    is_known = "peer" in str(error) or "DistError" in _names(error)
+    return world_size() > 1 and isinstance(error, RuntimeError) and is_known
+
+
+def _is_peer_failure(failure: RuntimeError) -> bool:
+    """NCCL's errors are the others' only where they say so."""
+    is_of_nccl = "DistBackendError" in _names(failure)
+    return not is_of_nccl or any(word in str(failure) for word in ("peer", "remote process", "ncclRemoteError"))
+
+
+def _names(error: BaseException) -> set[str]:
+    return {cls.__name__ for cls in type(error).__mro__}
 
 
 @contextmanager

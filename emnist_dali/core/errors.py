@@ -13,8 +13,12 @@ class InUseError(UserError):
     """Another process is working in the folder."""
 
 
-# Messages of torch's CPU allocator, which has no exception class for this, and of the dynamic loader.
-_OUT_OF_MEMORY = ("can't allocate memory", "failed to map segment from shared object", "Cannot allocate memory")
+# Messages of torch's CPU allocator, which has no exception class for this, of the dynamic loader, and of CUDA, Triton
+# and DALI, cuBLAS and cuDNN.
+_OUT_OF_MEMORY = (
+    "can't allocate memory", "failed to map segment from shared object", "Cannot allocate memory", "out of memory",
+    "_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

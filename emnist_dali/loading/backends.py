@@ -150,6 +150,7 @@ class DaliBackend:
                 f"DALI could not be imported ({error}); install nvidia-dali-cuda120 (Linux) or take data.backend cpu."
             ) from error
         on_gpu, n = device.type == "cuda", plan.spec.local_batch_size
+        device_id = torch.cuda.current_device() if on_gpu and device.index is None else device.index
         plan.read_ahead()
         self.position = self._first = first
         self._plan, self._gathered_ahead = plan, gathered_ahead
@@ -166,7 +167,7 @@ class DaliBackend:
                 self._source,
                 pixels,
                 blocks=self._blocks,
-                device_id=(device.index or 0) if on_gpu else None,
+                device_id=device_id if on_gpu else None,
                 threads=threads,
                 compressed=self._compressed,
                 warped=plan.spec.affine is not None,

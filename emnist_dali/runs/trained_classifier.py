@@ -16,7 +16,7 @@ from ..data.stats import Stats
 from ..models.build import build_model, channels_last
 from ..models.import_path import is_import_path
 from ..pipelines.fused import Preprocess, Records
-from ..runtime import autocast, resolve, with_local_device
+from ..runtime import autocast, has_gpu, resolve, with_local_device
 from .calibration import Calibration
 from .checkpoint import load_weights
 from .folder import RunFolder
@@ -36,10 +36,13 @@ class TrainedClassifier:
         run = RunFolder(path)
         self.path, self.name = run.path, name or run.path.resolve().name
         self.config = with_local_device(distributed.broadcast_from_main(run.config))
-        if self.config.run.device.startswith("cuda") and not torch.cuda.is_available():
-            say(f"{path} was trained on {self.config.run.device}, which this machine does not have: using the CPU.")
+        if self.config.run.device.startswith("cuda") and not has_gpu():
+            say(f"{path} was trained on {self.config.run.device}, which torch does not have here: using the CPU.")
             auto = dict.fromkeys(("device", "amp", "backend"), "auto")
             self.config = self.config.override(auto)
+        elif distributed.world_size() == 1 and self.config.run.device.startswith("cuda:"):
+            here = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+            self.config = self.config.override({} if self.config.run.device in here else {"device": "cuda"})
         # The config of a run is resolved already, unless it was edited.
         self.config = resolve(self.config.override({"sync_bn": False}))
         weights, self.about = distributed.broadcast_from_main(lambda: load_weights(run.best))

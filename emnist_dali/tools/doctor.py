@@ -28,6 +28,7 @@ from ..loading.batch_plan import BatchSpec
 from ..loading.loader import Loader
 from ..pipelines import kernel_cache
 from ..recipes import RECIPES
+from ..runtime import has_gpu
 from ..training.memory import describe, fitting_batch_size
 
 STATS = Stats(0.17, 0.33)  # about EMNIST's
@@ -80,6 +81,11 @@ def _gpu() -> Check:
         bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         count = torch.cuda.device_count()
         others = f", and {count - 1} more" if count > 1 else ""
+        if not has_gpu():
+            advice = "Install a torch that has kernels for it (docs/troubleshooting.md), or train with --device cpu."
+            return Check(
+                "GPU", f"{gpu.name}, compute capability {gpu.major}.{gpu.minor}, which torch leaves out", advice
+            )
         return Check("GPU", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {bf16}, driver {_driver()}{others}")
     driver = _driver()
     if driver:
@@ -128,8 +134,8 @@ def _engines() -> list[Check]:
             ("DALI on the GPU", "dali", "cuda"),
             ("images kept on the GPU", "resident", "cuda"),
         ):
-            if device == "cuda" and not torch.cuda.is_available():
-                checks.append(Check(name, "not tried: torch sees no GPU"))
+            if device == "cuda" and not has_gpu():
+                checks.append(Check(name, "not tried: torch has no GPU"))
                 continue
             try:
                 apart = (_batch(shards, backend, device) - expected).abs() * 255 * STATS.std

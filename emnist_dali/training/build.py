@@ -88,8 +88,10 @@ def build_training(
     _tune_device(config)
     shards = shards or training_shards(config)
     # The first rank's, because their GPUs may differ.
-    backend = distributed.broadcast_from_main(lambda: with_backend(config, shards).data.backend)
-    config = replace(config, data=replace(config.data, backend=backend))
+    backend, amp = distributed.broadcast_from_main(
+        lambda: (with_backend(config, shards).data.backend, config.run.amp)
+    )
+    config = replace(config, data=replace(config.data, backend=backend), run=replace(config.run, amp=amp))
     labels, held_out, validation_shards = shards.labels(), None, shards
     if indices is None:
         indices, validation_shards, held_out = validation_images(shards, config.data, config.training.seed)

@@ -48,7 +48,11 @@ def build_optimizer(
         case "adam":
             return torch.optim.Adam(groups, lr=lr, fused=True, capturable=on_gpu)
         case "sgd":
-            return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
+            optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=True)
+            # Otherwise a first step that fp16's scaler skips leaves uninitialized memory there.
+            for parameter in (parameter for group in groups for parameter in group["params"]):
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            return optimizer
         case "muon":
             return Muon(groups, lr, training.momentum)
         case unknown:

@@ -17,6 +17,7 @@ from ..recipes import choose
 from ..runs import schema
 from ..runs.checkpoint import load_state
 from ..runs.file_names import LAST, is_run
+from ..runtime import has_gpu
 from .build import Training
 
 
@@ -57,7 +58,7 @@ def load(path: Path, recipe: str | None, values: Mapping[str, Any]) -> tuple[Con
     config = from_dict(state["asked"], str(path))
     if recipe is not None and is_document(recipe):
         device = str(values.get("run.device") or config.run.device)
-        gpu = torch.cuda.is_available() and not device.startswith("cpu")
+        gpu = not device.startswith("cpu") and has_gpu()
         file, _ = choose(recipe, values.get("data.split") or config.data.split, gpu)
         config = file.override(config.free())
     elif recipe not in (None, "auto", config.recipe):
@@ -122,6 +123,10 @@ def check(state: dict[str, Any], config: Config, now: dict[str, Any], force: boo
     own = dict.fromkeys(("code of the network", "augment", "own optimizer"))
     facts_before = {"slices of a batch": 1, **own, **state["facts"]}
     facts_before["pipeline"] = recorded_engine(state["facts"]["pipeline"])
+    if now["ranks"] != facts_before["ranks"] and {config.run.compile, before.run.compile} == {"graph", "off"}:
+        before = before.override(
+            {"run.compile": config.run.compile}
+        )  # a graph is of one rank, and has `off`'s kernels
     changed = "; ".join(sorted([*_changed_settings(config, before), *_changed_facts(now, facts_before)]))
     if not changed:
         return

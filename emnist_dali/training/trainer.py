@@ -177,7 +177,7 @@ class Trainer:
             with torch.inference_mode(), self.autocast(), checked:
                 self.trained.eval()(channels_last(torch.zeros(shape, dtype=dtype, device=self.device)))
         except Exception as error:  # any of timm's models, or a compiler, may raise anything
-            if is_out_of_memory(error) or distributed.is_peer_failure(error):
+            if is_out_of_memory(error) or distributed.is_failure(error):
                 raise
             how = {"on": "compiled", "graph": "captured"}.get(self.config.run.compile)
             # What fails in a capture fails again when that ends.
@@ -419,7 +419,8 @@ class Trainer:
                     raise ValueError(f"{name} of the optimizer has the shape {tuple(tensor.shape)}")
                 if isinstance(tensor, torch.Tensor):  # step counters: earlier versions had them on the host
                     state_of_parameter[name] = tensor.to(parameter.device)
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # another precision, which a user may force, has none
+            self.scaler.load_state_dict(state["scaler"])
         saved = state["ranks"]
         local = saved[distributed.rank()] if len(saved) == distributed.world_size() else _mean(saved)
         self.loss_sum.copy_(local["loss_sum"])

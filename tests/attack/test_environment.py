@@ -220,6 +220,12 @@ def test_what_says_that_memory_is_short():
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(OSError(12, "Cannot allocate memory"))
     assert is_out_of_memory(chained(OSError(missing), OSError("Could not find/load shared object file")))
+    for text in (
+        "CUDA error: out of memory",
+        "Triton Error [CUDA]: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED when",
+    ):
+        assert is_out_of_memory(RuntimeError(text))
     assert not is_out_of_memory(chained(KeyError("memory"), RuntimeError("out of range")))
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from emnist_dali import recipes
+from emnist_dali.core import distributed
 from emnist_dali.core.errors import UserError
 from emnist_dali.data.pack import pack
 from emnist_dali.data.sources import Part
@@ -262,6 +263,64 @@ def test_an_error_on_one_rank_is_reported(data_dir, tmp_path):
     assert f"Rank 0 {PEER_EXITED}" in first.err
     assert str(shard) in second.err
     assert "Traceback" not in first.err + second.err
+
+
+@pytest.fixture
+def nccl(monkeypatch) -> list[str]:
+    """Rank 1 of 2 with a GPU, as far as the process knows: whether it destroys the group, or will exit at once."""
+    done = []
+    for name, value in (
+        ("WORLD_SIZE", 2),
+        ("RANK", 1),
+        ("LOCAL_RANK", 1),
+        ("MASTER_PORT", 1),
+        ("MASTER_ADDR", "here"),
+    ):
+        monkeypatch.setenv(name, str(value))
+    for name, value in (("is_available", True), ("device_count", 2), ("set_device", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda url: iter([[None]]))
+    group = {"PrefixStore": None, "init_process_group": None, "is_initialized": True}
+    for name, value in group.items():
+        monkeypatch.setattr(torch.distributed, name, lambda *_, value=value, **options: value)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: done.append("destroyed"))
+    monkeypatch.setattr(distributed.atexit, "register", lambda function: done.append(function.__name__))
+    return done
+
+
+def backend_error(text: str) -> RuntimeError:
+    return type("DistBackendError", (type("DistError", (RuntimeError,), {}),), {})(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "words"),
+    [
+        (KeyError("shard"), KeyError, "shard"),
+        (UserError("No space is left."), UserError, "No space is left."),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError, "CUDA out of memory"),
+        (backend_error("CUDA out of memory"), RuntimeError, "CUDA out of memory"),
+        (RuntimeError("Connection closed by peer"), UserError, f"Rank 1 {PEER_EXITED}"),
+        (backend_error("ncclRemoteError: a remote process exited"), UserError, f"Rank 1 {PEER_EXITED}"),
+        (
+            backend_error("NCCL error, Last error:\nError in /dev/shm"),
+            UserError,
+            "NCCL fails on rank 1 (Error in /dev/shm)",
+        ),
+    ],
+)
+def test_a_rank_that_fails_does_not_wait_for_the_others(error, raised, words, nccl):
+    with pytest.raises(raised) as caught, distributed.process_group():
+        raise error
+    assert words in str(caught.value)
+    assert nccl == ["_exit_at_once"]
+
+
+def test_ranks_that_end_together_leave_the_group(nccl):
+    with distributed.process_group():
+        assert distributed.rank() == 1
+    with pytest.raises(SystemExit), distributed.process_group():
+        sys.exit(143)
+    assert nccl == ["destroyed", "destroyed"]
 
 
 # From here on, with torchrun itself.

@@ -124,7 +124,7 @@ def test_what_a_gpu_gets_are_the_records_of_the_plan(train, several_shards, monk
     monkeypatch.setattr(dali, "build", lambda source, *arguments, **options: given.append(source))
     spec = BatchSpec(batch_size=96, train=train, affine=AFFINE if train else None)
     plan = BatchPlan(shards, spec, 32)
-    backend = backends.DaliBackend(plan, 0, STATS.pixel_spec(shards.shape, 32), torch.device("cuda"), 2)
+    backend = backends.DaliBackend(plan, 0, STATS.pixel_spec(shards.shape, 32), torch.device("cuda", 1), 2)
     for i in range(plan.batches):
         planned = plan.batch(i)
         labels, records, chunks, *matrices = (np.asarray(part.as_tensor()) for part in given[0](i))

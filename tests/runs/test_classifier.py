@@ -1,7 +1,10 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
+from emnist_dali.config import Config
 from emnist_dali.core.errors import UserError
 from emnist_dali.core.files import read_json, write_json
 from emnist_dali.data.shards import Shards
@@ -44,6 +47,27 @@ def test_a_classifier_describes_its_inputs_and_outputs(trained_run):
         True,
     )
     assert trained.probabilities(np.empty((0, 28, 28), np.uint8)).shape == (0, 12)
+
+
+@pytest.mark.parametrize(("count", "device"), [(1, "cuda"), (2, "cuda:1")])
+def test_a_run_of_a_gpu_that_is_not_here_is_read_by_another(count, device, trained_run, tmp_path, monkeypatch):
+    config = read_json(trained_run / "config.json")
+    config["run"]["device"] = "cuda:1"
+    shutil.copytree(trained_run, tmp_path / "run")
+    write_json(tmp_path / "run" / "config.json", config)
+    monkeypatch.setattr(trained_classifier, "has_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    class ReadError(Exception):
+        pass
+
+    def resolve(config: Config) -> None:
+        assert config.run.device == device
+        raise ReadError
+
+    monkeypatch.setattr(trained_classifier, "resolve", resolve)
+    with pytest.raises(ReadError):
+        TrainedClassifier(tmp_path / "run")
 
 
 def test_a_network_is_built_only_if_the_weights_fit_it(data_dir, tmp_path, monkeypatch):

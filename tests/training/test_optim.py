@@ -58,6 +58,18 @@ def test_lion_is_the_plain_lion_bit_for_bit():
         assert torch.equal(ours, theirs)
 
 
+def test_momentum_is_zero_until_the_first_step_of_sgd():
+    """Where fp16's scaler skips that step, torch's fused update would leave uninitialized memory."""
+    model = small_model()
+    plain_model = copy.deepcopy(model)
+    optimizer = build_optimizer(model, Training(optimizer="sgd", lr=1e-2, weight_decay=0.0))
+    momenta = [optimizer.state[p]["momentum_buffer"] for p in model.parameters()]
+    assert not any(momentum.any() for momentum in momenta)
+    plain = torch.optim.SGD(plain_model.parameters(), lr=1e-2, momentum=0.9, nesterov=True, fused=True)
+    assert descend(model, optimizer, 4) == descend(plain_model, plain, 4)
+    assert optimizer.state_dict()["state"].keys() == set(range(8))
+
+
 @pytest.mark.parametrize("name", ["lion", "adamw", "adam", "sgd", "muon"])
 def test_norms_and_biases_do_not_decay(name):
     model = small_model()

@@ -298,6 +298,20 @@ def test_force_goes_on_and_says_so(run, whole, capsys):
     assert lines(RunFolder(run))[1]["loss"] != lines(RunFolder(whole))[1]["loss"]
 
 
+def test_another_number_of_ranks_may_have_no_graph(run):
+    state = load_state(run / "checkpoints" / "last.pt")
+    config = config_module.from_dict(state["config"])
+    state["config"] = config.override({"compile": "graph"}).to_dict()
+    here = state["facts"] | {"code of the network": None, "augment": None, "own optimizer": None}
+    resume.check(state, config, here | {"ranks": 2}, force=False)
+    with pytest.raises(UserError, match=r"run\.compile is off and was graph"):
+        resume.check(state, config, here, force=False)
+
+
+def test_force_takes_another_precision(run):
+    go_on(run, force=True, amp="fp16")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "was"), [("model", "test_vit", "test_efficientnet"), ("optimizer", "muon", "adamw")]
 )

@@ -1,6 +1,7 @@
 import gc
 import gzip
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -26,7 +27,7 @@ from emnist_dali.loading.backends import Batch
 from emnist_dali.loading.batch_plan import BatchPlan
 from emnist_dali.runs.checkpoint import load_state, load_weights
 from emnist_dali.runs.schema import check_state
-from emnist_dali.runtime import autocast, resolve, use_device
+from emnist_dali.runtime import autocast, has_gpu, resolve, use_device
 from emnist_dali.training import session, slices, trainer
 from emnist_dali.training.build import Training
 from emnist_dali.training.loss import kl_divergence, log_frequencies
@@ -306,6 +307,10 @@ def gpus(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext())
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "A GPU")
+    monkeypatch.setattr("torch.cuda.get_arch_list", lambda: ["sm_75", "sm_90", "compute_100"])
     monkeypatch.setattr("torch.cuda.set_device", current.append)
     monkeypatch.setattr("torch.set_float32_matmul_precision", lambda precision: None)
     return current
@@ -318,6 +323,30 @@ def test_the_gpu_that_is_named_becomes_the_current_one(device, index, gpus):
     assert not gpus
     use_device(config)
     assert gpus == [index]
+
+
+def test_each_gpu_is_asked_for_its_own_precision(gpus, monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext(asked.append(device.index)))
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: asked[-1] == 1)
+    amps = [resolve(recipes.improved("balanced").override({"device": f"cuda:{i}"})).run.amp for i in (0, 1)]
+    assert amps == ["fp16", "bf16"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "has"),
+    [((7, 0), False), ((7, 5), True), ((8, 9), False), ((9, 0), True), ((10, 0), True), ((12, 1), True)],
+)
+def test_a_gpu_without_kernels_in_this_torch_is_not_used(capability, has, gpus, monkeypatch, capsys):
+    """A kernel of 7.5 runs on no 8.9, intermediate code of 10.0 on all later ones."""
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    config = recipes.cpu("balanced")
+    assert has_gpu() == has
+    assert resolve(config.override({"device": "auto"})).run.device == ("cuda" if has else "cpu")
+    assert ("no kernels for A GPU" in capsys.readouterr().out) != has
+    if not has:
+        with pytest.raises(UserError, match="no kernels for A GPU, of compute capability"):
+            resolve(config.override({"device": "cuda:1"}))
 
 
 @pytest.mark.parametrize(("share", "told"), [(0.5, 1), (0.1, 0)])
