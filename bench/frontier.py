@@ -11,7 +11,7 @@ after a short training: of three, and of the next lower or higher one as long as
 epochs as fit into the budget, at the img/s measured before, and the test split is read once. Only this last training
 counts. The result file is written after each run and what it holds is not repeated, so that the work can be done in
 several sittings; each budget is finished for all nets before the next. Another machine may continue a file: it trains
-for as many epochs as would fit on the first. The last line is a JSON document.
+for as many epochs as would fit on the first, in float32 where it has no bfloat16. The last line is a JSON document.
 """
 
 import json
@@ -155,7 +155,7 @@ def measure(
     for budget, name, seed in left:
         config = configs[name]
         if name not in document["nets"]:
-            if _kind(machine) != _kind(document["machine"]):
+            if _kind(machine, base.run.amp) != _kind(document["machine"], document["config"]["run"]["amp"]):
                 raise UserError(
                     f"{json_file} is of another machine and lacks img/s of {name}; choose another --json."
                 )
@@ -295,12 +295,14 @@ def _continued(
 
 
 def _setting(document: dict[str, Any]) -> tuple:
-    """What all runs of a document share."""
-    return document["fingerprint"], document["epochs"], from_dict(document["config"]).identity()
+    """What all runs of a document share: all but the precision, which is the CPU's."""
+    config = from_dict(document["config"]).override({"amp": "native"})
+    return document["fingerprint"], document["epochs"], config.identity()
 
 
-def _kind(machine: dict[str, Any]) -> tuple[str, int]:
-    return machine["cpu"], machine["cpus"]
+def _kind(machine: dict[str, Any], amp: str) -> tuple[str, int, str]:
+    """CPUs of one name may differ: an AMD EPYC of 2021 has no bfloat16, one of 2022 has."""
+    return machine["cpu"], machine["cpus"], amp
 
 
 def _read(json_file: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from frontier_nets import NETS
 def table(document: dict[str, Any]) -> str:
     """Markdown: a row for each run, the shortest budget first, and in each the most accurate first.
 
-    img/s and seconds are those of the file's machine.
+    img/s and seconds are those of the file's machine. A run says its precision where that is not the file's.
     """
     lines = [
         "| budget, s | net | parameters | epochs | rate | seed | test accuracy, % | 95 % interval | img/s | s |",
@@ -23,7 +23,7 @@ def table(document: dict[str, Any]) -> str:
         low, high = wilson(round(run["accuracy"] * images), images)
         cells = [
             f"{run['budget']}",
-            NETS[run["net"]].label,
+            _label(document, run),
             f"{document['nets'][run['net']]['parameters']:,}",
             epochs_of(run),
             f"{run['lr']:g}",
@@ -35,6 +35,11 @@ def table(document: dict[str, Any]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _label(document: dict[str, Any], run: dict[str, Any]) -> str:
+    amp, usual = run["config"]["run"]["amp"], document["config"]["run"]["amp"]
+    return NETS[run["net"]].label + ("" if amp == usual else ", in bfloat16" if amp == "bf16" else ", in float32")
 
 
 def epochs_of(run: dict[str, Any]) -> str:

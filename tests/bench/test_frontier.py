@@ -171,6 +171,20 @@ def test_another_machine_goes_on_with_the_trainings_and_does_not_measure_nets(me
     assert [run["cpu"] for run in document["runs"]] == [first["machine"]["cpu"]] * 2 + ["another"]
 
 
+def test_a_machine_of_the_same_name_without_bfloat16_is_another(measured, base, tmp_path):
+    _, path, _ = measured
+    copy = tmp_path / "copy.json"
+    document = json.loads(path.read_text())
+    here = document["config"]["run"]["amp"]
+    document["config"]["run"]["amp"] = "off" if here == "bf16" else "bf16"
+    copy.write_text(json.dumps(document))
+    with pytest.raises(UserError, match="another machine"):
+        frontier.measure(base, ["two_conv"], [2], [0], copy, epochs=1)
+    continued = frontier.measure(base, ["lenet5"], [2], [1], copy, epochs=1)
+    assert continued["runs"][-1]["config"]["run"]["amp"] == here
+    assert continued["config"] == document["config"]
+
+
 @pytest.mark.parametrize("change", [{"batch_size": 32}, {"affine": None}, {}])
 def test_runs_of_other_settings_are_not_added(measured, base, change):
     _, path, _ = measured
@@ -229,15 +243,20 @@ def test_the_table_has_a_row_a_run_and_the_best_first(measured):
     assert "| LeNet-5 |" in "".join(rows)
 
 
-def test_the_interval_is_of_the_test_images_and_the_seconds_of_the_images():
+@pytest.mark.parametrize(
+    ("usual", "amp", "label"),
+    [("bf16", "bf16", "LeNet-5"), ("bf16", "off", "LeNet-5, in float32"), ("off", "bf16", "LeNet-5, in bfloat16")],
+)
+def test_the_interval_is_of_the_test_images_and_the_seconds_of_the_images(usual, amp, label):
     runs = [
         {"net": "lenet5", "budget": 120, "epochs": 1, "fraction": 0.34, "lr": 0.02, "seed": 0, "accuracy": 0.9,
-         "images": 119_000, "seconds": 60.0, "cpu": "another"}
+         "images": 119_000, "seconds": 60.0, "cpu": "another", "config": {"run": {"amp": amp}}}
     ]  # fmt: skip
     nets = {"lenet5": {"parameters": 64_851, "images_per_second": 1000.0}}
-    document = {"machine": {"cpu": "first"}, "test_images": 18_800, "nets": nets, "runs": runs}
+    common = {"run": {"amp": usual}}
+    document = {"machine": {"cpu": "first"}, "test_images": 18_800, "nets": nets, "runs": runs, "config": common}
     text = frontier_report.table(document)
-    assert "| 120 | LeNet-5 | 64,851 | 0.34 | 0.02 | 0 | 90.00 | 89.56–90.42 | 1,000 | 119 |" in text
+    assert f"| 120 | {label} | 64,851 | 0.34 | 0.02 | 0 | 90.00 | 89.56–90.42 | 1,000 | 119 |" in text
 
 
 def test_the_plot_is_the_same_when_it_is_drawn_again(measured, tmp_path):
