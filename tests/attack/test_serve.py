@@ -161,7 +161,9 @@ def test_a_crowd_is_answered_or_asked_to_come_again(port):
         with closing(connection):
             connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
             response = connection.getresponse()
-            return response.status, response.getheader("Retry-After"), json.loads(response.read())
+            # What else is in the batch changes the last digits on some CPUs.
+            answer = json.loads(response.read(), parse_float=lambda text: round(float(text), 5))
+            return response.status, response.getheader("Retry-After"), answer
 
     expected = ask(0)[2]
     with ThreadPoolExecutor(4 * serve.MAX_REQUESTS) as pool:

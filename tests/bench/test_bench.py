@@ -667,8 +667,10 @@ def test_a_check_is_named_after_its_device(tmp_path):
     assert gpu_check.file_prefix(machine, "cpu") == "check-amd-epyc-"
 
 
-@pytest.mark.parametrize("script", [gpu_check, reproduce, pipeline_settings])
-def test_a_record_describes_the_device_that_was_named(script, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "device"), [(gpu_check, "cuda"), (reproduce, "cuda:1"), (pipeline_settings, "cuda:1")]
+)
+def test_a_record_describes_the_device_that_was_named(script, device, monkeypatch, tmp_path):
     def describe(device: str | None = None) -> None:
         described.append(device)
         raise UserError("enough")
@@ -677,8 +679,8 @@ def test_a_record_describes_the_device_that_was_named(script, monkeypatch, tmp_p
     monkeypatch.setattr(script, "environment", describe)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_check, "raise_on_signals", lambda: None)
-    CliRunner().invoke(script.main, ["--device", "cuda:1", "--data-dir", str(tmp_path)])
-    assert described == ["cuda:1"]
+    CliRunner().invoke(script.main, ["--device", device, "--data-dir", str(tmp_path)])
+    assert described == [device]
 
 
 def test_without_a_gpu_gpu_check_says_so():

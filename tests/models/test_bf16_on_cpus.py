@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from emnist_dali.core.errors import UserError
+from emnist_dali.core.machine import has_native_bf16
 from emnist_dali.models.bf16_on_cpus import gradients_checked
 from emnist_dali.training.session import train
 
@@ -32,7 +33,9 @@ def test_what_is_not_refused_has_the_right_gradient(side, stride, kernel):
         given = torch.randn_like(net(images))
     for network in (net, exact):
         network(images.to(network.weight.dtype)).backward(given.to(network.weight.dtype))
-    assert torch.allclose(net.weight.grad.double(), exact.weight.grad, rtol=0.02, atol=0.02 * exact.weight.grad.std())
+    # Without bfloat16 instructions sums are rounded more often: by up to 0.12 standard deviations on Zen 3.
+    error = (0.02 if has_native_bf16() else 0.2) * exact.weight.grad.std()
+    assert torch.allclose(net.weight.grad.double(), exact.weight.grad, rtol=0.02, atol=error)
 
 
 def test_a_training_of_such_a_net_is_refused_in_bfloat16_only(data_dir, tmp_path):
