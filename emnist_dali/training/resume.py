@@ -124,9 +124,8 @@ def check(state: dict[str, Any], config: Config, now: dict[str, Any], force: boo
     facts_before = {"slices of a batch": 1, **own, **state["facts"]}
     facts_before["pipeline"] = recorded_engine(state["facts"]["pipeline"])
     if now["ranks"] != facts_before["ranks"] and {config.run.compile, before.run.compile} == {"graph", "off"}:
-        before = before.override(
-            {"run.compile": config.run.compile}
-        )  # a graph is of one rank, and has `off`'s kernels
+        # A graph is of one rank, and has the kernels of `off`.
+        before = before.override({"run.compile": config.run.compile})
     changed = "; ".join(sorted([*_changed_settings(config, before), *_changed_facts(now, facts_before)]))
     if not changed:
         return

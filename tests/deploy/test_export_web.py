@@ -200,9 +200,10 @@ def test_int8_answers_in_the_browser_as_here(onnxruntime_web, browser, trained_r
     expected = predicted(base64.b64decode(url.partition(",")[2]), load_classifier(tmp_path / "site" / "model.onnx"))
     page.wait_for_function("() => !recognizing")
     answer = page.evaluate("async () => await recognize(canvas)")
-    if "vnni" in Path("/proc/cpuinfo").read_text():
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists() or "vnni" in cpuinfo.read_text():
         assert_same(answer, expected)
-    else:  # ONNX Runtime's products of int8 saturate here (u8s8 on AVX2), the browser's do not: 4e-4 apart on Zen 3
+    else:  # without VNNI ONNX Runtime has other int8 kernels: 4e-4 apart on Zen 3
         assert answer["character"] == expected["character"]
         assert answer["top"][0]["probability"] == pytest.approx(expected["top"][0]["probability"], abs=2e-3)
     page.close()
