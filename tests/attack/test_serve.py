@@ -151,6 +151,10 @@ def test_an_endless_body_is_refused_before_it_is_stored(port, form):
     assert sent < 64 * 2**20  # what fits into the buffers of the system
 
 
+# What an image is told that waited too long, as on two cores with other work.
+COME_AGAIN = ("send it in another request.", "try again later.")
+
+
 def test_a_crowd_is_answered_or_asked_to_come_again(port):
     """Each with several images, so that they wait; more than there are threads, and nothing on the terminal."""
     images = [base64.b64encode(picture(picture_of(character))).decode() for character in "0127Aa"]
@@ -176,7 +180,9 @@ def test_a_crowd_is_answered_or_asked_to_come_again(port):
             assert int(retry_after) >= 1
             assert list(answer) == ["error"]
         else:
-            assert answer == expected
+            for found, right in zip(answer, expected, strict=True):
+                assert found == right or found["error"].endswith(COME_AGAIN)
+    assert any(answer == expected for _, _, answer in answers)
     assert post(port, body, "application/json")[0] == 200
 
 
