@@ -37,7 +37,7 @@ def test_every_net_gives_a_logit_a_class_in_training(name, tmp_path):
     config = config_of(name, tmp_path)
     size = config.data.image_size
     net = build_model(config.model, 47).train()
-    # In bfloat16 without its instructions B0 took 129 s beside other work, in float32 3 s without.
+    # In bfloat16 without its instructions B0 took 129 s beside three other processes, in float32 3 s beside two.
     with autocast(resolve(config))():
         logits = net(channels_last(torch.randn(4, 1, size, size)))
     assert logits.shape == (4, 47)
